@@ -1,0 +1,6 @@
+"""Composition root."""
+
+
+def main() -> int:
+    """Entry point."""
+    return 0

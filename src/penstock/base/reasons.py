@@ -1,0 +1,74 @@
+"""The closed list of reasons: why something is as it is. One spelling in events, conditions, tables and metrics."""
+
+from __future__ import annotations
+
+from enum import StrEnum, auto
+
+
+class _Named(StrEnum):
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[str]) -> str:  # noqa: ARG004 - enum's signature
+        return name
+
+
+class Reason(_Named):
+    """PascalCase, as Kubernetes writes conditions' reasons; the comment is what a person is told."""
+
+    # a job's way to its start
+    Created = auto()
+    Updated = auto()
+    Deleted = auto()
+    WaitingForResources = auto()
+    WaitingForDependency = auto()
+    WaitingForArraySlot = auto()
+    WaitingBehind = auto()  # an earlier job is first in line
+    Unschedulable = auto()  # no node could ever hold it as the fleet stands
+    BackingOff = auto()  # waits before a new attempt
+    Admitted = auto()
+    AttemptStarted = auto()
+    AttemptEnded = auto()
+    Started = auto()
+    RankExited = auto()
+    RankRestarted = auto()  # a restart in place, by the launcher
+    Restarting = auto()  # a new attempt
+    Progressing = auto()
+    CancelRequested = auto()
+    # how it ended
+    Completed = auto()
+    Failed = auto()  # a rank exited non-zero, or by a signal nobody asked for
+    OutOfMemory = auto()
+    TimeLimit = auto()
+    Cancelled = auto()
+    Preempted = auto()
+    NodeLost = auto()
+    NodeDrained = auto()
+    IdleTimeout = auto()
+    CommandNotFound = auto()
+    NotExecutable = auto()
+    WorkdirMissing = auto()
+    EnvironmentMissing = auto()
+    LaunchFailed = auto()
+    SupervisorLost = auto()
+    RestartsExhausted = auto()
+    DependencyFailed = auto()
+    # nodes
+    Joined = auto()
+    Changed = auto()
+    Cordoned = auto()
+    Uncordoned = auto()
+    Drained = auto()
+    Lost = auto()
+    Restored = auto()
+    # the house
+    ServerStarted = auto()
+    ServerStopped = auto()
+    LeaseTaken = auto()
+    TokenCreated = auto()
+    TokenRevoked = auto()
+    UserCreated = auto()
+    UserUpdated = auto()
+    BackupTaken = auto()
+    BackupRestored = auto()
+    OrphanEnded = auto()  # a process found on a node that no job owns
+    SessionOpened = auto()
+    SessionClosed = auto()

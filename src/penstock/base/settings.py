@@ -1,0 +1,35 @@
+"""The one typed, frozen configuration. ``app.py`` alone makes it; everything else is handed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Each field's comment is its documentation (docs/settings.md is checked against this class)."""
+
+    data_dir: str  # --data-dir, PENSTOCK_DATA_DIR: database, logs, checkpoints, the local token
+    url: str | None = None  # --url, PENSTOCK_URL: the server that the CLI talks to
+    token: str | None = None  # PENSTOCK_TOKEN: what it shows; else the data folder's own token
+    project: str = "default"  # --project, PENSTOCK_PROJECT
+    virtual_env: str | None = None  # VIRTUAL_ENV: the environment that `penstock run` gives a job by default
+    conda_prefix: str | None = None  # CONDA_PREFIX: likewise
+    host: str = "127.0.0.1"  # --host
+    port: int = 7070  # --port; 0 takes a free one
+    database_url: str | None = None  # --database-url, PENSTOCK_DATABASE_URL; default: SQLite in the data folder
+    local_nodes: int = 1  # --local-nodes: into how many nodes this machine is split
+    job_user: str | None = None  # --job-user, PENSTOCK_JOB_USER: the Unix user of jobs when the server runs as root
+    tls_cert: str | None = None  # --tls-cert
+    tls_key: str | None = None  # --tls-key
+    insecure: bool = False  # --insecure: a foreign host without TLS, on purpose
+    allowed_hosts: tuple[str, ...] = ()  # --allowed-host, repeated: further names the server answers to
+    prices: str | None = None  # --prices: the price file (YAML); default: the shipped one
+    log_first_bytes: int = 4 << 20  # kept of each rank's log from its beginning
+    log_newest_bytes: int = 16 << 20  # kept of each rank's log at its end
+    snapshot_max_bytes: int = 256 << 20  # the largest work folder that is carried with a job
+    color: bool = True  # NO_COLOR unset
+    width: int | None = None  # COLUMNS
+
+    def effective_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir}/penstock.db"

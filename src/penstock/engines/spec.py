@@ -1,0 +1,174 @@
+"""What any engine is told and answers. An engine decides nothing: it validates, runs, observes, stops and shows logs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from penstock.base.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    id: str  # what CUDA_VISIBLE_DEVICES takes: a UUID or an index
+    model: str
+    memory: int = 0  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOffer:
+    """What an engine offers on one node: CPUs in cores, memory in bytes."""
+
+    name: str
+    cpus: float
+    memory: int
+    gpus: tuple[Gpu, ...] = ()
+    ready: bool = True
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankGroup:
+    """One node's share of an attempt."""
+
+    node: str
+    node_rank: int
+    cpus: float
+    memory: int | None
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobNeeds:
+    """What an engine must know to say whether it could run a job."""
+
+    launcher: str
+    procs: int
+    nodes: int
+    environment: Mapping[str, Any]
+    interactive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Everything an engine needs to run one attempt. ``submit`` is idempotent by ``attempt_id`` ("<job id>.<number>")."""
+
+    attempt_id: str
+    job_id: str
+    job_name: str
+    project: str
+    user: str
+    attempt: int
+    run_dir: str  # absolute, chosen and committed before submit
+    job_dir: str  # its parent: holds work/ and checkpoints/
+    groups: tuple[RankGroup, ...]
+    procs: int
+    launcher: str
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    snapshot: str | None = None  # path of the gzip tar to unpack into work/
+    workdir: str | None = None  # folder to run in when there is no snapshot
+    unix_user: str | None = None
+    time_limit_s: float | None = None
+    grace_s: float = 30.0
+    restarts_left: int = 0  # restarts in place that this attempt may still make
+    interactive: bool = False
+    idle_timeout_s: float | None = None
+    log_first_bytes: int = 4 << 20
+    log_newest_bytes: int = 16 << 20
+
+
+class Stage(StrEnum):
+    ABSENT = "Absent"  # nothing was started: submit may be called (again)
+    STARTING = "Starting"
+    RUNNING = "Running"
+    EXITED = "Exited"
+    LOST = "Lost"  # it ran, and how it ended cannot be known (node gone, supervisor killed)
+
+
+@dataclass(frozen=True, slots=True)
+class RankExit:
+    rank: int
+    node: str
+    exit_code: int | None
+    signal: int | None
+    restarts: int = 0
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an engine saw of an attempt. ``reason`` is a ``base.reasons.Reason`` value once it has ended."""
+
+    attempt_id: str
+    stage: Stage
+    at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    reason: str | None = None
+    message: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    restarts: int = 0  # restarts in place so far
+    ranks: tuple[RankExit, ...] = ()
+    progress: Mapping[str, Any] | None = None
+    happened: tuple[Mapping[str, Any], ...] = ()  # rank exits and restarts in place since the last observation
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    rank: str | None = None  # None: all ranks merged by time
+    follow: bool = False
+    since: float | None = None  # epoch seconds
+    tail: int | None = None  # lines
+    prefix: bool | None = None  # None: prefix when merged and more than one rank
+    timestamps: bool = False
+    raw: bool = False  # leave control sequences in
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """``command`` for exec; ``port`` (then command is empty) for port-forward."""
+
+    command: tuple[str, ...] = ()
+    tty: bool = False
+    cols: int = 80
+    rows: int = 24
+    port: int | None = None
+    node: str | None = None
+
+
+class Session(Protocol):
+    """A terminal, a command's pipes, or a connection to a port inside a running allocation."""
+
+    async def receive(self) -> bytes | None: ...  # None: the end of its output
+    async def send(self, data: bytes) -> None: ...
+    async def resize(self, cols: int, rows: int) -> None: ...
+    async def close_input(self) -> None: ...
+    async def wait(self) -> int | None: ...  # the exit code; None for a port
+    async def close(self) -> None: ...
+
+
+class LogReader(Protocol):
+    def ranks(self) -> list[str]: ...
+    def read(self, request: LogRequest, finished: Callable[[], bool]) -> AsyncIterator[bytes]: ...
+    def progress(self) -> list[Mapping[str, Any]]: ...
+
+
+class Engine(Protocol):
+    name: str
+    schedules_itself: bool
+
+    async def start(self, sink: Callable[[Observation], None]) -> None: ...
+    async def close(self) -> None: ...
+    def nodes(self) -> Sequence[NodeOffer]: ...
+    def validate(self, needs: JobNeeds) -> list[Problem]: ...
+    async def submit(self, launch: Launch) -> None: ...
+    async def adopt(self, attempt_id: str, run_dir: str) -> Observation: ...
+    async def stop(self, attempt_id: str, run_dir: str, *, reason: str, grace_s: float) -> None: ...
+    async def lose(self, node: str) -> None: ...
+    def logs(self, run_dir: str) -> LogReader: ...
+    async def session(self, attempt_id: str, run_dir: str, request: SessionRequest) -> Session: ...

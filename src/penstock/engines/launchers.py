@@ -263,11 +263,7 @@ def _deepspeed(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int)
     """
     paired = len(group.gpus) == launch.procs
     world = {
-        other.node
-        if len({g.node for g in launch.groups}) == len(launch.groups)
-        else f"{other.node}#{other.node_rank}": (
-            list(group.gpus) if paired and other.node_rank == group.node_rank else list(range(launch.procs))
-        )
+        str(other.node_rank): list(group.gpus) if paired and other == group else list(range(launch.procs))
         for other in _by_node_rank(launch)
     }
     described = base64.urlsafe_b64encode(json.dumps(world).encode()).decode()

@@ -1,0 +1,168 @@
+"""The event log: append-only rows, each hashed over the one before it.
+
+``hash = sha256(prev_hash + canonical JSON of [seq, at, actor, kind, project, name, subject_id, reason, message, data])``
+where ``data`` is the stored text itself (canonical JSON: sorted keys, no blanks, ASCII). The first row's
+``prev_hash`` is 64 zeros. The chain's end is kept apart in ``heads``, so that rows cut off the end are missed too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, select
+
+from penstock.store.tables import events, heads
+
+GENESIS = "0" * 64
+CHAIN = "events"
+_VERIFY_ROWS = 1000  # fetched at a time
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+_listed = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One event as it is stored; ``data`` is what its JSON reads back as."""
+
+    seq: int
+    at: float
+    actor: str
+    kind: str
+    project: str
+    name: str
+    subject_id: str
+    reason: str
+    message: str
+    data: Mapping[str, Any]
+    prev_hash: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The chain's end: the last row's number and hash (0 and zeros when empty)."""
+
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """``rows`` that were good from the start on; ``first_bad_seq`` and ``problem`` are None when all are."""
+
+    rows: int
+    first_bad_seq: int | None
+    problem: str | None
+    head: Head
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+def encode_data(data: Mapping[str, Any] | None) -> str:
+    """Canonical JSON. Raises TypeError / ValueError for what JSON cannot carry (NaN, objects)."""
+    return _canonical(data) if data else "{}"
+
+
+def chain_hash(prev_hash: str, columns: Iterable[Any]) -> str:
+    """``columns`` from ``seq`` to ``data`` as stored, in the table's order."""
+    return hashlib.sha256((prev_hash + _listed(list(columns))).encode("ascii")).hexdigest()
+
+
+def to_event(row: Row[Any]) -> EventRow:
+    """A row of the whole ``events`` table as an EventRow."""
+    *plain, data, prev_hash, digest = row
+    return EventRow(*plain, {} if data == "{}" else json.loads(data), prev_hash, digest)
+
+
+def load_head(conn: Connection, *, lock: bool = False) -> Head:
+    """The stored end of the chain; with ``lock`` no other transaction can move it until this one ends."""
+    query = select(heads.c.seq, heads.c.hash).where(heads.c.chain == CHAIN)
+    row = conn.execute(query.with_for_update() if lock else query).first()
+    return Head(row.seq, row.hash) if row else Head(0, GENESIS)
+
+
+def page(
+    conn: Connection,
+    *,
+    after: int | None = None,
+    limit: int = 100,
+    kind: str | None = None,
+    project: str | Collection[str] | None = None,
+    name: str | None = None,
+    reason: str | None = None,
+    actor: str | None = None,
+    newest_first: bool = False,
+) -> list[EventRow]:
+    """Events in order, at most ``limit``.
+
+    ``after`` is the last ``seq`` of the page before: rows above it, or with ``newest_first`` rows below it.
+    ``project`` may be a collection: events of any of them ("" is the fleet's own).
+    """
+    query = _filtered(kind=kind, project=project, name=name, reason=reason, actor=actor)
+    if after is not None:
+        query = query.where(events.c.seq < after if newest_first else events.c.seq > after)
+    query = query.order_by(events.c.seq.desc() if newest_first else events.c.seq).limit(limit)
+    return [to_event(row) for row in conn.execute(query)]
+
+
+def last_seq(conn: Connection) -> int:
+    """The newest event's number, 0 when there is none."""
+    return load_head(conn).seq
+
+
+def _filtered(*, project: str | Collection[str] | None, **equal: str | None) -> Select[Any]:
+    query = select(events)
+    for column, value in equal.items():
+        if value is not None:
+            query = query.where(events.c[column] == value)
+    if isinstance(project, str):
+        query = query.where(events.c.project == project)
+    elif project is not None:
+        query = query.where(events.c.project.in_(sorted(project)))
+    return query
+
+
+def verify(conn: Connection) -> Verification:
+    """Read the whole chain in order, a bounded number of rows at a time, and name the first bad row.
+
+    A rewritten row that carries a matching new hash is named through its successor, whose ``prev_hash`` still
+    vouches for the old one; rows cut off the end through ``heads``. Whoever can rewrite every later row and the head
+    as well is only caught by comparing ``head`` with one kept elsewhere.
+    """
+    head = load_head(conn)
+    good = Head(0, GENESIS)
+    for row in conn.execution_options(yield_per=_VERIFY_ROWS).execute(select(events).order_by(events.c.seq)):
+        bad = _check_row(good, tuple(row))
+        if bad:
+            return Verification(good.seq, *bad, head)
+        good = Head(row.seq, row.hash)
+    return Verification(good.seq, *_check_end(good, head), head)
+
+
+def _check_row(good: Head, row: tuple[Any, ...]) -> tuple[int, str] | None:
+    seq, *_, prev_hash, digest = row
+    if seq != good.seq + 1:
+        return good.seq + 1, f"event {good.seq + 1} is missing (the next one there is {seq})"
+    whole = chain_hash(prev_hash, row[:-2]) == digest
+    if prev_hash == good.hash:
+        return None if whole else (seq, f"event {seq} was altered: its content does not give its hash")
+    if whole and good.seq:
+        return good.seq, f"event {good.seq} was replaced: event {seq} follows another one"
+    return seq, f"event {seq} was altered or reordered: it does not follow event {good.seq}"
+
+
+def _check_end(good: Head, head: Head) -> tuple[int | None, str | None]:
+    if head == good:
+        return None, None
+    if head.seq > good.seq:
+        return good.seq + 1, f"events {good.seq + 1} to {head.seq} are missing from the end"
+    if head.seq < good.seq:
+        return head.seq + 1, f"event {head.seq + 1} lies beyond the recorded end of the chain ({head.seq})"
+    return good.seq, f"event {good.seq} was replaced: the recorded end of the chain has another hash"

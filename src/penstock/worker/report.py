@@ -1,0 +1,114 @@
+"""One line of progress from a training script to whoever watches the job.
+
+``report`` costs some microseconds, never waits and never raises: when nobody reads, or the pipe is full, the line is
+dropped. Outside a job it does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import stat
+import time
+from functools import cache
+from typing import Any, Final, SupportsFloat
+
+from penstock.worker.contract import current
+
+LINE_LIMIT: Final = 4096  # bytes: PIPE_BUF on Linux (pipe(7)); writes up to it are never mixed with other ranks' lines
+_METRICS_LIMIT: Final = 64
+_NAME_LIMIT: Final = 64  # characters
+
+
+def report(step: SupportsFloat | None = None, total_steps: SupportsFloat | None = None, **metrics: Any) -> None:
+    """Say how far the training is: ``report(step=30, total_steps=100, loss=0.31)``.
+
+    Values may be numbers or anything with ``.item()`` (NumPy and torch scalars); others are left out. A value that is
+    not finite is sent as null, since JSON has no NaN.
+    """
+    channel = _channel()
+    if channel is not None:
+        channel.send(step, total_steps, metrics)
+
+
+class Channel:
+    """The writing end of the job's report pipe."""
+
+    def __init__(self, fd: int, rank: int) -> None:
+        self.fd = fd
+        self.rank = rank
+        self.dropped = 0
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def send(self, step: Any, total_steps: Any, metrics: dict[str, Any]) -> None:
+        line = _line(time.time(), self.rank, step, total_steps, metrics)
+        try:
+            # Asked first, so that a reader's end raises no SIGPIPE in scripts that have restored its default action.
+            if self._poll.poll(0) == [(self.fd, select.POLLOUT)]:
+                os.write(self.fd, line)
+                return
+        except (OSError, ValueError):  # closed, or filled by another thread in between
+            pass
+        self.dropped += 1
+
+
+def open_channel(fd: int | None, rank: int) -> Channel | None:
+    """A non-blocking writer to ``fd``; None where that is no pipe.
+
+    A number can outlive its pipe: launchers close what they do not know, and the number may then be anything.
+    """
+    if fd is None or fd < 0:
+        return None
+    try:
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return None
+    except OSError:
+        return None
+    try:
+        # Opened anew: O_NONBLOCK belongs to the open pipe, which others (`echo ... >&$PENSTOCK_REPORT_FD`) share.
+        return Channel(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), rank)
+    except OSError:
+        pass
+    try:
+        os.set_blocking(fd, False)
+    except OSError:
+        return None
+    return Channel(fd, rank)
+
+
+@cache
+def _channel() -> Channel | None:
+    contract = current()
+    return open_channel(contract.report_fd, contract.rank)
+
+
+def _line(at: float, rank: int, step: Any, total_steps: Any, metrics: dict[str, Any]) -> bytes:
+    body: dict[str, Any] = {"at": round(at, 3), "rank": rank}
+    for name, value in (("step", step), ("total_steps", total_steps)):
+        number = _number(value)
+        if number is not None and math.isfinite(number):
+            body[name] = int(number)
+    values = [(name[:_NAME_LIMIT], _number(value)) for name, value in list(metrics.items())[:_METRICS_LIMIT]]
+    while True:
+        body["metrics"] = {n: v if math.isfinite(v) else None for n, v in values if v is not None}
+        line = json.dumps(body, separators=(",", ":")).encode() + b"\n"
+        if len(line) <= LINE_LIMIT:
+            return line
+        values = values[: len(values) // 2]
+
+
+def _number(value: Any) -> float | int | None:
+    """A plain number, or None for what is none. An int beyond 64 bits becomes a float, which any reader takes."""
+    kind = type(value)
+    if kind is not float and kind is not int:
+        try:
+            value = value.item() if hasattr(value, "item") else value
+            value = int(value) if isinstance(value, int) else float(value) if hasattr(value, "__float__") else None
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            return None
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return math.inf if value.bit_length() > 1023 else float(value)
+    return value if isinstance(value, int | float) else None

@@ -8,12 +8,14 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
 from penstock.base.errors import Busy, InvalidInput, LedgerBroken, OutOfSpace, PenstockError, Unavailable
 
 BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's lock
 CONNECT_TIMEOUT_S = 3
+DATABASE_ERRORS = (DBAPIError, PoolTimeoutError, sqlite3.Error)  # what opening and reading may raise
 _DATABASE_HINT = (
     "Check that the database server runs and that --database-url is right; Penstock goes on once it is back."
 )
@@ -93,7 +95,9 @@ def lost(engine: Engine, exc: BaseException) -> bool:
 
 def translate(engine: Engine, exc: Exception) -> Exception:
     """A database's error as one of Penstock's, always a new object; what is not the database's state stays as it is."""
-    original = exc.orig if isinstance(exc, DBAPIError) else exc
+    if isinstance(exc, PoolTimeoutError):
+        return Busy("every connection to the database is in use")
+    original = (isinstance(exc, DBAPIError) and exc.orig) or exc
     if isinstance(original, sqlite3.Error):
         return _from_sqlite(original) or exc
     if isinstance(exc, PenstockError):

@@ -77,8 +77,9 @@ def chain_hash(prev_hash: str, columns: Iterable[Any]) -> str:
 
 def to_event(row: Row[Any]) -> EventRow:
     """A row of the whole ``events`` table as an EventRow."""
-    *plain, data, prev_hash, digest = row
-    return EventRow(*plain, {} if data == "{}" else json.loads(data), prev_hash, digest)
+    seq, at, actor, kind, project, name, subject_id, reason, message, data, prev_hash, digest = tuple(row)
+    read = {} if data == "{}" else json.loads(data)
+    return EventRow(seq, at, actor, kind, project, name, subject_id, reason, message, read, prev_hash, digest)
 
 
 def load_head(conn: Connection, *, lock: bool = False) -> Head:

@@ -45,7 +45,7 @@ def _bring_up(conn: Connection, *, migrate: bool) -> None:
         raise Conflict(
             f"the database has schema {found!r}; this Penstock needs {HEAD!r}", hint="Run `penstock up` once."
         )
-    from penstock.store.migrations.run import upgrade  # noqa: PLC0415 - Alembic costs 10 MB: only when it migrates
+    from penstock.store.migrations.run import upgrade
 
     upgrade(conn)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Connection
+from sqlalchemy.exc import SQLAlchemyError
 
-from penstock.base.errors import Unavailable
+from penstock.base.errors import PenstockError, Unavailable
 from penstock.store import events, schema
 from penstock.store.connect import (
+    DATABASE_ERRORS,
     driver,
     lost,
     make_folder,
@@ -64,7 +65,7 @@ class Store:
             schema.prepare(store._writing, migrate=migrate)
             with store.snapshot() as conn:
                 store._seen = events.last_seq(conn)
-        except DBAPIError as exc:
+        except DATABASE_ERRORS as exc:
             raise translate(store._writing, exc) from exc
         store._writer = Writer(store._writing, clock, store._projections)
         store._writer.settle = store._settle
@@ -141,8 +142,7 @@ class Store:
         if writer is not None:
             writer.stop()
             await asyncio.to_thread(writer.join)
-        if self._reader is not None:
-            self._reader.close()
+        self._drop_reader()
         self._reading.dispose()
         self._writing.dispose()
 
@@ -178,8 +178,8 @@ class Store:
             behind.clear()
             try:
                 rows = await self.read(lambda conn: events.page(conn, after=self._seen, limit=_POLL_ROWS))
-            except Unavailable:
-                continue
+            except (PenstockError, SQLAlchemyError):
+                continue  # whoever writes is told; this tries again
             rows = [row for row in rows if row.seq > self._seen]
             if rows:
                 self._hand_out(rows)
@@ -197,15 +197,21 @@ class Store:
                 return fn(self._reader)
             finally:
                 raw.execute("ROLLBACK")
-        except DBAPIError as exc:
+        except DATABASE_ERRORS as exc:
+            self._drop_reader()
             raise translate(self._reading, exc) from exc
+
+    def _drop_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
 
     def _read_remote(self, fn: Callable[[Connection], T]) -> T:
         for attempt in (1, 2):
             try:
                 with self._reading.connect() as conn:
                     return fn(conn)
-            except DBAPIError as exc:
+            except DATABASE_ERRORS as exc:
                 if attempt == 1 and lost(self._reading, exc):
                     self._reading.dispose()  # the server restarted: every pooled connection is dead
                     continue

@@ -200,9 +200,10 @@ class Writer:
         outcomes: list[Outcome] = []
         try:
             group = self._begin()
-            outcomes.extend(self._run_one(group, item) for item in batch)
+            for item in batch:
+                outcomes.append(self._run_one(group, item))
             self._finish(group)
-        except Exception as exc:  # noqa: BLE001 - the writer's loop: whatever it was, its callers are told and it goes on
+        except Exception as exc:
             self._disconnect()
             failed = {id(o.item): o for o in outcomes if o.error is not None}
             return [failed.get(id(i)) or Outcome(i, error=translate(self._engine, exc)) for i in batch], []
@@ -242,7 +243,7 @@ class Writer:
         self._raw.execute("SAVEPOINT one")
         try:
             value = item.fn(Tx(self._conn, self._clock(), group))
-        except Exception as exc:  # noqa: BLE001 - a caller's closure: its error is the caller's
+        except Exception as exc:
             self._undo_one(exc)
             group.undo(mark)
             return Outcome(item, error=translate(self._engine, exc))

@@ -1,0 +1,131 @@
+"""Nodes: taken over from what engines offer; cordon, drain and loss are recorded here and felt by scheduling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.errors import NotFound
+from penstock.base.reasons import Reason
+from penstock.base.resource import Ref
+from penstock.engines.spec import NodeOffer
+from penstock.fleet.tables import nodes
+from penstock.store.store import Tx
+
+
+def ref(name: str) -> Ref:
+    return Ref("Node", name, id=name)
+
+
+def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
+    """Make the table agree with what ``engine`` offers now. Returns the names of nodes that changed."""
+    known = {row.name: row for row in tx.conn.execute(select(nodes).where(nodes.c.engine == engine))}
+    changed = []
+    for offer in offers:
+        row = known.pop(offer.name, None)
+        if row is None:
+            _join(tx, engine, offer)
+        elif not _update(tx, row, offer):
+            continue
+        changed.append(offer.name)
+    for name, row in known.items():
+        if row.ready:
+            _set(tx, name, ready=False, reason=Reason.Lost, message=f"the {engine} engine no longer offers it")
+            tx.emit(ref(name), Reason.Lost, f"the {engine} engine no longer offers it", actor="system")
+            changed.append(name)
+    return changed
+
+
+def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:
+    gpus = [{"id": g.id, "model": g.model, "memory": g.memory} for g in offer.gpus]
+    tx.conn.execute(
+        nodes.insert().values(
+            name=offer.name,
+            engine=engine,
+            cpus=offer.cpus,
+            memory=offer.memory,
+            gpus=json.dumps(gpus),
+            ready=offer.ready,
+            cordoned=False,
+            draining=False,
+            reason=Reason.Joined,
+            message=offer.message,
+            joined_at=tx.now,
+            changed_at=tx.now,
+        )
+    )
+    tx.emit(
+        ref(offer.name),
+        Reason.Joined,
+        f"{offer.cpus:g} CPUs, {len(offer.gpus)} GPUs",
+        actor="system",
+        data={"cpus": offer.cpus, "memory": offer.memory, "gpus": gpus},
+    )
+
+
+def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
+    gpus = json.dumps([{"id": g.id, "model": g.model, "memory": g.memory} for g in offer.gpus])
+    same = (row.cpus, int(row.memory), row.gpus, bool(row.ready)) == (offer.cpus, offer.memory, gpus, offer.ready)
+    if same:
+        return False
+    reason = Reason.Changed
+    if bool(row.ready) != offer.ready:
+        reason = Reason.Restored if offer.ready else Reason.Lost
+    _set(
+        tx,
+        row.name,
+        cpus=offer.cpus,
+        memory=offer.memory,
+        gpus=gpus,
+        ready=offer.ready,
+        reason=reason,
+        message=offer.message,
+    )
+    tx.emit(ref(row.name), reason, offer.message, actor="system")
+    return True
+
+
+def _set(tx: Tx, name: str, **values: Any) -> None:
+    tx.conn.execute(nodes.update().where(nodes.c.name == name).values(changed_at=tx.now, **values))
+
+
+def get(conn: Connection, name: str) -> Row[Any]:
+    row = conn.execute(select(nodes).where(nodes.c.name == name)).first()
+    if row is None:
+        raise NotFound(f"there is no node {name!r}", hint="`penstock nodes` lists them.")
+    return row
+
+
+def cordon(tx: Tx, name: str, *, actor: str, why: str, drain: bool = False) -> None:
+    """No new work; with ``drain`` what runs there is told to stop and starts elsewhere (jobs/ hears the event)."""
+    row = get(tx.conn, name)
+    if row.cordoned and bool(row.draining) >= drain:
+        return
+    reason = Reason.Drained if drain else Reason.Cordoned
+    _set(tx, name, cordoned=True, draining=drain, reason=reason, message=why)
+    tx.emit(ref(name), reason, why, actor=actor)
+
+
+def uncordon(tx: Tx, name: str, *, actor: str, why: str) -> None:
+    row = get(tx.conn, name)
+    if not row.cordoned:
+        return
+    _set(tx, name, cordoned=False, draining=False, reason=Reason.Uncordoned, message=why)
+    tx.emit(ref(name), Reason.Uncordoned, why, actor=actor)
+
+
+def all_nodes(conn: Connection) -> list[Row[Any]]:
+    return list(conn.execute(select(nodes).order_by(nodes.c.name)))
+
+
+def closed_because(row: Row[Any]) -> str:
+    """Empty when the node takes new work."""
+    if not row.ready:
+        return "lost" if row.reason == Reason.Lost else "not ready"
+    if row.cordoned:
+        return "drained (cordoned)" if row.draining else "cordoned"
+    return ""

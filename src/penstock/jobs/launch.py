@@ -1,0 +1,69 @@
+"""From a job's row and its placement to what the engine is told. Pure."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.engines.spec import JobNeeds, Launch, RankGroup
+from penstock.jobs.spec import JobSpec
+
+IDLE_TIMEOUT_S = 30 * 60.0  # of interactive jobs that name none
+
+
+def needs(spec: JobSpec) -> JobNeeds:
+    return JobNeeds(
+        launcher=spec.effective_launcher(),
+        procs=spec.procs,
+        nodes=spec.nodes,
+        environment=spec.environment.model_dump(exclude_defaults=True),
+        interactive=spec.interactive,
+    )
+
+
+def launch(
+    job: Mapping[str, Any], attempt: Mapping[str, Any], spec: JobSpec, *, snapshots: str, limits: tuple[int, int]
+) -> Launch:
+    """``job`` and ``attempt`` are rows; ``snapshots`` the folder of work folders; ``limits`` bytes of a rank's log kept
+    from its beginning and at its end."""
+    groups = json.loads(attempt["groups"])
+    number = attempt["number"]
+    spent = job["restarts"]
+    return Launch(
+        attempt_id=f"{job['id']}.{number}",
+        job_id=job["id"],
+        job_name=job["name"],
+        project=job["project"],
+        user=job["user"],
+        attempt=number,
+        run_dir=attempt["run_dir"],
+        job_dir=posixpath.dirname(attempt["run_dir"]),
+        groups=tuple(
+            RankGroup(g["node"], rank, g["cpus"], g["memory"], tuple(gpu["id"] for gpu in g["gpus"]))
+            for rank, g in enumerate(groups)
+        ),
+        procs=spec.procs,
+        launcher=spec.effective_launcher(),
+        command=spec.command or ("sleep", "infinity"),
+        env=_env(job, spec),
+        environment=spec.environment.model_dump(exclude_defaults=True),
+        snapshot=f"{snapshots}/{spec.snapshot}" if spec.snapshot else None,
+        workdir=None if spec.snapshot else spec.workdir,
+        unix_user=job["unix_user"],
+        time_limit_s=spec.time_limit,
+        grace_s=spec.grace_period,
+        restarts_left=max(spec.max_restarts - spent, 0),
+        interactive=spec.interactive,
+        idle_timeout_s=(spec.idle_timeout or IDLE_TIMEOUT_S) if spec.interactive else None,
+        log_first_bytes=limits[0],
+        log_newest_bytes=limits[1],
+    )
+
+
+def _env(job: Mapping[str, Any], spec: JobSpec) -> dict[str, str]:
+    env = dict(spec.env)
+    if job["array_index"] is not None:
+        env |= {"PENSTOCK_ARRAY_INDEX": str(job["array_index"]), "PENSTOCK_ARRAY_COUNT": str(job["array_count"])}
+    return env

@@ -1,0 +1,59 @@
+"""What follows an observation: pure decisions over a job's row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.base.quantities import format_duration
+from penstock.base.reasons import Reason
+from penstock.jobs.state import BLAMELESS, HOPELESS, Phase, end_phase
+
+BACKOFF_FIRST_S = 1.0
+BACKOFF_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended, with what the job has spent. ``restarts`` counts in-place ones of this attempt too."""
+
+    reason: str
+    message: str
+    restarts: int
+    max_restarts: int
+    cancel_requested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AfterEnd:
+    """The job's next phase; ``delay_s`` before a new attempt; ``restarts`` now spent."""
+
+    phase: Phase
+    reason: str
+    message: str
+    restarts: int
+    delay_s: float = 0.0
+
+
+def after_end(ended: Ended) -> AfterEnd:
+    """A final phase, or Pending for a new attempt.
+
+    ``max_restarts`` bounds restarts in place and new attempts together; drains and preemptions cost none of it.
+    """
+    if ended.cancel_requested and ended.reason != Reason.Completed:
+        return AfterEnd(Phase.CANCELLED, Reason.Cancelled, ended.message, ended.restarts)
+    if ended.reason in BLAMELESS:
+        return AfterEnd(Phase.PENDING, Reason.Restarting, f"{ended.message}; starts again elsewhere", ended.restarts)
+    if ended.reason in HOPELESS:
+        return AfterEnd(end_phase(ended.reason), ended.reason, ended.message, ended.restarts)
+    if ended.restarts >= ended.max_restarts:
+        spent = f"; all {ended.max_restarts} restarts are spent" if ended.max_restarts else ""
+        return AfterEnd(Phase.FAILED, ended.reason, ended.message + spent, ended.restarts)
+    delay = backoff_s(ended.restarts)
+    wait = f" in {format_duration(delay)}" if delay else ""
+    message = f"{ended.message}; restart {ended.restarts + 1} of {ended.max_restarts}{wait}"
+    return AfterEnd(Phase.PENDING, Reason.Restarting, message, ended.restarts + 1, delay)
+
+
+def backoff_s(restarts: int) -> float:
+    """The first restart is at once; then 1 s, doubling to 60 s."""
+    return 0.0 if restarts <= 0 else min(BACKOFF_FIRST_S * 2.0 ** min(restarts - 1, 16), BACKOFF_LIMIT_S)

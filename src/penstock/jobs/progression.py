@@ -1,0 +1,264 @@
+"""An observation of an attempt becomes rows and events: starts, restarts in place, ends, and what follows an end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy import bindparam, select
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.reasons import Reason
+from penstock.engines.spec import Observation, Stage
+from penstock.jobs import submit
+from penstock.jobs.plan import AfterEnd, Ended, after_end
+from penstock.jobs.spec import JobSpec
+from penstock.jobs.state import ACTIVE, FINAL, Phase, end_phase
+from penstock.jobs.tables import attempts, dependencies, jobs
+from penstock.store.store import Tx
+
+_ATTEMPT = select(attempts).where(attempts.c.job_id == bindparam("job_id"), attempts.c.number == bindparam("number"))
+
+
+@dataclass(slots=True)
+class Effects:
+    """What the caller does after the commit."""
+
+    look_at: list[str] = field(default_factory=list)  # jobs to reconcile: dependents, parents
+    freed: bool = False  # capacity came back: run a scheduling cycle
+    again_in_s: float | None = None  # run a scheduling cycle then (back-off)
+    ended: bool = False
+
+
+def current_attempt(conn: Connection, row: Row[Any]) -> Row[Any] | None:
+    return conn.execute(_ATTEMPT, {"job_id": row.id, "number": row.attempt}).first()
+
+
+def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
+    """Apply what an engine saw of the job's attempt. Idempotent: an attempt that has ended is left as it is."""
+    effects = Effects()
+    number = int(seen.attempt_id.rpartition(".")[2])
+    attempt = tx.conn.execute(_ATTEMPT, {"job_id": row.id, "number": number}).first()
+    if attempt is None or attempt.ended_at is not None or seen.stage in (Stage.ABSENT, Stage.STARTING):
+        return effects
+    for happened in seen.happened:
+        _note(tx, row, attempt, happened)
+    if attempt.started_at is None and seen.started_at is not None:
+        _started(tx, row, attempt, seen)
+    if seen.stage in (Stage.EXITED, Stage.LOST):
+        _ended(tx, row, attempt, seen, effects)
+    elif seen.restarts > attempt.restarts:
+        _update(tx, attempt, restarts=seen.restarts)
+    return effects
+
+
+def _update(tx: Tx, attempt: Row[Any], **values: Any) -> None:
+    tx.conn.execute(
+        attempts.update()
+        .where(attempts.c.job_id == attempt.job_id, attempts.c.number == attempt.number)
+        .values(**values)
+    )
+
+
+def _note(tx: Tx, row: Row[Any], attempt: Row[Any], happened: Any) -> None:
+    reason = Reason(happened["reason"])
+    data = {k: v for k, v in happened.items() if k not in ("reason", "message")}
+    tx.emit(submit.ref(row), reason, happened.get("message", ""), actor="engine", data=data | {"attempt": attempt.number})
+
+
+def _started(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> None:
+    at = max(seen.started_at or tx.now, attempt.admitted_at)
+    stopping = row.phase == Phase.STOPPING
+    over = seen.stage in (Stage.EXITED, Stage.LOST)
+    if not over:
+        _update(tx, attempt, started_at=at, phase=attempt.phase if stopping else Phase.RUNNING, reason=Reason.Started)
+    nodes = json.loads(row.nodes)
+    message = f"attempt {attempt.number} runs on {', '.join(nodes[:4])}" + (" ..." if len(nodes) > 4 else "")
+    values: dict[str, Any] = {"observed_generation": attempt.generation}
+    if row.started_at is None:
+        values["started_at"] = at
+    if stopping or over:
+        submit.update(tx, row.id, **values)
+    else:
+        submit.move(tx, row, Phase.RUNNING, Reason.Started, message, **values)
+    tx.emit(submit.ref(row), Reason.Started, message, actor="engine", data={"attempt": attempt.number, "started_at": at})
+
+
+def _ended(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, effects: Effects) -> None:
+    spec = JobSpec.model_validate_json(row.spec)
+    reason = seen.reason or Reason.SupervisorLost
+    ended_at = max(min(seen.ended_at or tx.now, tx.now), attempt.started_at or attempt.admitted_at)
+    after = after_end(
+        Ended(reason, seen.message, row.restarts + seen.restarts, spec.max_restarts, row.cancelled_by is not None)
+    )
+    _update(
+        tx,
+        attempt,
+        phase=end_phase(reason),
+        reason=reason,
+        message=seen.message,
+        started_at=attempt.started_at if attempt.started_at is not None else seen.started_at,
+        ended_at=ended_at,
+        exit_code=seen.exit_code,
+        signal=seen.signal,
+        restarts=seen.restarts,
+        ranks=json.dumps([asdict(rank) for rank in seen.ranks]),
+    )
+    tx.emit(
+        submit.ref(row),
+        Reason.AttemptEnded,
+        f"attempt {attempt.number}: {seen.message or reason}",
+        actor="engine",
+        data={
+            "job_id": row.id,
+            "attempt": attempt.number,
+            "user": row.user,
+            "ended_at": ended_at,
+            "reason": str(reason),
+            "exit_code": seen.exit_code,
+            "signal": seen.signal,
+            "groups": json.loads(attempt.groups),
+        },
+    )
+    _job_after(tx, row, seen, after, effects)
+    effects.freed = True
+    effects.ended = True
+
+
+def _job_after(tx: Tx, row: Row[Any], seen: Observation, after: AfterEnd, effects: Effects) -> None:
+    values: dict[str, Any] = {
+        "restarts": after.restarts,
+        "exit_code": seen.exit_code,
+        "signal": seen.signal,
+        "progress": json.dumps(dict(seen.progress)) if seen.progress else row.progress,
+    }
+    if after.phase in FINAL:
+        values["finished_at"] = tx.now
+        effects.look_at += followers(tx, row)
+    elif after.delay_s > 0:
+        values["next_at"] = tx.now + after.delay_s
+        effects.again_in_s = after.delay_s
+    submit.move(tx, row, after.phase, after.reason, after.message, **values)
+    tx.emit(
+        submit.ref(row),
+        Reason(after.reason),
+        after.message,
+        actor="system",
+        data={"exit_code": seen.exit_code, "signal": seen.signal, "restarts": after.restarts},
+    )
+
+
+def followers(tx: Tx, row: Row[Any]) -> list[str]:
+    """Jobs that a job's end concerns: those that depend on it, and its array."""
+    found = list(tx.conn.execute(select(dependencies.c.job_id).where(dependencies.c.on_job_id == row.id)).scalars())
+    return [*found, row.array_of] if row.array_of else found
+
+
+def release(tx: Tx, row: Row[Any]) -> bool:
+    """A job held for its dependencies: let it into the line, or end it when one of them cannot be met any more."""
+    if row.phase != Phase.PENDING:
+        return False
+    needs = tx.conn.execute(
+        select(dependencies.c.on_name, dependencies.c.condition, jobs.c.phase)
+        .select_from(dependencies.outerjoin(jobs, jobs.c.id == dependencies.c.on_job_id))
+        .where(dependencies.c.job_id == row.id)
+    ).all()
+    waits = [need.on_name for need in needs if need.phase is not None and need.phase not in FINAL]
+    broken = [need for need in needs if not _kept(need)]
+    if broken:
+        message = f"{broken[0].on_name} ended as {broken[0].phase or 'Deleted'}, and this job needs it to succeed"
+        _end_unstarted(tx, row, message)
+        return True
+    if waits:
+        message = f"waits for {', '.join(waits[:3])}" + (f" and {len(waits) - 3} more" if len(waits) > 3 else "")
+        submit.update(tx, row.id, reason=Reason.WaitingForDependency, message=message)
+        return False
+    _into_line(tx, row)
+    return True
+
+
+def _kept(need: Row[Any]) -> bool:
+    """Whether a dependency is, or may still be, met. A deleted job has ended, and nobody knows how."""
+    if need.phase in FINAL or need.phase is None:
+        return bool(need.condition == "Finished" or need.phase == Phase.SUCCEEDED)
+    return True
+
+
+def _end_unstarted(tx: Tx, row: Row[Any], message: str) -> None:
+    rows = [row, *tx.conn.execute(select(jobs).where(jobs.c.array_of == row.id)).all()]
+    for each in rows:
+        submit.move(tx, each, Phase.CANCELLED, Reason.DependencyFailed, message, finished_at=tx.now, held=None)
+        tx.emit(submit.ref(each), Reason.DependencyFailed, message, actor="system")
+
+
+def _into_line(tx: Tx, row: Row[Any]) -> None:
+    if row.array_count is not None and row.array_of is None:
+        parallel = JobSpec.model_validate_json(row.spec).array
+        limit = (parallel.max_parallel if parallel else None) or row.array_count
+        tasks = jobs.c.array_of == row.id
+        tx.conn.execute(jobs.update().where(tasks, jobs.c.array_index < limit).values(held=None, queued_at=tx.now))
+        tx.conn.execute(jobs.update().where(tasks, jobs.c.array_index >= limit).values(held="slot", queued_at=tx.now))
+        submit.update(tx, row.id, held="array", queued_at=tx.now)
+    else:
+        submit.update(
+            tx, row.id, held=None, queued_at=tx.now, reason=Reason.WaitingBehind, message="its dependencies are met"
+        )
+
+
+def gather(tx: Tx, parent: Row[Any]) -> Effects:
+    """An array's parent after a task moved: its own phase, and free slots given to the tasks that wait for one."""
+    effects = Effects()
+    tasks = tx.conn.execute(select(jobs.c.id, jobs.c.phase, jobs.c.held, jobs.c.seq).where(jobs.c.array_of == parent.id)).all()
+    array = JobSpec.model_validate_json(parent.spec).array
+    limit = (array.max_parallel if array else None) or len(tasks)
+    if parent.cancelled_by is None:
+        in_play = sum(1 for t in tasks if t.phase not in FINAL and t.held is None)
+        for task in [t for t in tasks if t.held == "slot" and t.phase == Phase.PENDING][: max(limit - in_play, 0)]:
+            submit.update(tx, task.id, held=None, reason=Reason.WaitingBehind, message="in line")
+            effects.freed = True
+    phase, reason, message = array_phase([t.phase for t in tasks])
+    if phase != parent.phase:
+        final: dict[str, Any] = {"finished_at": tx.now} if phase in FINAL else {}
+        if phase is not Phase.PENDING and parent.started_at is None:
+            final["started_at"] = tx.now
+        submit.move(tx, parent, phase, reason, message, **final)
+        tx.emit(submit.ref(parent), reason, message, actor="system")
+        if phase in FINAL:
+            effects.look_at += followers(tx, parent)
+    elif message != parent.message:
+        submit.update(tx, parent.id, message=message)
+    return effects
+
+
+def array_phase(phases: list[str]) -> tuple[Phase, Reason, str]:
+    """The phase of an array from its tasks': it runs while any is left, then fails if any failed."""
+    count = {phase: phases.count(phase) for phase in set(phases)}
+    message = ", ".join(f"{count[p]} {p.lower()}" for p in Phase if p in count)
+    if any(phase not in FINAL for phase in phases):
+        begun = any(phase in FINAL or phase in ACTIVE for phase in phases)
+        return (Phase.RUNNING, Reason.Started, message) if begun else (Phase.PENDING, Reason.WaitingBehind, message)
+    if count.get(Phase.FAILED):
+        return Phase.FAILED, Reason.Failed, message
+    if count.get(Phase.CANCELLED):
+        return Phase.CANCELLED, Reason.Cancelled, message
+    return Phase.SUCCEEDED, Reason.Completed, message
+
+
+def drain(tx: Tx, node: str) -> list[str]:
+    """Ask the attempts on a node to end, to start again elsewhere. Returns the ids of their jobs."""
+    told = []
+    for attempt in tx.conn.execute(
+        select(attempts).where(attempts.c.phase.in_(ACTIVE), attempts.c.stop_reason.is_(None))
+    ).all():
+        if all(group["node"] != node for group in json.loads(attempt.groups)):
+            continue
+        row = submit.by_id(tx.conn, attempt.job_id)
+        if row is None or row.phase not in ACTIVE:
+            continue
+        _update(tx, attempt, stop_reason=Reason.NodeDrained)
+        message = f"node {node} is being drained"
+        submit.move(tx, row, Phase.STOPPING, Reason.NodeDrained, message)
+        tx.emit(submit.ref(row), Reason.NodeDrained, message, actor="system", data={"attempt": attempt.number})
+        told.append(row.id)
+    return told

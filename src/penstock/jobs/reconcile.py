@@ -1,0 +1,230 @@
+"""Jobs' part of the loop: scheduling cycles, telling the engine, taking in what it observes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.reasons import Reason
+from penstock.engines.spec import Engine, Observation, Stage
+from penstock.fleet import inventory
+from penstock.jobs import admission, progression, submit
+from penstock.jobs.launch import launch
+from penstock.jobs.spec import JobSpec
+from penstock.jobs.state import ACTIVE, FINAL, Phase
+from penstock.jobs.tables import attempts, jobs
+from penstock.reconcile.loop import Loop
+from penstock.store.events import EventRow
+from penstock.store.store import Store, Tx
+
+log = logging.getLogger("penstock.jobs")
+ADOPT_AT_ONCE = 32
+Fence = Callable[[Tx], int]  # raises when leadership is lost; answers the lease's epoch
+
+
+@dataclass(slots=True)
+class JobReconciler:
+    """Wired in app.py. ``fence`` is asked inside every transaction, so that a server that lost its lease changes nothing."""
+
+    store: Store
+    engine: Engine
+    loop: Loop
+    fence: Fence
+    jobs_dir: str
+    snapshots_dir: str
+    log_limits: tuple[int, int]
+    progress: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # the last report, by job id
+    on_progress: Callable[[str], None] = lambda _job_id: None
+    _seen: dict[str, Observation] = field(default_factory=dict)  # not yet taken in, by job id
+    _memory: admission.Memory = field(default_factory=admission.Memory)
+    _stop_listening: Callable[[], None] | None = None
+
+    async def start(self) -> None:
+        """Take over: register nodes, find what runs, then begin to decide."""
+        self.loop.reconcilers |= {"job": self.reconcile, "schedule": self.schedule, "node": self.drain_node}
+        self._stop_listening = self.store.listen(self._heard)
+        await self.engine.start(self.observed)
+        await self.sync_nodes()
+        await self._adopt_all()
+        for job_id in await self.store.read(_held_back):
+            self.loop.enqueue("job", job_id)
+        wait = await self.store.read(_first_back_off)
+        if wait is not None:
+            self.loop.enqueue("schedule", "all", max(wait - self.store.clock(), 0.01))
+        self.loop.enqueue("schedule", "all")
+
+    async def close(self) -> None:
+        if self._stop_listening is not None:
+            self._stop_listening()
+        await self.loop.close()
+        await self.engine.close()
+
+    def observed(self, seen: Observation) -> None:
+        """The engine's sink: keeps the newest, folds the happenings of those not yet taken in."""
+        job_id = seen.attempt_id.rpartition(".")[0]
+        if seen.progress is not None:
+            self.progress[job_id] = seen.progress
+            self.on_progress(job_id)
+            if seen.stage is Stage.RUNNING and not seen.happened and job_id not in self._seen and seen.started_at is None:
+                return
+        before = self._seen.get(job_id)
+        if before is not None and before.attempt_id == seen.attempt_id:
+            seen = replace(
+                seen,
+                happened=before.happened + seen.happened,
+                started_at=seen.started_at if seen.started_at is not None else before.started_at,
+            )
+        self._seen[job_id] = seen
+        self.loop.enqueue("job", job_id)
+
+    def _heard(self, events: list[EventRow]) -> None:
+        for event in events:
+            if event.kind == "Job" and event.reason in (Reason.Created, Reason.Updated):
+                self.loop.enqueue("schedule", "all")
+                if event.reason == Reason.Created:
+                    self.loop.enqueue("job", event.subject_id)
+            elif event.kind == "Job" and event.reason in _WAKE:
+                self.loop.enqueue("job", event.subject_id)
+            elif event.kind == "Node":
+                self.loop.enqueue("schedule", "all")
+                if event.reason == Reason.Drained:
+                    self.loop.enqueue("node", event.name)
+
+    async def schedule(self, _key: object) -> None:
+        """One cycle; then tell the engine of what was admitted."""
+        setting = admission.Setting(self.jobs_dir, self.engine.name, 0, self._memory)
+        pairs = await self.store.write(lambda tx: admission.cycle(tx, replace(setting, epoch=self.fence(tx))))
+        await asyncio.gather(*(self._submit(job, attempt) for job, attempt in pairs))
+
+    async def _submit(self, job: Row[Any], attempt: Row[Any]) -> None:
+        spec = self._memory.spec(job)
+        told = launch(job._mapping, attempt._mapping, spec, snapshots=self.snapshots_dir, limits=self.log_limits)
+        try:
+            await self.engine.submit(told)
+        except Exception as error:  # whatever an engine's fault: the attempt ends with a reason, the cycle goes on
+            log.exception("cannot submit %s", told.attempt_id)
+            now = self.store.clock()
+            self.observed(
+                Observation(told.attempt_id, Stage.EXITED, now, ended_at=now, reason=Reason.LaunchFailed, message=str(error))
+            )
+
+    async def reconcile(self, job_id: object) -> float | None:
+        """Take in what was seen of a job; see to its dependencies, its array and its end."""
+        key = str(job_id)
+        seen = self._seen.pop(key, None)
+        try:
+            effects, stop = await self.store.write(lambda tx: self._apply(tx, key, seen))
+        except BaseException:
+            if seen is not None and key not in self._seen:
+                self._seen[key] = seen
+            raise
+        for other in effects.look_at:
+            self.loop.enqueue("job", other)
+        if effects.freed:
+            self.loop.enqueue("schedule", "all")
+        if effects.again_in_s is not None:
+            self.loop.enqueue("schedule", "all", effects.again_in_s)
+        if effects.ended:
+            self.progress.pop(key, None)
+        if stop is not None:
+            attempt_id, run_dir, reason, grace_s = stop
+            await self.engine.stop(attempt_id, run_dir, reason=reason, grace_s=grace_s)
+        return None
+
+    def _apply(
+        self, tx: Tx, job_id: str, seen: Observation | None
+    ) -> tuple[progression.Effects, tuple[str, str, str, float] | None]:
+        self.fence(tx)
+        row = submit.by_id(tx.conn, job_id)
+        effects = progression.Effects()
+        if row is None:
+            return effects, None
+        if seen is not None:
+            if seen.progress is None and job_id in self.progress:
+                seen = replace(seen, progress=self.progress[job_id])
+            effects = progression.observe(tx, row, seen)
+            if effects.ended:
+                return effects, None
+        elif row.held == "dependency" and row.array_of is None:
+            effects.freed = progression.release(tx, row)
+            if effects.freed:
+                effects.look_at = progression.followers(tx, row)
+        elif row.array_count is not None and row.array_of is None:
+            effects = progression.gather(tx, row)
+        elif row.phase in FINAL:
+            effects.look_at = progression.followers(tx, row)
+            effects.freed = True
+        return effects, self._stop_order(tx, row)
+
+    def _stop_order(self, tx: Tx, row: Row[Any]) -> tuple[str, str, str, float] | None:
+        """What to tell the engine when somebody asked the job's attempt to end; telling it twice does no harm."""
+        if row.phase != Phase.STOPPING:
+            return None
+        attempt = progression.current_attempt(tx.conn, row)
+        if attempt is None or attempt.stop_reason is None or attempt.ended_at is not None:
+            return None
+        grace = JobSpec.model_validate_json(row.spec).grace_period
+        return f"{row.id}.{attempt.number}", attempt.run_dir, attempt.stop_reason, grace
+
+    async def drain_node(self, name: object) -> None:
+        told = await self.store.write(lambda tx: self.fence(tx) and progression.drain(tx, str(name)) or [])
+        for job_id in told:
+            self.loop.enqueue("job", job_id)
+
+    async def sync_nodes(self) -> None:
+        """Make the fleet's table agree with what the engine offers now."""
+        offers = list(self.engine.nodes())
+        changed = await self.store.write(lambda tx: (self.fence(tx), inventory.sync(tx, self.engine.name, offers))[1])
+        if changed:
+            self.loop.enqueue("schedule", "all")
+
+    async def _adopt_all(self) -> None:
+        """After a start: ask the engine what became of every attempt that the rows call active, and go on from there."""
+        rows = await self.store.read(_active)
+        gate = asyncio.Semaphore(ADOPT_AT_ONCE)
+
+        async def one(job: Row[Any], attempt: Row[Any]) -> None:
+            async with gate:
+                seen = await self.engine.adopt(f"{job.id}.{attempt.number}", attempt.run_dir)
+                if seen.stage is Stage.ABSENT and attempt.stop_reason is None:
+                    await self._submit(job, attempt)
+                elif seen.stage is Stage.ABSENT:
+                    now = self.store.clock()
+                    message = "stopped before it began"
+                    seen = replace(seen, stage=Stage.EXITED, ended_at=now, reason=attempt.stop_reason, message=message)
+                    self.observed(seen)
+                else:
+                    self.observed(seen)
+
+        await asyncio.gather(*(one(job, attempt) for job, attempt in rows))
+
+
+_WAKE = frozenset({Reason.CancelRequested, Reason.Cancelled})
+
+
+def _active(conn: Connection) -> list[tuple[Row[Any], Row[Any]]]:
+    found = conn.execute(select(attempts).where(attempts.c.phase.in_([p.value for p in ACTIVE]))).all()
+    pairs = [(submit.by_id(conn, attempt.job_id), attempt) for attempt in found]
+    return [(job, attempt) for job, attempt in pairs if job is not None]
+
+
+def _held_back(conn: Connection) -> list[str]:
+    """Jobs whose wait may have ended while nobody looked: dependencies, arrays, stops."""
+    return list(
+        conn.execute(
+            select(jobs.c.id).where(
+                jobs.c.phase.not_in([p.value for p in FINAL]),
+                (jobs.c.held.in_(["dependency", "array"])) | (jobs.c.phase == Phase.STOPPING),
+            )
+        ).scalars()
+    )
+
+
+def _first_back_off(conn: Connection) -> float | None:
+    return conn.execute(select(func.min(jobs.c.next_at)).where(jobs.c.phase == Phase.PENDING)).scalar()

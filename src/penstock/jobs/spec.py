@@ -1,0 +1,172 @@
+"""What users write: the Job. One kind for training and batch."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+
+from penstock.base.ids import check_name
+from penstock.base.quantities import format_duration, format_memory, parse_cpus, parse_duration, parse_memory
+from penstock.engines.launchers import brings_launcher
+
+MAX_ARRAY = 10_000
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+Memory = Annotated[int, BeforeValidator(parse_memory), PlainSerializer(format_memory, return_type=str), Field(gt=0)]
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), PlainSerializer(format_duration, return_type=str), Field(gt=0, le=3.2e8)
+]
+Cpus = Annotated[float, BeforeValidator(parse_cpus), Field(gt=0, le=100_000)]
+Text = Annotated[str, Field(max_length=65_536)]
+Launcher = Literal["torchrun", "accelerate", "deepspeed", "none"]
+
+
+def _no_nul(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("a NUL character cannot be passed to a program")
+    return value
+
+
+Argument = Annotated[Text, BeforeValidator(lambda v: _no_nul(v) if isinstance(v, str) else v)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(_Part):
+    """Per node. CPUs in cores (``2``, ``500m``), memory as ``8Gi``; whole GPUs."""
+
+    cpus: Cpus = 1.0
+    memory: Memory | None = None
+    gpus: int = Field(0, ge=0, le=1024)
+    gpu_model: str | None = Field(None, max_length=100)
+
+
+class Environment(_Part):
+    """The software that the job runs in; at the most one of ``venv``, ``conda`` and ``image``."""
+
+    venv: str | None = Field(None, max_length=4096)
+    conda: str | None = Field(None, max_length=4096)
+    modules: tuple[str, ...] = ()
+    image: str | None = Field(None, max_length=4096)
+
+    @model_validator(mode="after")
+    def _one(self) -> Environment:
+        if sum(x is not None for x in (self.venv, self.conda, self.image)) > 1:
+            raise ValueError("name one of venv, conda and image, not several")
+        return self
+
+
+class Dependency(_Part):
+    """Start only after another job of the same project has ended."""
+
+    job: str
+    condition: Literal["Succeeded", "Finished"] = "Succeeded"
+
+    @field_validator("job")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return _checked_name(value)
+
+
+class Array(_Part):
+    """``count`` tasks NAME-0 ... of one job, at the most ``max_parallel`` at a time."""
+
+    count: int = Field(ge=1, le=MAX_ARRAY)
+    max_parallel: int | None = Field(None, ge=1)
+
+
+class JobSpec(_Part):
+    """The specification of a Job; docs/jobs.md explains each field to users."""
+
+    command: tuple[Argument, ...] = Field((), max_length=10_000)
+    launcher: Launcher | None = None
+    nodes: int = Field(1, ge=1, le=10_000)
+    procs: int = Field(1, ge=1, le=1024)
+    resources: Resources = Resources()
+    env: dict[str, Argument] = Field(default_factory=dict, max_length=1000)
+    workdir: str | None = Field(None, max_length=4096)
+    snapshot: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    environment: Environment = Environment()
+    time_limit: Duration | None = None
+    grace_period: Duration = 30.0
+    max_restarts: int = Field(0, ge=0, le=100_000)
+    depends_on: tuple[Dependency, ...] = Field((), max_length=1000)
+    array: Array | None = None
+    interactive: bool = False
+    idle_timeout: Duration | None = None
+    priority: int = Field(0, ge=-1_000_000, le=1_000_000)
+
+    @field_validator("command")
+    @classmethod
+    def _command(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value and not value[0].strip():
+            raise ValueError("the first word must name a program")
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: dict[str, str]) -> dict[str, str]:
+        wrong = [name for name in value if not _ENV_NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"not names of environment variables: {', '.join(repr(w[:40]) for w in wrong[:5])}")
+        return value
+
+    @field_validator("workdir")
+    @classmethod
+    def _workdir(cls, value: str | None) -> str | None:
+        if value is not None and (not value.startswith("/") or "\x00" in value or ".." in value.split("/")):
+            raise ValueError("give an absolute path without '..'")
+        return value
+
+    @field_validator("depends_on", mode="before")
+    @classmethod
+    def _dependencies(cls, value: Any) -> Any:
+        """``depends_on: [prep]`` is short for ``[{job: prep}]``."""
+        return [{"job": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> JobSpec:
+        if not self.command and not self.interactive:
+            raise ValueError("command: say what to run, as a list of words (or set interactive: true)")
+        if self.idle_timeout is not None and not self.interactive:
+            raise ValueError("idle_timeout: is for interactive jobs (set interactive: true)")
+        if self.array and self.interactive:
+            raise ValueError("array: an interactive job cannot be an array")
+        return self
+
+    def effective_launcher(self) -> str:
+        """torchrun where there are several ranks a node, unless the command is itself a launcher."""
+        if self.launcher is not None:
+            return self.launcher
+        return "torchrun" if self.procs > 1 and not brings_launcher(self.command) else "none"
+
+
+class JobDocument(_Part):
+    """One YAML document."""
+
+    kind: Literal["Job"] = "Job"
+    name: str
+    project: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+    spec: JobSpec
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return _checked_name(value)
+
+    @field_validator("project")
+    @classmethod
+    def _project(cls, value: str | None) -> str | None:
+        return None if value is None else _checked_name(value)
+
+
+def _checked_name(value: str) -> str:
+    problem = check_name(value)
+    if problem is not None:
+        raise ValueError(problem.message)
+    return value

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Debian packages of the tests and benchmarks: installs only what is missing. Without root, or with
+# PENSTOCK_NO_APT=1, it says what is left out; the tests that need it are then deselected, and pytest prints how many.
+# What is left out stands in build/left-out, one word a line, as the marker `needs(...)` names it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p build
+
+has_chromium() { command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; }
+has_postgresql() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+has_slurm() { command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && command -v sbatch >/dev/null; }
+
+declare -A packages=(
+  [chromium]="chromium fonts-dejavu-core"
+  [postgresql]="postgresql"
+  [slurm]="slurm-wlm munge"
+)
+missing=() wanted=()
+for need in chromium postgresql slurm; do
+  if ! "has_$need"; then
+    missing+=("$need")
+    read -ra names <<<"${packages[$need]}"
+    wanted+=("${names[@]}")
+  fi
+done
+if [ ${#missing[@]} = 0 ]; then : >build/left-out; exit 0; fi
+
+install() {
+  # The packages' own servers stay down: tests start private ones on free ports.
+  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
+  apt-get install -y -q --no-install-recommends "$@" </dev/null ||
+    { apt-get update -q </dev/null && apt-get install -y -q --no-install-recommends "$@" </dev/null; }
+}
+
+if [ "$(id -u)" = 0 ] && [ -z "${PENSTOCK_NO_APT:-}" ] && command -v apt-get >/dev/null; then
+  echo "make test-deps: apt-get install ${wanted[*]}" >&2
+  install "${wanted[@]}" >&2 || { echo "make test-deps: apt-get failed; install ${wanted[*]} by hand, or set PENSTOCK_NO_APT=1" >&2; exit 1; }
+  still=()
+  for need in "${missing[@]}"; do "has_$need" || still+=("$need"); done
+  if [ ${#still[@]} != 0 ]; then echo "make test-deps: still missing after apt-get: ${still[*]}" >&2; exit 1; fi
+  : >build/left-out
+else
+  printf '%s\n' "${missing[@]}" >build/left-out
+  {
+    echo "make test-deps: not root, so these stay missing: ${missing[*]}."
+    echo "                The tests that need them are left out (pytest prints how many). To have them:"
+    echo "                sudo apt-get install ${wanted[*]}"
+  } >&2
+fi

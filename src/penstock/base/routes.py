@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from penstock.base.resource import Actor
 
@@ -29,6 +29,26 @@ class Stream:
     chunks: AsyncIterator[bytes]
     media_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer whose status or headers the endpoint itself chooses (bytes that were sent before, a redirect)."""
+
+    body: bytes = b""
+    status: int = 200
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Sample(NamedTuple):
+    """One value for /metrics, as a room reports it: base units, ``name`` without the prefix ``penstock_``."""
+
+    name: str
+    type: Literal["gauge", "counter"]
+    help: str
+    labels: Mapping[str, str]
+    value: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,42 @@
+"""Bars of the long fault runs, read from the last `make soak` (build/soak.json), which must be of this commit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks import soak_report
+from benchmarks.harness import Bar, alone
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What tests/soak records while it kills the server under load, and what must hold of it (issue 2, "Faults").
+BARS = (
+    ("server kills under load", "kills", 100.0, "at least"),
+    ("jobs lost by kills", "jobs_lost", 0.0, "at most"),
+    ("jobs run twice by kills", "jobs_run_twice", 0.0, "at most"),
+    ("wrong exit statuses after kills", "wrong_statuses", 0.0, "at most"),
+    ("broken ledgers after kills", "broken_ledgers", 0.0, "at most"),
+)
+
+
+def measure() -> list[Bar]:
+    report, here = soak_report.read(ROOT), soak_report.commit(ROOT)
+    note = ""
+    if report is None:
+        note = "no report: run `make soak`"
+    elif report.commit != here:
+        note = f"the report is of {report.commit[:12] or '?'}, not of {here[:12] or '?'}: run `make soak`"
+    elif report.exit_status != 0:
+        note = f"the soak itself failed ({report.failed} of {report.failed + report.passed} tests)"
+    measured = report.measured if report is not None and not note else {}
+    bars = []
+    for name, key, limit, direction in BARS:
+        value = float(measured[key]) if key in measured else None
+        why = note or ("" if value is not None else f"the soak recorded no {key}")
+        bars.append(Bar(name, value, limit, "", "at least" if direction == "at least" else "at most", why))
+    return bars
+
+
+if __name__ == "__main__":
+    sys.exit(alone(measure, __doc__))

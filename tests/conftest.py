@@ -1,0 +1,98 @@
+"""What every room's tests share: Hypothesis profiles, what is left out, free ports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from benchmarks import soak_report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# One noisy machine runs these beside much else: time is no claim of a property test, so there is no deadline.
+_QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("dev", max_examples=100, deadline=None, suppress_health_check=_QUIET)
+settings.register_profile("ci", max_examples=500, deadline=None, suppress_health_check=_QUIET, print_blob=True)
+settings.register_profile("soak", max_examples=10_000, deadline=None, suppress_health_check=_QUIET, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+_LEFT_OUT = pytest.StashKey[dict[str, int]]()
+_SOAK = pytest.StashKey[soak_report.Report]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-report", default=None, help="where `make soak` writes what the bars read")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LEFT_OUT] = {}
+    config.stash[_SOAK] = soak_report.Report.new(soak_report.commit(ROOT), platform.node(), time.time())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and count, what needs a Debian package that `make test-deps` said is missing here."""
+    path = ROOT / "build/left-out"
+    missing = set(path.read_text().split()) if path.exists() else set()
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        needs = {name for mark in item.iter_markers("needs") for name in mark.args} & missing
+        (left if needs else kept).append(item)
+        for name in needs:
+            config.stash[_LEFT_OUT][name] = config.stash[_LEFT_OUT].get(name, 0) + 1
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for name, count in sorted(config.stash[_LEFT_OUT].items()):
+        terminalreporter.write_line(
+            f"left out: {count} tests that need {name}, which is not installed (make test-deps)"
+        )
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, value in report.user_properties:
+        if name.startswith("soak:"):
+            _measured.setdefault(name.removeprefix("soak:"), value)
+
+
+_measured: dict[str, Any] = {}
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    path = session.config.getoption("--soak-report")
+    if path and not session.config.option.collectonly:
+        report = session.config.stash[_SOAK]
+        failed, passed = session.testsfailed, session.testscollected - session.testsfailed
+        report.finish(at=time.time(), exit_status=int(exitstatus), passed=passed, failed=failed, measured=_measured)
+        report.write(ROOT / path)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[Any]]]:
+    """Append what you start: whatever still runs at the test's end is killed, by its pid."""
+    started: list[subprocess.Popen[Any]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)

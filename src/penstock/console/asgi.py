@@ -1,0 +1,183 @@
+"""The console's routes. Thin on purpose: what draws pages (Jinja2, templates, view models) loads at the first page.
+
+Seam with the API (docs/internals.md, "Console"): the API's middleware stands in front and checks Host, Origin and body
+size; ``Gate`` says who asks and ``Gate.ask`` calls the endpoints that programs call, so a page can show nothing that the
+API would refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qsl, quote
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from penstock.base.errors import InvalidInput, NotFound, PenstockError, Unauthenticated
+from penstock.base.resource import Actor
+from penstock.console.static import Assets
+
+if TYPE_CHECKING:
+    from penstock.console.pages import Pages
+
+COOKIE = "penstock_token"
+_COOKIE_DAYS = 30
+_FORM_BYTES = 65_536
+_NODE_VERBS = frozenset({"cordon", "uncordon", "drain"})
+
+
+class Gate(Protocol):
+    """What the console is handed: who asks, what they may do, and the API's own endpoints."""
+
+    async def ask(
+        self, method: str, path: str, actor: Actor, query: Mapping[str, Any] | None = None, body: Any = None
+    ) -> Any:
+        """The endpoint's JSON answer; raises ``PenstockError`` as the API would answer it."""
+
+    async def who(self, token: str) -> Actor | None:
+        """Whose token it is; None where it is nobody's (any more)."""
+
+    def may(self, actor: Actor, verb: str, project: str) -> bool:
+        """Whether to show a button; the endpoint decides again."""
+
+
+def build(gate: Gate, *, secure: bool = False) -> list[Route]:
+    """The console's routes; ``secure`` marks the cookie for TLS. The last route answers what nothing else does."""
+    console = _Console(gate, secure)
+    page, form = console.page, console.form
+    return [
+        Route("/static/{stamp}/{path:path}", console.static, methods=["GET", "HEAD"]),
+        Route("/favicon.ico", console.favicon, methods=["GET"]),
+        Route("/login", console.login_page, methods=["GET"]),
+        Route("/login", console.login, methods=["POST"]),
+        Route("/logout", console.logout, methods=["POST"]),
+        Route("/", page("jobs"), methods=["GET"]),
+        Route("/jobs/{project}/{name}", page("job"), methods=["GET"]),
+        Route("/jobs/{project}/{name}/cancel", form("cancel"), methods=["POST"]),
+        Route("/nodes", page("nodes"), methods=["GET"]),
+        Route("/nodes/{name}/{verb}", form("node"), methods=["POST"]),
+        Route("/events", page("events"), methods=["GET"]),
+        Route("/{path:path}", console.missing, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
+    ]
+
+
+class _Console:
+    def __init__(self, gate: Gate, secure: bool) -> None:
+        self._gate = gate
+        self._secure = secure
+        self._assets = Assets()
+        self._pages: Pages | None = None
+
+    def _draw(self) -> Pages:
+        """Loaded late: an idle server that nobody looks at saves Jinja2 and the compiled templates (about 6 MB)."""
+        if self._pages is None:
+            from penstock.console.pages import Pages  # noqa: PLC0415 - see the docstring
+
+            self._pages = Pages(self._gate, self._assets)
+        return self._pages
+
+    async def _actor(self, request: Request) -> Actor | None:
+        token = request.cookies.get(COOKIE)
+        return await self._gate.who(token) if token else None
+
+    def page(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            actor = await self._actor(request)
+            if actor is None:
+                return _to_login(request)
+            try:
+                return await self._draw().show(name, request, actor)
+            except Unauthenticated:
+                return _to_login(request)
+            except PenstockError as error:
+                return self._draw().error(request, error, actor)
+
+        return answer
+
+    def form(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            actor = await self._actor(request)
+            if actor is None:
+                return _to_login(request)
+            try:
+                return await (self._cancel if name == "cancel" else self._node)(request, actor)
+            except PenstockError as error:
+                return self._draw().error(request, error, actor)
+
+        return answer
+
+    async def _cancel(self, request: Request, actor: Actor) -> Response:
+        project, name = (quote(request.path_params[k], safe="") for k in ("project", "name"))
+        body = _reason(await _fields(request))
+        await self._gate.ask("POST", f"/api/v1/projects/{project}/jobs/{name}/cancel", actor, body=body)
+        return RedirectResponse(f"/jobs/{project}/{name}", 303)
+
+    async def _node(self, request: Request, actor: Actor) -> Response:
+        name, verb = request.path_params["name"], request.path_params["verb"]
+        if verb not in _NODE_VERBS:
+            raise NotFound(f"nodes cannot be {verb!r}")
+        body = _reason(await _fields(request))
+        await self._gate.ask("POST", f"/api/v1/nodes/{quote(name, safe='')}/{verb}", actor, body=body)
+        return RedirectResponse("/nodes", 303)
+
+    async def login_page(self, request: Request) -> Response:
+        return self._draw().login(request)
+
+    async def login(self, request: Request) -> Response:
+        fields = await _fields(request)
+        token = "".join(fields.get("token", "").split())
+        actor = await self._gate.who(token) if token else None
+        if actor is None:
+            return self._draw().login(request, refused=True, after=fields.get("next", "/"))
+        answer = RedirectResponse(own_path(fields.get("next", "/")), 303)
+        answer.set_cookie(
+            COOKIE, token, max_age=_COOKIE_DAYS * 86400, httponly=True, samesite="strict", secure=self._secure, path="/"
+        )
+        return answer
+
+    async def logout(self, request: Request) -> Response:  # noqa: ARG002 - a route's signature
+        answer = RedirectResponse("/login", 303)
+        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict", secure=self._secure)
+        return answer
+
+    async def static(self, request: Request) -> Response:
+        found = self._assets.answer(request)
+        return found or self._draw().error(request, NotFound("there is no such file"), None)
+
+    async def favicon(self, request: Request) -> Response:  # noqa: ARG002 - a route's signature
+        return RedirectResponse(self._assets.address("favicon.svg"), 308)
+
+    async def missing(self, request: Request) -> Response:
+        actor = await self._actor(request)
+        return self._draw().error(request, NotFound("There is no page at this address."), actor)
+
+
+def own_path(path: str) -> str:
+    """Where to go after login: a path of this server, never another site's address."""
+    plain = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and "\\" not in path
+    return path if plain else "/"
+
+
+def _to_login(request: Request) -> Response:
+    if request.headers.get("hx-request"):
+        return Response(status_code=401, headers={"HX-Redirect": "/login"})
+    wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    after = wanted if request.method == "GET" and wanted != "/" else ""
+    return RedirectResponse(f"/login?next={quote(after)}" if after else "/login", 303)
+
+
+async def _fields(request: Request) -> dict[str, str]:
+    """A small urlencoded form (Starlette's own parser needs a further package)."""
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > _FORM_BYTES:
+            raise InvalidInput("the form is too large")
+    return dict(parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20))
+
+
+def _reason(fields: Mapping[str, str]) -> dict[str, str]:
+    reason = fields.get("reason", "").strip()[:500]
+    return {"reason": reason} if reason else {}

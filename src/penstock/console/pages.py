@@ -1,0 +1,160 @@
+"""What each page shows: it asks the API's endpoints, hands the answers to the rooms' view models and draws them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.base.errors import InvalidInput, PenstockError
+from penstock.base.resource import Actor
+from penstock.console.render import Renderer
+from penstock.console.static import Assets
+from penstock.fleet.page import node_card, summary
+from penstock.jobs.page import PHASES, JobRow, attempt_rows, event_row, headline_series, job_head, job_row, phase_badge, spark
+from penstock.jobs.timeline import timeline
+
+if TYPE_CHECKING:
+    from penstock.console.asgi import Gate
+
+JOBS_PAGE = 50
+EVENTS_PAGE = 100
+NODES_PAGE = 200
+JOB_EVENTS = 200
+_SPARKS = 1000  # sparklines kept: a job's line is asked for again only when it has moved
+
+
+class Pages:
+    def __init__(self, gate: Gate, assets: Assets) -> None:
+        self._gate = gate
+        self._render = Renderer(assets)
+        self._sparks: OrderedDict[tuple[str, float, str], str] = OrderedDict()
+
+    async def show(self, name: str, request: Request, actor: Actor) -> Response:
+        pages = {"jobs": self._jobs, "job": self._job, "nodes": self._nodes, "events": self._events}
+        return await pages[name](request, actor)
+
+    def login(self, request: Request, *, refused: bool = False, after: str | None = None) -> Response:
+        after = after if after is not None else request.query_params.get("next", "/")
+        return self._render.respond(
+            request, "login.html", {"refused": refused, "after": after, "user": None}, status=401 if refused else 200
+        )
+
+    def error(self, request: Request, error: PenstockError, actor: Actor | None) -> Response:
+        context = {"error": error.to_dict(), "status": error.status, "user": actor.user if actor else None}
+        return self._render.respond(request, "error.html", context, status=error.status)
+
+    async def _jobs(self, request: Request, actor: Actor) -> Response:
+        given = request.query_params
+        filters = {k: given.get(k, "")[:200] for k in ("q", "project", "phase")}
+        if filters["phase"] not in ("", "active", "finished", *PHASES):
+            raise InvalidInput(f"phase: {filters['phase']!r} is none of {', '.join(PHASES)}, active, finished")
+        query = {k: v for k, v in filters.items() if v} | {"limit": JOBS_PAGE}
+        cursor = given.get("cursor", "")
+        within = {k: v for k, v in query.items() if k in {"q", "project"}}
+        answer, totals = await asyncio.gather(
+            self._gate.ask("GET", "/api/v1/jobs", actor, query | ({"cursor": cursor} if cursor else {})),
+            self._gate.ask("GET", "/api/v1/jobs/summary", actor, within),
+        )
+        rows = [job_row(job) for job in answer["items"]]
+        sparks = dict(zip((row.id for row in rows), await asyncio.gather(*(self._spark(r, actor) for r in rows)), strict=True))
+        context = {
+            "user": actor.user,
+            "rows": rows,
+            "sparks": sparks,
+            "filters": filters,
+            "filtered": any(filters.values()),
+            "cursor": cursor,
+            "next_cursor": answer.get("next_cursor"),
+            "projects": sorted({*totals["projects"], *filter(None, [filters["project"]])}),
+            "total": sum(totals["phases"].values()),
+            "phases": [(phase_badge(p), totals["phases"].get(p, 0)) for p in PHASES],
+        }
+        return self._render.respond(request, "jobs.html", context, part="_jobs.html")
+
+    async def _spark(self, row: JobRow, actor: Actor) -> str:
+        """The points of a job's sparkline, asked for again only when its progress has moved."""
+        if row.progress is None or row.headline is None:
+            return ""
+        key = (row.id, row.progress.step, row.headline[0])
+        if key not in self._sparks:
+            answer = await self._optional(f"{_api(row.project, row.name)}/progress", actor)
+            self._sparks[key] = spark(headline_series(answer or {}, row.headline[0]))
+            while len(self._sparks) > _SPARKS:
+                self._sparks.popitem(last=False)
+        self._sparks.move_to_end(key)
+        return self._sparks[key]
+
+    async def _job(self, request: Request, actor: Actor) -> Response:
+        project, name = request.path_params["project"], request.path_params["name"]
+        base = _api(project, name)
+        job = await self._gate.ask("GET", base, actor)
+        attempts, events, cost = await asyncio.gather(
+            self._gate.ask("GET", f"{base}/attempts", actor),
+            self._gate.ask("GET", f"{base}/events", actor, {"limit": JOB_EVENTS, "newest": True}),
+            self._optional(f"{base}/cost", actor),
+        )
+        head = job_head(job)
+        waits = head.row.badge.word in {"Pending", "Failed"}
+        happened = events["items"]
+        context = {
+            "user": actor.user,
+            "api": base,
+            "head": head,
+            "why": await self._optional(f"{base}/why", actor) if waits else None,
+            "attempts": attempt_rows(attempts["items"]),
+            "timeline": timeline(job, attempts["items"], happened, time.time()),
+            "events": [event_row(e) for e in sorted(happened, key=lambda e: -int(e["seq"]))],
+            "cost": cost,
+            "may_cancel": not head.final and self._gate.may(actor, "jobs.cancel", project),
+        }
+        return self._render.respond(request, "job.html", context, part="_job.html")
+
+    async def _nodes(self, request: Request, actor: Actor) -> Response:
+        cursor = request.query_params.get("cursor", "")
+        query = {"limit": NODES_PAGE} | ({"cursor": cursor} if cursor else {})
+        answer = await self._gate.ask("GET", "/api/v1/nodes", actor, query)
+        context = {
+            "user": actor.user,
+            "cards": [node_card(n) for n in answer["items"]],
+            "summary": summary(answer["items"]),
+            "next_cursor": answer.get("next_cursor"),
+            "may_write": self._gate.may(actor, "nodes.write", ""),
+        }
+        return self._render.respond(request, "nodes.html", context, part="_nodes.html")
+
+    async def _events(self, request: Request, actor: Actor) -> Response:
+        given = request.query_params
+        filters = {k: given.get(k, "").strip()[:200] for k in ("kind", "project", "name", "reason", "actor")}
+        cursor = given.get("cursor", "")
+        query = {k: v for k, v in filters.items() if v} | {"limit": EVENTS_PAGE, "newest": True}
+        answer = await self._gate.ask("GET", "/api/v1/events", actor, query | ({"cursor": cursor} if cursor else {}))
+        checked = await self._optional("/api/v1/audit/verify", actor) if given.get("verify") else None
+        context = {
+            "user": actor.user,
+            "rows": [event_row(e) for e in answer["items"]],
+            "filters": filters,
+            "filtered": any(filters.values()),
+            "cursor": cursor,
+            "next_cursor": answer.get("next_cursor"),
+            "checked": checked,
+        }
+        return self._render.respond(request, "events.html", context, part="_events.html")
+
+    async def _optional(self, path: str, actor: Actor) -> Mapping[str, Any] | None:
+        """A part that a page can do without: None where the endpoint refuses."""
+        try:
+            answer: Mapping[str, Any] = await self._gate.ask("GET", path, actor)
+        except PenstockError:
+            return None
+        return answer
+
+
+def _api(project: str, name: str) -> str:
+    return f"/api/v1/projects/{quote(project, safe='')}/jobs/{quote(name, safe='')}"

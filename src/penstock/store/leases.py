@@ -87,7 +87,7 @@ def _load(conn: Connection, name: str) -> Row[tuple[str, str, int, float, float]
 
 def _runs(row: Row[tuple[str, str, int, float, float]], now: float) -> bool:
     """An expiry further away than the lease is long was written before the clock went back: it counts for nothing."""
-    return now < row.expires_at <= now + row.ttl_s
+    return bool(now < row.expires_at <= now + row.ttl_s)
 
 
 def _now(tx: Tx) -> float:

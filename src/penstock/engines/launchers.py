@@ -48,9 +48,9 @@ def render(
     env = node_env(launch, group, rdzv_host=rdzv_host, rdzv_port=rdzv_port)
     match effective_launcher(launch):
         case "torchrun":
-            argv = _torchrun(launch, group, rdzv_host, rdzv_port)
+            argv, command = _torchrun(launch, group, rdzv_host, rdzv_port), _past_macros(command)
         case "accelerate":
-            argv = _accelerate(launch, group, rdzv_host, rdzv_port)
+            argv, command = _accelerate(launch, group, rdzv_host, rdzv_port), _past_macros(command)
         case "deepspeed":
             argv = _deepspeed(launch, group, rdzv_host, rdzv_port)
         case _:
@@ -188,6 +188,11 @@ def _endpoint(host: str, port: int) -> str:
 def _interpreter(command: tuple[str, ...]) -> str:
     """The Python that the user names, since its packages hold the launcher; else the environment's first."""
     return command[0] if command and _PYTHON.fullmatch(command[0]) else "python3"
+
+
+def _past_macros(command: tuple[str, ...]) -> tuple[str, ...]:
+    """torch's agent puts every argument of a rank through ``string.Template`` (for ``${local_rank}``): undone here."""
+    return (*command[:1], *(word.replace("$", "$$") for word in command[1:]))
 
 
 def _rdzv_conf(group: RankGroup) -> str:

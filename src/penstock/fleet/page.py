@@ -59,7 +59,10 @@ def node_card(node: Mapping[str, Any]) -> NodeCard:
         gauges=_gauges([_amounts(have)], [_amounts(used)]),
         gpu_model=", ".join(models),
         jobs=tuple(
-            (f"{j['project']}/{j['name']}", f"/jobs/{quote(str(j['project']), safe='')}/{quote(str(j['name']), safe='')}")
+            (
+                f"{j['project']}/{j['name']}",
+                f"/jobs/{quote(str(j['project']), safe='')}/{quote(str(j['name']), safe='')}",
+            )
             for j in node.get("jobs") or ()
         ),
         cordoned=bool(node.get("cordoned")),

@@ -39,7 +39,9 @@ _HELD = select(attempts.c.job_id, attempts.c.number, attempts.c.groups).where(
 _ADMITTED = (
     jobs.update()
     .where(jobs.c.id == bindparam("b_id"))
-    .values({name: bindparam(name) for name in ("phase", "reason", "message", "nodes", "attempt", "phase_at", "started_at")})
+    .values(
+        {name: bindparam(name) for name in ("phase", "reason", "message", "nodes", "attempt", "phase_at", "started_at")}
+    )
     .values(next_at=None)
 )
 
@@ -60,7 +62,7 @@ class Memory:
                 self.specs.popitem(last=False)
         return found
 
-    def placed(self, row: Row[Any]) -> list[dict[str, Any]]:
+    def placed(self, row: Row[Any, Any, Any]) -> list[dict[str, Any]]:
         key = (row.job_id, row.number)
         found = self.groups.get(key)
         if found is None:
@@ -144,9 +146,7 @@ def _pair(conn: Connection, job_id: str) -> tuple[Row[Any], Row[Any]]:
     job = submit.by_id(conn, job_id)
     if job is None:
         raise RuntimeError(f"job {job_id} vanished inside its own transaction")
-    attempt = conn.execute(
-        select(attempts).where(attempts.c.job_id == job_id, attempts.c.number == job.attempt)
-    ).one()
+    attempt = conn.execute(select(attempts).where(attempts.c.job_id == job_id, attempts.c.number == job.attempt)).one()
     return job, attempt
 
 

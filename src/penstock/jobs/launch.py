@@ -27,7 +27,8 @@ def launch(
     job: Mapping[str, Any], attempt: Mapping[str, Any], spec: JobSpec, *, snapshots: str, limits: tuple[int, int]
 ) -> Launch:
     """``job`` and ``attempt`` are rows; ``snapshots`` the folder of work folders; ``limits`` bytes of a rank's log kept
-    from its beginning and at its end."""
+    from its beginning and at its end.
+    """
     groups = json.loads(attempt["groups"])
     number = attempt["number"]
     spent = job["restarts"]

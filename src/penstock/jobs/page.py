@@ -338,7 +338,12 @@ def _attempt(attempt: Mapping[str, Any]) -> AttemptRow:
         exit=how_ended(attempt.get("exit_code"), attempt.get("signal")),
         restarts=int(attempt.get("restarts") or 0),
         ranks=tuple(
-            (int(r["rank"]), str(r.get("node") or ""), how_ended(r.get("exit_code"), r.get("signal")), int(r.get("restarts") or 0))
+            (
+                int(r["rank"]),
+                str(r.get("node") or ""),
+                how_ended(r.get("exit_code"), r.get("signal")),
+                int(r.get("restarts") or 0),
+            )
             for r in sorted(attempt.get("ranks") or (), key=lambda r: int(r["rank"]))
         ),
     )
@@ -359,7 +364,13 @@ class EventRow:
 
 def event_row(event: Mapping[str, Any]) -> EventRow:
     kind, project, name = (str(event.get(k) or "") for k in ("kind", "project", "name"))
-    link = href(project, name) if kind == "Job" and project and name else "/nodes#" + quote(name) if kind == "Node" else None
+    link = (
+        href(project, name)
+        if kind == "Job" and project and name
+        else "/nodes#" + quote(name)
+        if kind == "Node"
+        else None
+    )
     data = event.get("data")
     return EventRow(
         seq=int(event.get("seq") or 0),
@@ -416,7 +427,9 @@ def _block(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterable[str
 
 
 def _scalar(value: Any) -> str:
-    plain = isinstance(value, str) and value and value.replace("-", "").replace("_", "").replace("/", "").replace(".", "")
+    plain = (
+        isinstance(value, str) and value and value.replace("-", "").replace("_", "").replace("/", "").replace(".", "")
+    )
     if plain and plain.isalnum() and plain[0].isalpha() and value[0] not in "-." and value.lower() not in _YAML_WORDS:
         return str(value)
     return json.dumps(value, ensure_ascii=False)

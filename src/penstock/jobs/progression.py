@@ -64,7 +64,9 @@ def _update(tx: Tx, attempt: Row[Any], **values: Any) -> None:
 def _note(tx: Tx, row: Row[Any], attempt: Row[Any], happened: Any) -> None:
     reason = Reason(happened["reason"])
     data = {k: v for k, v in happened.items() if k not in ("reason", "message")}
-    tx.emit(submit.ref(row), reason, happened.get("message", ""), actor="engine", data=data | {"attempt": attempt.number})
+    tx.emit(
+        submit.ref(row), reason, happened.get("message", ""), actor="engine", data=data | {"attempt": attempt.number}
+    )
 
 
 def _started(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> None:
@@ -82,7 +84,9 @@ def _started(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> Non
         submit.update(tx, row.id, **values)
     else:
         submit.move(tx, row, Phase.RUNNING, Reason.Started, message, **values)
-    tx.emit(submit.ref(row), Reason.Started, message, actor="engine", data={"attempt": attempt.number, "started_at": at})
+    tx.emit(
+        submit.ref(row), Reason.Started, message, actor="engine", data={"attempt": attempt.number, "started_at": at}
+    )
 
 
 def _ended(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, effects: Effects) -> None:
@@ -178,7 +182,7 @@ def release(tx: Tx, row: Row[Any]) -> bool:
     return True
 
 
-def _kept(need: Row[Any]) -> bool:
+def _kept(need: Row[Any, Any, Any]) -> bool:
     """Whether a dependency is, or may still be, met. A deleted job has ended, and nobody knows how."""
     if need.phase in FINAL or need.phase is None:
         return bool(need.condition == "Finished" or need.phase == Phase.SUCCEEDED)
@@ -209,7 +213,9 @@ def _into_line(tx: Tx, row: Row[Any]) -> None:
 def gather(tx: Tx, parent: Row[Any]) -> Effects:
     """An array's parent after a task moved: its own phase, and free slots given to the tasks that wait for one."""
     effects = Effects()
-    tasks = tx.conn.execute(select(jobs.c.id, jobs.c.phase, jobs.c.held, jobs.c.seq).where(jobs.c.array_of == parent.id)).all()
+    tasks = tx.conn.execute(
+        select(jobs.c.id, jobs.c.phase, jobs.c.held, jobs.c.seq).where(jobs.c.array_of == parent.id)
+    ).all()
     array = JobSpec.model_validate_json(parent.spec).array
     limit = (array.max_parallel if array else None) or len(tasks)
     if parent.cancelled_by is None:

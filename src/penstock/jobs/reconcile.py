@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,7 +71,12 @@ class JobReconciler:
         if seen.progress is not None:
             self.progress[job_id] = seen.progress
             self.on_progress(job_id)
-            if seen.stage is Stage.RUNNING and not seen.happened and job_id not in self._seen and seen.started_at is None:
+            if (
+                seen.stage is Stage.RUNNING
+                and not seen.happened
+                and job_id not in self._seen
+                and seen.started_at is None
+            ):
                 return
         before = self._seen.get(job_id)
         if before is not None and before.attempt_id == seen.attempt_id:
@@ -87,7 +92,7 @@ class JobReconciler:
         for event in events:
             if event.kind == "Job" and event.reason in (Reason.Created, Reason.Updated):
                 self.loop.enqueue("schedule", "all")
-                if event.reason == Reason.Created:
+                if event.data.get("held") == "dependency":
                     self.loop.enqueue("job", event.subject_id)
             elif event.kind == "Job" and event.reason in _WAKE:
                 self.loop.enqueue("job", event.subject_id)
@@ -104,14 +109,16 @@ class JobReconciler:
 
     async def _submit(self, job: Row[Any], attempt: Row[Any]) -> None:
         spec = self._memory.spec(job)
-        told = launch(job._mapping, attempt._mapping, spec, snapshots=self.snapshots_dir, limits=self.log_limits)
+        told = launch(job._asdict(), attempt._asdict(), spec, snapshots=self.snapshots_dir, limits=self.log_limits)
         try:
             await self.engine.submit(told)
         except Exception as error:  # whatever an engine's fault: the attempt ends with a reason, the cycle goes on
             log.exception("cannot submit %s", told.attempt_id)
             now = self.store.clock()
             self.observed(
-                Observation(told.attempt_id, Stage.EXITED, now, ended_at=now, reason=Reason.LaunchFailed, message=str(error))
+                Observation(
+                    told.attempt_id, Stage.EXITED, now, ended_at=now, reason=Reason.LaunchFailed, message=str(error)
+                )
             )
 
     async def reconcile(self, job_id: object) -> float | None:
@@ -173,7 +180,7 @@ class JobReconciler:
         return f"{row.id}.{attempt.number}", attempt.run_dir, attempt.stop_reason, grace
 
     async def drain_node(self, name: object) -> None:
-        told = await self.store.write(lambda tx: self.fence(tx) and progression.drain(tx, str(name)) or [])
+        told = await self.store.write(lambda tx: (self.fence(tx) and progression.drain(tx, str(name))) or [])
         for job_id in told:
             self.loop.enqueue("job", job_id)
 

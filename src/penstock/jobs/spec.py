@@ -41,17 +41,17 @@ class Resources(_Part):
 
     cpus: Cpus = 1.0
     memory: Memory | None = None
-    gpus: int = Field(0, ge=0, le=1024)
-    gpu_model: str | None = Field(None, max_length=100)
+    gpus: int = Field(default=0, ge=0, le=1024)
+    gpu_model: str | None = Field(default=None, max_length=100)
 
 
 class Environment(_Part):
     """The software that the job runs in; at the most one of ``venv``, ``conda`` and ``image``."""
 
-    venv: str | None = Field(None, max_length=4096)
-    conda: str | None = Field(None, max_length=4096)
+    venv: str | None = Field(default=None, max_length=4096)
+    conda: str | None = Field(default=None, max_length=4096)
     modules: tuple[str, ...] = ()
-    image: str | None = Field(None, max_length=4096)
+    image: str | None = Field(default=None, max_length=4096)
 
     @model_validator(mode="after")
     def _one(self) -> Environment:
@@ -76,29 +76,29 @@ class Array(_Part):
     """``count`` tasks NAME-0 ... of one job, at the most ``max_parallel`` at a time."""
 
     count: int = Field(ge=1, le=MAX_ARRAY)
-    max_parallel: int | None = Field(None, ge=1)
+    max_parallel: int | None = Field(default=None, ge=1)
 
 
 class JobSpec(_Part):
     """The specification of a Job; docs/jobs.md explains each field to users."""
 
-    command: tuple[Argument, ...] = Field((), max_length=10_000)
+    command: tuple[Argument, ...] = Field(default=(), max_length=10_000)
     launcher: Launcher | None = None
-    nodes: int = Field(1, ge=1, le=10_000)
-    procs: int = Field(1, ge=1, le=1024)
+    nodes: int = Field(default=1, ge=1, le=10_000)
+    procs: int = Field(default=1, ge=1, le=1024)
     resources: Resources = Resources()
     env: dict[str, Argument] = Field(default_factory=dict, max_length=1000)
-    workdir: str | None = Field(None, max_length=4096)
-    snapshot: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    workdir: str | None = Field(default=None, max_length=4096)
+    snapshot: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     environment: Environment = Environment()
     time_limit: Duration | None = None
     grace_period: Duration = 30.0
-    max_restarts: int = Field(0, ge=0, le=100_000)
-    depends_on: tuple[Dependency, ...] = Field((), max_length=1000)
+    max_restarts: int = Field(default=0, ge=0, le=100_000)
+    depends_on: tuple[Dependency, ...] = Field(default=(), max_length=1000)
     array: Array | None = None
     interactive: bool = False
     idle_timeout: Duration | None = None
-    priority: int = Field(0, ge=-1_000_000, le=1_000_000)
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
 
     @field_validator("command")
     @classmethod
@@ -126,7 +126,9 @@ class JobSpec(_Part):
     @classmethod
     def _dependencies(cls, value: Any) -> Any:
         """``depends_on: [prep]`` is short for ``[{job: prep}]``."""
-        return [{"job": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        return (
+            [{"job": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        )
 
     @model_validator(mode="after")
     def _whole(self) -> JobSpec:

@@ -84,7 +84,7 @@ def create(tx: Tx, new: NewJob) -> str:
         Reason.Created,
         f"submitted by {new.user}",
         actor=new.user,
-        data={"generation": 1},
+        data={"generation": 1} | ({"held": values["held"]} if values["held"] else {}),
     )
     for on_id, on_name, condition in needs:
         tx.conn.execute(
@@ -162,14 +162,17 @@ def _taken_task_names(tx: Tx, project: str, name: str, count: int) -> str | None
 
 
 def _free_name(tx: Tx, new: NewJob) -> str:
-    first = next((w for w in new.spec.command if w.endswith(".py")), new.spec.command[0] if new.spec.command else "shell")
+    first = next(
+        (w for w in new.spec.command if w.endswith(".py")), new.spec.command[0] if new.spec.command else "shell"
+    )
     stem = first.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     stem = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40] or "job"
     return f"{stem}-{new_id(tx.now, os.urandom(10))[-6:].lower()}"
 
 
 def _dependencies(tx: Tx, new: NewJob) -> list[tuple[str, str, str]]:
-    found, problems = [], []
+    found: list[tuple[str, str, str]] = []
+    problems: list[Problem] = []
     for index, need in enumerate(new.spec.depends_on):
         row = tx.conn.execute(_BY_NAME, {"project": new.project, "name": need.job}).first()
         if row is None:

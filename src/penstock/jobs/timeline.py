@@ -57,7 +57,9 @@ class _Scale:
 
     def bar(self, start: float, stop: float, tone: str, word: str) -> Bar:
         x = self.at(start)
-        return Bar(x, max(0.25, round(self.at(stop) - x, 3)), tone, f"{word}: {format_duration(max(0.0, stop - start))}")
+        return Bar(
+            x, max(0.25, round(self.at(stop) - x, 3)), tone, f"{word}: {format_duration(max(0.0, stop - start))}"
+        )
 
 
 def timeline(

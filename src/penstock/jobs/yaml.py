@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML is half typed
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken here", event.start_mark)
         return super().compose_node(parent, index)
 
@@ -62,7 +62,9 @@ def _compose(text: str) -> list[yaml.Node]:
         loader = _Loader(text)
         nodes = []
         while loader.check_node():
-            nodes.append(loader.get_node())
+            node = loader.get_node()
+            if node is not None:
+                nodes.append(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = one_line(" ".join(x for x in (error.context, error.problem) if x))

@@ -1,5 +1,6 @@
 """The only loop: a keyed queue, serial per key, parallel across keys, with back-off. Timers are the event loop's own,
-so that tests run it in virtual time."""
+so that tests run it in virtual time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class _Slot:
 @dataclass(slots=True)
 class Loop:
     """``reconcilers`` maps a key's first part to what is called with its second; it may answer a number of seconds
-    after which to look again. A raised exception is logged and tried again later: this is the place of the broad except."""
+    after which to look again. A raised exception is logged and tried again later: this is the place of the broad except.
+    """
 
     reconcilers: dict[str, Callable[..., Awaitable[float | None]]] = field(default_factory=dict)
     _slots: dict[Key, _Slot] = field(default_factory=dict)

@@ -18,7 +18,8 @@ _EPSILON = 1e-9  # shares of a core are floats: 10 x 0.1 must fit on one core
 
 def plan(workloads: Iterable[Workload], nodes: Sequence[NodeState]) -> Decision:
     """Admit from the front while it fits. ``workloads`` come in their order of service and are read only up to the head
-    that blocks (``blocked_by``; all after it wait behind it), so a long line costs nothing. Total and deterministic."""
+    that blocks (``blocked_by``; all after it wait behind it), so a long line costs nothing. Total and deterministic.
+    """
     free = {node.name: node for node in nodes if node.open}
     admitted: list[Admit] = []
     waiting: list[Wait] = []

@@ -1,0 +1,131 @@
+"""Nodes over the API: read, cordon, drain, and (where the engine can) lose and restore them for a drill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.quantities import format_memory, format_time
+from penstock.base.resource import Condition
+from penstock.base.routes import Call, Endpoint
+from penstock.fleet import inventory
+from penstock.store.store import Store, Tx
+
+NODES = "/api/v1/nodes"
+Usage = Callable[[Connection], Mapping[str, Mapping[str, Any]]]
+
+
+class Why(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    reason: str = Field(default="", max_length=500)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """``usage(conn)`` says by node what is allocated and to which jobs (jobs/ knows; app.py hands it down);
+    ``lose`` and ``restore`` are the engine's, ``sync`` reads its offers again.
+    """
+
+    store: Store
+    usage: Usage
+    lose: Callable[[str], Awaitable[None]]
+    restore: Callable[[str], Awaitable[None]]
+    sync: Callable[[], Awaitable[None]]
+
+
+def endpoints(room: Room) -> list[Endpoint]:
+    def act(name: str, summary: str, work: Callable[[Call, str], Awaitable[None]]) -> Endpoint:
+        async def handler(call: Call) -> dict[str, Any]:
+            await room.store.read(lambda conn: inventory.get(conn, call.path["name"]))
+            await work(call, call.body.reason or f"{name} by {call.actor.user}")
+            return await _one(room, call.path["name"])
+
+        return Endpoint("POST", f"{NODES}/{{name}}/{name}", "nodes.write", handler, summary, body=Why)
+
+    async def listing(_call: Call) -> dict[str, Any]:
+        return {"items": await room.store.read(lambda conn: _all(room, conn)), "next_cursor": None}
+
+    async def get(call: Call) -> dict[str, Any]:
+        return await _one(room, call.path["name"])
+
+    return [
+        Endpoint("GET", NODES, "nodes.read", listing, "List nodes"),
+        Endpoint("GET", NODES + "/{name}", "nodes.read", get, "Read a node"),
+        act("cordon", "Give a node no new work", _cordon(room, drain=False)),
+        act("drain", "Cordon a node and move its jobs elsewhere", _cordon(room, drain=True)),
+        act("uncordon", "Let a node take work again", _uncordon(room)),
+        act("lose", "Drill: as if the node's power went", _told(room, room.lose)),
+        act("restore", "Bring a lost node back", _told(room, room.restore)),
+    ]
+
+
+def _cordon(room: Room, *, drain: bool) -> Callable[[Call, str], Awaitable[None]]:
+    async def work(call: Call, why: str) -> None:
+        def write(tx: Tx) -> None:
+            inventory.cordon(tx, call.path["name"], actor=call.actor.user, why=why, drain=drain)
+
+        await room.store.write(write)
+
+    return work
+
+
+def _uncordon(room: Room) -> Callable[[Call, str], Awaitable[None]]:
+    async def work(call: Call, why: str) -> None:
+        await room.store.write(lambda tx: inventory.uncordon(tx, call.path["name"], actor=call.actor.user, why=why))
+
+    return work
+
+
+def _told(room: Room, tell: Callable[[str], Awaitable[None]]) -> Callable[[Call, str], Awaitable[None]]:
+    async def work(call: Call, _why: str) -> None:
+        await tell(call.path["name"])
+        await room.sync()
+
+    return work
+
+
+async def _one(room: Room, name: str) -> dict[str, Any]:
+    def work(conn: Connection) -> dict[str, Any]:
+        return node(inventory.get(conn, name), room.usage(conn).get(name, {}))
+
+    return await room.store.read(work)
+
+
+def _all(room: Room, conn: Connection) -> list[dict[str, Any]]:
+    usage = room.usage(conn)
+    return [node(row, usage.get(row.name, {})) for row in inventory.all_nodes(conn)]
+
+
+def node(row: Row[Any], used: Mapping[str, Any]) -> dict[str, Any]:
+    gpus = json.loads(row.gpus)
+    ready = Condition(
+        "Ready", "True" if row.ready else "False", row.reason, row.message or _capacity(row, gpus), row.changed_at
+    )
+    return {
+        "kind": "Node",
+        "name": row.name,
+        "engine": row.engine,
+        "capacity": {"cpus": row.cpus, "memory": int(row.memory), "gpus": gpus},
+        "allocated": {
+            "cpus": used.get("cpus", 0.0),
+            "memory": used.get("memory", 0),
+            "gpus": sorted(used.get("gpus", ())),
+        },
+        "cordoned": bool(row.cordoned),
+        "draining": bool(row.draining),
+        "ready": bool(row.ready),
+        "reason": row.reason,
+        "message": row.message,
+        "conditions": [ready.to_dict()],
+        "joined_at": format_time(row.joined_at),
+        "jobs": used.get("jobs", []),
+    }
+
+
+def _capacity(row: Row[Any], gpus: list[Any]) -> str:
+    return f"{row.cpus:g} CPUs, {format_memory(row.memory)}, {len(gpus)} GPUs"

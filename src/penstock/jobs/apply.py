@@ -1,0 +1,223 @@
+"""``penstock apply``: YAML documents -> what would be, or was, done with each; all of them or none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.engine import Connection
+
+from penstock.base.errors import InvalidInput, NotFound, Problem
+from penstock.base.resource import Actor
+from penstock.base.routes import Call, Endpoint
+from penstock.jobs import admission, submit
+from penstock.jobs.room import Room
+from penstock.jobs.spec import JobDocument, JobSpec
+from penstock.jobs.yaml import MAX_BYTES, parse_jobs
+from penstock.scheduling.plan import plan
+from penstock.scheduling.state import Workload
+from penstock.store.store import Tx
+from penstock.tenancy.plan import decide
+
+DEFAULT_PROJECT = "default"
+
+
+class ApplyQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    dry_run: bool = False
+    project: str = Field(default=DEFAULT_PROJECT, max_length=100)
+
+
+def endpoints(room: Room) -> list[Endpoint]:
+    async def apply(call: Call) -> dict[str, Any]:
+        query: ApplyQuery = call.query
+        text = await _text(call)
+        documents = _in_order(
+            [d if d.project else d.model_copy(update={"project": query.project}) for d in parse_jobs(text)]
+        )
+        snapshots = _snapshots(call.headers.get("snapshots"))
+        documents = [_with_snapshot(d, snapshots) for d in documents]
+        _allowed(call.actor, documents)
+        if query.dry_run:
+            items = await room.store.read(lambda conn: _foresee(room, conn, call.actor, documents))
+        else:
+            items = await room.store.write(lambda tx: _carry_out(room, tx, call.actor, documents))
+        return {"dry_run": query.dry_run, "items": items}
+
+    return [
+        Endpoint(
+            "POST",
+            "/api/v1/apply",
+            "jobs.apply",
+            apply,
+            "Create or change the jobs of a YAML text",
+            query=ApplyQuery,
+            takes_bytes=True,
+            max_body=4 * MAX_BYTES,
+        )
+    ]
+
+
+async def _text(call: Call) -> str:
+    chunks = [chunk async for chunk in call.raw] if call.raw is not None else []
+    try:
+        return b"".join(chunks).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput("this is not text in UTF-8", details=[Problem("", f"byte {error.start} is not")]) from error
+
+
+def _snapshots(header: str | None) -> dict[str, str]:
+    if not header:
+        return {}
+    try:
+        found = json.loads(header)
+        return {str(k): str(v) for k, v in found.items()}
+    except (ValueError, AttributeError):
+        raise InvalidInput('the Snapshots header must be JSON: {"<workdir>": "<sha256>"}') from None
+
+
+def _with_snapshot(document: JobDocument, snapshots: dict[str, str]) -> JobDocument:
+    found = snapshots.get(document.spec.workdir or "")
+    if found is None or document.spec.snapshot is not None:
+        return document
+    spec = JobSpec.model_validate(document.spec.model_dump(exclude_defaults=True) | {"snapshot": found})
+    return document.model_copy(update={"spec": spec})
+
+
+def _in_order(documents: list[JobDocument]) -> list[JobDocument]:
+    """Those that others of the same text depend on come first. Raises InvalidInput for a circle."""
+    names = {(d.project, d.name): d for d in documents}
+    ordered: list[JobDocument] = []
+    state: dict[tuple[str | None, str], int] = {}
+
+    def visit(document: JobDocument, trail: tuple[str, ...]) -> None:
+        key = (document.project, document.name)
+        if state.get(key) == 2:
+            return
+        if state.get(key) == 1:
+            circle = " -> ".join([*trail, document.name])
+            raise InvalidInput("jobs depend on each other in a circle", details=[Problem("spec.depends_on", circle)])
+        state[key] = 1
+        for need in document.spec.depends_on:
+            other = names.get((document.project, need.job))
+            if other is not None:
+                visit(other, (*trail, document.name))
+        state[key] = 2
+        ordered.append(document)
+
+    for document in documents:
+        visit(document, ())
+    return ordered
+
+
+def _allowed(actor: Actor, documents: list[JobDocument]) -> None:
+    for document in documents:
+        if not decide(actor, "jobs.create", document.project):
+            raise NotFound(f"there is no project {document.project!r} in which you may submit jobs")
+
+
+def _carry_out(room: Room, tx: Tx, actor: Actor, documents: list[JobDocument]) -> list[dict[str, Any]]:
+    problems = [p for d in documents for p in _problems(room, tx.conn, actor, d, documents)]
+    if problems:
+        raise InvalidInput("nothing was applied", details=problems)
+    items = []
+    for document in documents:
+        project = document.project or DEFAULT_PROJECT
+        row = _existing(tx.conn, project, document.name)
+        if row is None:
+            new = submit.NewJob(project, document.name, actor.user, document.spec, room.runs_as(actor), document.labels)
+            submit.create(tx, new)
+            action, changed = "create", []
+        else:
+            changed = submit.changes(JobSpec.model_validate_json(row.spec), document.spec)
+            action = submit.replace(tx, row, document.spec, actor=actor.user)
+        after = submit.find(tx.conn, project, document.name)
+        items.append(_item(document, action, changed, [], room.to_json(tx.conn, after)))
+    return items
+
+
+def _foresee(room: Room, conn: Connection, actor: Actor, documents: list[JobDocument]) -> list[dict[str, Any]]:
+    """What would happen now: nothing is written, and the very planner that admits says where each would run."""
+    problems = [p for d in documents for p in _problems(room, conn, actor, d, documents)]
+    if problems:
+        raise InvalidInput("nothing would be applied", details=problems)
+    items = []
+    for document in documents:
+        project = document.project or DEFAULT_PROJECT
+        row = _existing(conn, project, document.name)
+        changed: list[str] = []
+        action = "create"
+        if row is not None:
+            changed = submit.changes(JobSpec.model_validate_json(row.spec), document.spec)
+            action = "update" if changed else "unchanged"
+        lines = _forecast(room, conn, document) if action != "unchanged" else []
+        items.append(_item(document, action, changed, lines, None))
+    return items
+
+
+def _forecast(room: Room, conn: Connection, document: JobDocument) -> list[str]:
+    spec, now = document.spec, room.store.clock()
+    ask = Workload(
+        "new",
+        document.name,
+        now,
+        spec.nodes,
+        spec.resources.cpus,
+        spec.resources.memory or 0,
+        spec.resources.gpus,
+        spec.resources.gpu_model,
+    )
+    line = [*admission.line(conn, now, room.memory, {}), ask]
+    decision = plan(line, admission.snapshot(conn, room.memory))
+    mine = next((a for a in decision.admit if a.job_id == "new"), None)
+    wait = next((w for w in decision.wait if w.job_id == "new"), None)
+    tasks = f" ({spec.array.count} tasks)" if spec.array else ""
+    head = (
+        f"run {' '.join(spec.command)[:120]}{tasks} with {spec.effective_launcher()}, {spec.nodes} x {spec.procs} ranks"
+    )
+    if spec.depends_on:
+        return [head, "wait for " + ", ".join(d.job for d in spec.depends_on)]
+    if mine is not None:
+        return [head, f"admit at once {mine.message}"]
+    if wait is not None:
+        return [head, f"{wait.reason}: {wait.message}"]
+    return [head, f"wait behind {decision.blocked_by}, which came first"]
+
+
+def _existing(conn: Connection, project: str, name: str) -> Any | None:
+    try:
+        return submit.find(conn, project, name)
+    except NotFound:
+        return None
+
+
+def _problems(
+    room: Room, conn: Connection, actor: Actor, document: JobDocument, together: list[JobDocument]
+) -> list[Problem]:
+    project = document.project or DEFAULT_PROJECT
+    found = room.check(conn, actor, project, document.spec, f"{document.name}: spec")
+    beside = {d.name for d in together if (d.project or DEFAULT_PROJECT) == project}
+    for index, need in enumerate(document.spec.depends_on):
+        if need.job not in beside and _existing(conn, project, need.job) is None:
+            found.append(
+                Problem(
+                    f"{document.name}: spec.depends_on[{index}].job", f"there is no job {need.job!r} in {project!r}"
+                )
+            )
+    return found
+
+
+def _item(
+    document: JobDocument, action: str, changed: list[str], lines: list[str], resource: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "kind": "Job",
+        "project": document.project,
+        "name": document.name,
+        "action": action,
+        "changes": changed,
+        "workdir": document.spec.workdir if document.spec.snapshot is None else None,
+        "plan": lines,
+        "resource": resource,
+    }

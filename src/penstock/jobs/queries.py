@@ -1,0 +1,296 @@
+"""Rows -> the JSON that docs/internals.md shows; nothing here changes anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import Select, func, or_, select
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.errors import InvalidInput, Problem
+from penstock.base.quantities import format_time
+from penstock.base.reasons import Reason
+from penstock.base.resource import Condition
+from penstock.jobs import admission, progression, submit
+from penstock.jobs.spec import JobSpec
+from penstock.jobs.state import ACTIVE, FINAL, Phase
+from penstock.jobs.tables import attempts, jobs
+from penstock.scheduling.plan import explain
+from penstock.scheduling.state import Wait
+
+_GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}
+
+
+def listing(
+    conn: Connection,
+    *,
+    projects: Collection[str] | None,
+    phases: Collection[str] = (),
+    text: str | None = None,
+    limit: int = 100,
+    before: int | None = None,
+) -> list[Row[Any]]:
+    """Newest first; ``projects`` None means all; ``before`` is the last seq of the page before."""
+    query = _filtered(select(jobs), projects, phases, text)
+    if before is not None:
+        query = query.where(jobs.c.seq < before)
+    return list(conn.execute(query.order_by(jobs.c.seq.desc()).limit(limit)))
+
+
+def _filtered(
+    query: Select[Any], projects: Collection[str] | None, phases: Collection[str], text: str | None
+) -> Select[Any]:
+    if projects is not None:
+        query = query.where(jobs.c.project.in_(sorted(projects)))
+    wanted = [p for name in phases for p in _GROUPS.get(name, [name])]
+    unknown = [p for p in wanted if p not in list(Phase)]
+    if unknown:
+        known = ", ".join([*Phase, *_GROUPS])
+        raise InvalidInput("unknown phase", details=[Problem("phase", f"{unknown[0]!r} is none of {known}")])
+    if wanted:
+        query = query.where(jobs.c.phase.in_(wanted))
+    if text:
+        like = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        query = query.where(or_(jobs.c.name.like(like, escape="\\"), jobs.c.user.like(like, escape="\\")))
+    return query
+
+
+def counts(conn: Connection, projects: Collection[str] | None, text: str | None = None) -> dict[str, int]:
+    """How many jobs of each phase."""
+    query = _filtered(select(jobs.c.phase, func.count()), projects, (), text).group_by(jobs.c.phase)
+    return {phase: int(count) for phase, count in conn.execute(query)}
+
+
+def project_names(conn: Connection) -> list[str]:
+    """Every project that has, or had, a job."""
+    return list(conn.execute(select(jobs.c.project).distinct().order_by(jobs.c.project)).scalars())
+
+
+def usage(conn: Connection) -> dict[str, dict[str, Any]]:
+    """By node: what is allocated and to which jobs."""
+    query = (
+        select(attempts.c.groups, jobs.c.project, jobs.c.name)
+        .select_from(attempts.join(jobs, jobs.c.id == attempts.c.job_id))
+        .where(attempts.c.phase.in_([p.value for p in ACTIVE]))
+        .order_by(jobs.c.seq)
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for row in conn.execute(query):
+        for group in json.loads(row.groups):
+            node = found.setdefault(group["node"], {"cpus": 0.0, "memory": 0, "gpus": [], "jobs": []})
+            node["cpus"] = round(node["cpus"] + group["cpus"], 6)
+            node["memory"] += group["memory"] or 0
+            node["gpus"] += [gpu["id"] for gpu in group["gpus"]]
+            node["jobs"].append({"project": row.project, "name": row.name})
+    return found
+
+
+def restarts_in_play(conn: Connection, rows: Collection[Row[Any]]) -> dict[str, int]:
+    """Restarts in place of attempts that still run, by job id: the job's own count has those of ended ones only."""
+    ids = [row.id for row in rows if row.phase in ACTIVE]
+    if not ids:
+        return {}
+    query = select(attempts.c.job_id, attempts.c.restarts).where(
+        attempts.c.job_id.in_(ids), attempts.c.ended_at.is_(None), attempts.c.restarts > 0
+    )
+    return {row.job_id: row.restarts for row in conn.execute(query)}
+
+
+def job(row: Row[Any], progress: Mapping[str, Any] | None = None, in_play: int = 0) -> dict[str, Any]:
+    """A Job as JSON; ``progress`` is the last report while it runs."""
+    shown = progress if progress is not None else json.loads(row.progress) if row.progress else None
+    body: dict[str, Any] = {
+        "kind": "Job",
+        "project": row.project,
+        "name": row.name,
+        "id": row.id,
+        "generation": row.generation,
+        "user": row.user,
+        "created_at": format_time(row.created_at),
+        "labels": json.loads(row.labels),
+        "spec": spec(row),
+        "status": {
+            "phase": row.phase,
+            "reason": row.reason,
+            "message": row.message,
+            "observed_generation": row.observed_generation,
+            "conditions": [c.to_dict() for c in conditions(row)],
+            "attempt": row.attempt,
+            "restarts": row.restarts + in_play,
+            "nodes": json.loads(row.nodes),
+            "queued_at": format_time(row.queued_at),
+            "started_at": format_time(row.started_at),
+            "finished_at": format_time(row.finished_at),
+            "exit_code": row.exit_code,
+            "signal": row.signal,
+            "progress": shown,
+        },
+    }
+    if row.array_of is not None:
+        body["array_of"] = row.array_of
+        body["array_index"] = row.array_index
+    return body
+
+
+def spec(row: Row[Any]) -> dict[str, Any]:
+    """The spec with its defaults filled in."""
+    model = JobSpec.model_validate_json(row.spec)
+    body = model.model_dump(mode="json", exclude_none=True)
+    body["launcher"] = model.effective_launcher()
+    return body
+
+
+def conditions(row: Row[Any]) -> list[Condition]:
+    """Admitted, Running, Finished: derived from the row, so that they cannot disagree with it."""
+    phase, since = row.phase, row.phase_at
+    admitted = phase in ACTIVE or (phase in FINAL and row.attempt > 0)
+    ended = phase in FINAL
+    at_admission = since if phase == Phase.STARTING else (row.started_at or since)
+    return [
+        Condition("Admitted", _truth(admitted), Reason.Admitted if admitted else row.reason, row.message, at_admission),
+        Condition("Running", _truth(phase in (Phase.RUNNING, Phase.STOPPING)), row.reason, row.message, since),
+        Condition("Finished", _truth(ended), row.reason, row.message, row.finished_at if ended else row.created_at),
+    ]
+
+
+def _truth(value: bool) -> str:
+    return "True" if value else "False"
+
+
+def array_counts(conn: Connection, row: Row[Any]) -> dict[str, int] | None:
+    """Tasks of an array by phase; None for what is no array."""
+    if row.array_count is None or row.array_of is not None:
+        return None
+    found: dict[str, int] = dict(
+        conn.execute(
+            select(jobs.c.phase, func.count()).where(jobs.c.array_of == row.id).group_by(jobs.c.phase)
+        ).tuples()
+    )
+    return {
+        "total": row.array_count,
+        "succeeded": found.get(Phase.SUCCEEDED, 0),
+        "failed": found.get(Phase.FAILED, 0),
+        "cancelled": found.get(Phase.CANCELLED, 0),
+        "running": sum(found.get(p, 0) for p in ACTIVE),
+        "pending": found.get(Phase.PENDING, 0),
+    }
+
+
+def attempt_rows(conn: Connection, job_id: str) -> list[Row[Any]]:
+    return list(conn.execute(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)))
+
+
+def attempt(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "number": row.number,
+        "generation": row.generation,
+        "phase": row.phase,
+        "reason": row.reason,
+        "message": row.message,
+        "engine": row.engine,
+        "nodes": [group["node"] for group in json.loads(row.groups)],
+        "groups": json.loads(row.groups),
+        "submitted_at": format_time(row.admitted_at),
+        "started_at": format_time(row.started_at),
+        "ended_at": format_time(row.ended_at),
+        "exit_code": row.exit_code,
+        "signal": row.signal,
+        "restarts": row.restarts,
+        "ranks": json.loads(row.ranks),
+    }
+
+
+def why(conn: Connection, row: Row[Any], now: float, memory: admission.Memory) -> dict[str, Any]:
+    """Why a job is where it is: for a waiting one from a fresh look at the fleet and the line before it."""
+    evidence: list[str] = []
+    helps: list[str] = []
+    reason, message = row.reason, row.message
+    if row.phase == Phase.PENDING and row.held is None:
+        wait, evidence = _why_waiting(conn, row, now, memory)
+        reason, message, helps = wait.reason, wait.message, list(wait.helps)
+    elif row.phase == Phase.PENDING and row.held == "slot":
+        helps = ["a task of the array to end, or a larger max_parallel"]
+    elif row.phase == Phase.PENDING and row.held == "dependency":
+        helps = ["`penstock get` shows the jobs that it waits for"]
+    elif row.phase in FINAL:
+        evidence = [_ending(a) for a in attempt_rows(conn, row.id)]
+        helps = _after_failure(row)
+    return {
+        "project": row.project,
+        "name": row.name,
+        "phase": row.phase,
+        "reason": reason,
+        "message": message,
+        "evidence": evidence,
+        "helps": helps,
+    }
+
+
+def _why_waiting(conn: Connection, row: Row[Any], now: float, memory: admission.Memory) -> tuple[Wait, list[str]]:
+    nodes = admission.snapshot(conn, memory)
+    lines = [
+        f"node {n.name}: {max(n.free_cpus, 0):g} of {n.cpus:g} CPUs and {len(n.free_gpus)} of {n.gpus} GPUs free"
+        + (f", {n.why_closed}" if n.why_closed else "")
+        for n in nodes[:20]
+    ]
+    if row.next_at is not None and row.next_at > now:
+        wait = Wait(row.id, Reason.BackingOff, f"{row.message}; {row.next_at - now:.0f} s to go")
+        return wait, lines
+    ahead = conn.execute(
+        select(func.count())
+        .select_from(jobs)
+        .where(
+            jobs.c.phase == Phase.PENDING,
+            jobs.c.held.is_(None),
+            or_(
+                jobs.c.priority > row.priority,
+                (jobs.c.priority == row.priority) & (jobs.c.queued_at < row.queued_at),
+                (jobs.c.priority == row.priority) & (jobs.c.queued_at == row.queued_at) & (jobs.c.seq < row.seq),
+            ),
+            jobs.c.reason != Reason.Unschedulable,
+        )
+    ).scalar_one()
+    own = explain(admission.workload(row, memory.spec(row)), nodes, [n for n in nodes if n.open])
+    if own.reason is Reason.Unschedulable or not ahead:
+        return own, lines
+    behind = f"{ahead} job{'s are' if ahead != 1 else ' is'} before it in line; by itself it {own.message}"
+    return Wait(row.id, Reason.WaitingBehind, behind, own.helps), [f"{ahead} ahead in line", *lines]
+
+
+def _ending(row: Row[Any]) -> str:
+    ended = format_time(row.ended_at) or "not yet"
+    return f"attempt {row.number}: {row.reason} at {ended}" + (f": {row.message}" if row.message else "")
+
+
+def _after_failure(row: Row[Any]) -> list[str]:
+    log = f"`penstock logs {row.name}`"
+    return {
+        Reason.OutOfMemory: [f"a larger --memory, or a smaller batch; {log} shows how far it came"],
+        Reason.TimeLimit: ["a longer --time-limit, or checkpoints and --max-restarts"],
+        Reason.Failed: [f"{log} shows what it printed last"],
+        Reason.CommandNotFound: ["name the program by its path, or the --venv that holds it"],
+        Reason.NotExecutable: ["`chmod +x` it, or name its interpreter (`-- python train.py`)"],
+    }.get(row.reason, [])
+
+
+def find_attempt(conn: Connection, row: Row[Any], number: int | None) -> Row[Any] | None:
+    """The numbered attempt, or the newest; None before the first."""
+    if number is None:
+        return progression.current_attempt(conn, row)
+    found = conn.execute(select(attempts).where(attempts.c.job_id == row.id, attempts.c.number == number)).first()
+    if found is None:
+        raise InvalidInput(
+            f"job {row.name!r} has no attempt {number}",
+            details=[Problem("attempt", f"there are {row.attempt}: 1 to {row.attempt}" if row.attempt else "none yet")],
+        )
+    return found
+
+
+def task_parent(conn: Connection, row: Row[Any]) -> str | None:
+    """The name of the array that a task belongs to."""
+    if row.array_of is None:
+        return None
+    parent = submit.by_id(conn, row.array_of)
+    return parent.name if parent is not None else None

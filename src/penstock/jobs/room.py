@@ -1,0 +1,114 @@
+"""What the routes of this room work with, put together once in app.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.errors import InvalidInput, NotFound, Problem
+from penstock.base.reasons import Reason
+from penstock.base.resource import Actor
+from penstock.engines.spec import Engine
+from penstock.jobs import admission, queries, submit
+from penstock.jobs.launch import needs
+from penstock.jobs.spec import JobSpec
+from penstock.store.events import EventRow
+from penstock.store.store import Store, Tx
+
+ENDED_KEPT = 10_000
+Holds = Callable[[Connection, str, str], bool]
+
+
+@dataclass(slots=True)
+class Room:
+    """``holds(conn, user, sha256)`` says whether a user has uploaded a snapshot; ``unix_user`` is the fall-back for users
+    that are mapped to none (None: jobs run as the server's own user).
+    """
+
+    store: Store
+    engine: Engine
+    progress: Mapping[str, Mapping[str, Any]]
+    holds: Holds
+    require_project: Callable[[Connection, str], None]
+    unix_user: str | None = None
+    as_root: bool = False
+    memory: admission.Memory = field(default_factory=admission.Memory)
+    changes: int = 0  # grows with every commit that was heard of
+    ended_attempts: OrderedDict[tuple[str, int], None] = field(default_factory=OrderedDict)  # the last ENDED_KEPT
+    _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Begin to wake watchers; call once the event loop runs."""
+        self.store.listen(self._heard)
+
+    def _heard(self, events: list[EventRow]) -> None:
+        for event in events:
+            if event.reason == Reason.AttemptEnded:
+                self.ended_attempts[event.subject_id, int(event.data["attempt"])] = None
+                if len(self.ended_attempts) > ENDED_KEPT:
+                    self.ended_attempts.popitem(last=False)
+            if self._watchers:
+                self.wake(event.subject_id)
+        self.changes += 1
+
+    def wake(self, job_id: str) -> None:
+        """A job's row or progress changed."""
+        for event in self._watchers.get(job_id, ()):
+            event.set()
+
+    @asynccontextmanager
+    async def watching(self, job_id: str) -> AsyncIterator[asyncio.Event]:
+        """An asyncio.Event that is set at every change of the job."""
+        event = asyncio.Event()
+        self._watchers.setdefault(job_id, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._watchers[job_id].discard(event)
+            if not self._watchers[job_id]:
+                del self._watchers[job_id]
+
+    async def row(self, path: Mapping[str, str]) -> Row[Any]:
+        return await self.store.read(lambda conn: submit.find(conn, path["project"], path["name"]))
+
+    async def shown(self, project: str, name: str) -> dict[str, Any]:
+        """The Job as JSON, with its array's counts and its last report."""
+        return await self.store.read(lambda conn: self.to_json(conn, submit.find(conn, project, name)))
+
+    def to_json(self, conn: Connection, row: Row[Any]) -> dict[str, Any]:
+        in_play = queries.restarts_in_play(conn, [row]).get(row.id, 0)
+        body = queries.job(row, self.progress.get(row.id), in_play)
+        counts = queries.array_counts(conn, row)
+        if counts is not None:
+            body["status"]["array"] = counts
+        return body
+
+    def runs_as(self, actor: Actor) -> str | None:
+        """The Unix user of an actor's jobs; None when the server is not root and can be no one else."""
+        return (actor.unix_user or self.unix_user) if self.as_root else None
+
+    def check(self, conn: Connection, actor: Actor, project: str, spec: JobSpec, path: str = "spec") -> list[Problem]:
+        """What only this server can say of a spec: the engine's refusals, a snapshot that is not the user's."""
+        problems = [
+            Problem(f"{path}.{p.path}" if p.path else path, p.message) for p in self.engine.validate(needs(spec))
+        ]
+        if spec.snapshot is not None and not self.holds(conn, actor.user, spec.snapshot):
+            problems.append(Problem(f"{path}.snapshot", "no such snapshot was uploaded by you"))
+        try:
+            self.require_project(conn, project)
+        except NotFound as error:
+            problems.append(Problem("project", error.message))
+        return problems
+
+    def create(self, tx: Tx, actor: Actor, new: submit.NewJob) -> str:
+        """Check and insert. Raises InvalidInput with all that is wrong, Conflict."""
+        problems = self.check(tx.conn, actor, new.project, new.spec)
+        if problems:
+            raise InvalidInput("the job cannot run here", details=problems)
+        return submit.create(tx, new)

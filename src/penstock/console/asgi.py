@@ -1,19 +1,19 @@
 """The console's routes. Thin on purpose: what draws pages (Jinja2, templates, view models) loads at the first page.
 
-Seam with the API (docs/internals.md, "Console"): the API's middleware stands in front and checks Host, Origin and body
-size; ``Gate`` says who asks and ``Gate.ask`` calls the endpoints that programs call, so a page can show nothing that the
-API would refuse.
+Seam with the API (docs/internals.md, "Console"): ``api.asgi.App`` stands in front and checks Host, Origin, session and body
+size; ``Gate.ask`` calls the endpoints that programs call, so a page can show nothing that the API would refuse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from penstock.base.errors import InvalidInput, NotFound, PenstockError, Unauthenticated
 from penstock.base.resource import Actor
@@ -22,30 +22,42 @@ from penstock.console.static import Assets
 if TYPE_CHECKING:
     from penstock.console.pages import Pages
 
-COOKIE = "penstock_token"
+PUBLIC_PATHS = ("/login", "/logout", "/favicon.ico", "/static/")  # what the API lets through without a session
 _COOKIE_DAYS = 30
 _FORM_BYTES = 65_536
 _NODE_VERBS = frozenset({"cordon", "uncordon", "drain"})
 
 
-class Gate(Protocol):
-    """What the console is handed: who asks, what they may do, and the API's own endpoints."""
+class Ask(Protocol):
+    """Calls the endpoint that ``path`` names and answers its JSON; raises ``PenstockError`` as the API would answer it."""
 
-    async def ask(
+    async def __call__(
         self, method: str, path: str, actor: Actor, query: Mapping[str, Any] | None = None, body: Any = None
-    ) -> Any:
-        """The endpoint's JSON answer; raises ``PenstockError`` as the API would answer it."""
-
-    async def who(self, token: str) -> Actor | None:
-        """Whose token it is; None where it is nobody's (any more)."""
-
-    def may(self, actor: Actor, verb: str, project: str) -> bool:
-        """Whether to show a button; the endpoint decides again."""
+    ) -> Any: ...
 
 
-def build(gate: Gate, *, secure: bool = False) -> list[Route]:
-    """The console's routes; ``secure`` marks the cookie for TLS. The last route answers what nothing else does."""
-    console = _Console(gate, secure)
+class May(Protocol):
+    """Whether to show a button; the endpoint decides again."""
+
+    def __call__(self, actor: Actor, verb: str, project: str | None = None) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the console is handed: the API's own endpoints, and who stands at the door."""
+
+    ask: Ask
+    may: May
+    signed_in: Callable[[Request], Actor | None]
+    log_in: Callable[[str], Awaitable[str]]  # a token for a session's secret; raises Unauthenticated
+    log_out: Callable[[str], Awaitable[None]]
+    cookie: str  # its name
+    secure: bool = False  # served over TLS: the cookie travels over nothing else
+
+
+def build(gate: Gate) -> list[BaseRoute]:
+    """The console's routes. The last one answers whatever nothing else does, so they go to the end of the table."""
+    console = _Console(gate)
     page, form = console.page, console.form
     return [
         Route("/static/{stamp}/{path:path}", console.static, methods=["GET", "HEAD"]),
@@ -55,18 +67,17 @@ def build(gate: Gate, *, secure: bool = False) -> list[Route]:
         Route("/logout", console.logout, methods=["POST"]),
         Route("/", page("jobs"), methods=["GET"]),
         Route("/jobs/{project}/{name}", page("job"), methods=["GET"]),
-        Route("/jobs/{project}/{name}/cancel", form("cancel"), methods=["POST"]),
+        Route("/jobs/{project}/{name}/cancel", form(console.cancel), methods=["POST"]),
         Route("/nodes", page("nodes"), methods=["GET"]),
-        Route("/nodes/{name}/{verb}", form("node"), methods=["POST"]),
+        Route("/nodes/{name}/{verb}", form(console.change_node), methods=["POST"]),
         Route("/events", page("events"), methods=["GET"]),
         Route("/{path:path}", console.missing, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
     ]
 
 
 class _Console:
-    def __init__(self, gate: Gate, secure: bool) -> None:
+    def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._secure = secure
         self._assets = Assets()
         self._pages: Pages | None = None
 
@@ -78,17 +89,21 @@ class _Console:
             self._pages = Pages(self._gate, self._assets)
         return self._pages
 
-    async def _actor(self, request: Request) -> Actor | None:
-        token = request.cookies.get(COOKIE)
-        return await self._gate.who(token) if token else None
-
     def page(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def show(request: Request, actor: Actor) -> Response:
+            return await self._draw().show(name, request, actor)
+
+        return self.form(show)
+
+    def form(self, act: Callable[[Request, Actor], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """For the signed in alone; what the API refuses becomes a page that says so."""
+
         async def answer(request: Request) -> Response:
-            actor = await self._actor(request)
+            actor = self._gate.signed_in(request)
             if actor is None:
                 return _to_login(request)
             try:
-                return await self._draw().show(name, request, actor)
+                return await act(request, actor)
             except Unauthenticated:
                 return _to_login(request)
             except PenstockError as error:
@@ -96,25 +111,13 @@ class _Console:
 
         return answer
 
-    def form(self, name: str) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            actor = await self._actor(request)
-            if actor is None:
-                return _to_login(request)
-            try:
-                return await (self._cancel if name == "cancel" else self._node)(request, actor)
-            except PenstockError as error:
-                return self._draw().error(request, error, actor)
-
-        return answer
-
-    async def _cancel(self, request: Request, actor: Actor) -> Response:
+    async def cancel(self, request: Request, actor: Actor) -> Response:
         project, name = (quote(request.path_params[k], safe="") for k in ("project", "name"))
         body = _reason(await _fields(request))
         await self._gate.ask("POST", f"/api/v1/projects/{project}/jobs/{name}/cancel", actor, body=body)
         return RedirectResponse(f"/jobs/{project}/{name}", 303)
 
-    async def _node(self, request: Request, actor: Actor) -> Response:
+    async def change_node(self, request: Request, actor: Actor) -> Response:
         name, verb = request.path_params["name"], request.path_params["verb"]
         if verb not in _NODE_VERBS:
             raise NotFound(f"nodes cannot be {verb!r}")
@@ -127,20 +130,25 @@ class _Console:
 
     async def login(self, request: Request) -> Response:
         fields = await _fields(request)
-        token = "".join(fields.get("token", "").split())
-        actor = await self._gate.who(token) if token else None
-        if actor is None:
-            return self._draw().login(request, refused=True, after=fields.get("next", "/"))
-        answer = RedirectResponse(own_path(fields.get("next", "/")), 303)
-        answer.set_cookie(
-            COOKIE, token, max_age=_COOKIE_DAYS * 86400, httponly=True, samesite="strict", secure=self._secure, path="/"
-        )
+        after = own_path(fields.get("next", "/"))
+        try:
+            secret = await self._gate.log_in("".join(fields.get("token", "").split()))
+        except Unauthenticated:
+            return self._draw().login(request, refused=True, after=after)
+        answer = RedirectResponse(after, 303)
+        answer.set_cookie(self._gate.cookie, secret, max_age=_COOKIE_DAYS * 86400, **self._cookie_kind())
         return answer
 
-    async def logout(self, request: Request) -> Response:  # noqa: ARG002 - a route's signature
+    async def logout(self, request: Request) -> Response:
+        secret = request.cookies.get(self._gate.cookie)
+        if secret:
+            await self._gate.log_out(secret)
         answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict", secure=self._secure)
+        answer.delete_cookie(self._gate.cookie, **self._cookie_kind())
         return answer
+
+    def _cookie_kind(self) -> dict[str, Any]:
+        return {"path": "/", "httponly": True, "samesite": "strict", "secure": self._gate.secure}
 
     async def static(self, request: Request) -> Response:
         found = self._assets.answer(request)
@@ -150,7 +158,7 @@ class _Console:
         return RedirectResponse(self._assets.address("favicon.svg"), 308)
 
     async def missing(self, request: Request) -> Response:
-        actor = await self._actor(request)
+        actor = self._gate.signed_in(request)
         return self._draw().error(request, NotFound("There is no page at this address."), actor)
 
 

@@ -17,7 +17,17 @@ from penstock.base.resource import Actor
 from penstock.console.render import Renderer
 from penstock.console.static import Assets
 from penstock.fleet.page import node_card, summary
-from penstock.jobs.page import PHASES, JobRow, attempt_rows, event_row, headline_series, job_head, job_row, phase_badge, spark
+from penstock.jobs.page import (
+    PHASES,
+    JobRow,
+    attempt_rows,
+    event_row,
+    headline_series,
+    job_head,
+    job_row,
+    phase_badge,
+    spark,
+)
 from penstock.jobs.timeline import timeline
 
 if TYPE_CHECKING:
@@ -63,7 +73,9 @@ class Pages:
             self._gate.ask("GET", "/api/v1/jobs/summary", actor, within),
         )
         rows = [job_row(job) for job in answer["items"]]
-        sparks = dict(zip((row.id for row in rows), await asyncio.gather(*(self._spark(r, actor) for r in rows)), strict=True))
+        sparks = dict(
+            zip((row.id for row in rows), await asyncio.gather(*(self._spark(r, actor) for r in rows)), strict=True)
+        )
         context = {
             "user": actor.user,
             "rows": rows,

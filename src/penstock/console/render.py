@@ -63,13 +63,13 @@ class Renderer:
         shared = {"theme": theme if theme in THEMES else "", "path": request.url.path, "now": time.time()}
         headers = dict(_SECURITY)
         if part and request.headers.get("hx-request"):
-            body = self.text(part, {**shared, **context}).encode()
+            body = self.text(part, {**shared, **context, "whole": False}).encode()
             rev = hashlib.blake2b(body, digest_size=9).hexdigest()
             headers["Penstock-Rev"] = rev
             if request.headers.get("penstock-seen") == rev:
                 return Response(status_code=204, headers=headers)
         else:
-            body = self.text(template, {**shared, **context}).encode()
+            body = self.text(template, {**shared, **context, "whole": True}).encode()
         if len(body) > 1400 and "gzip" in request.headers.get("accept-encoding", ""):
             body = gzip.compress(body, 3, mtime=0)
             headers["Content-Encoding"] = "gzip"

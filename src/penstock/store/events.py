@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, select
 
 from penstock.store.tables import events, heads
 
@@ -89,24 +89,34 @@ def load_head(conn: Connection, *, lock: bool = False) -> Head:
     return Head(row.seq, row.hash) if row else Head(0, GENESIS)
 
 
+class Filters(TypedDict, total=False):
+    """What ``page`` may be narrowed by; None is as good as nothing."""
+
+    kind: str | None
+    project: str | Collection[str] | None  # a collection: of any of them ("" is the fleet's own)
+    name: str | None
+    reason: str | None
+    actor: str | None
+
+
 def page(
     conn: Connection,
     *,
     after: int | None = None,
     limit: int = 100,
-    kind: str | None = None,
-    project: str | Collection[str] | None = None,
-    name: str | None = None,
-    reason: str | None = None,
-    actor: str | None = None,
     newest_first: bool = False,
+    **filters: Unpack[Filters],
 ) -> list[EventRow]:
     """Events in order, at most ``limit``.
 
     ``after`` is the last ``seq`` of the page before: rows above it, or with ``newest_first`` rows below it.
-    ``project`` may be a collection: events of any of them ("" is the fleet's own).
     """
-    query = _filtered(kind=kind, project=project, name=name, reason=reason, actor=actor)
+    query = select(events)
+    for column, value in filters.items():
+        if isinstance(value, str):
+            query = query.where(events.c[column] == value)
+        elif isinstance(value, Collection):
+            query = query.where(events.c[column].in_(sorted(value)))
     if after is not None:
         query = query.where(events.c.seq < after if newest_first else events.c.seq > after)
     query = query.order_by(events.c.seq.desc() if newest_first else events.c.seq).limit(limit)
@@ -118,18 +128,6 @@ def last_seq(conn: Connection) -> int:
     return load_head(conn).seq
 
 
-def _filtered(*, project: str | Collection[str] | None, **equal: str | None) -> Select[Any]:
-    query = select(events)
-    for column, value in equal.items():
-        if value is not None:
-            query = query.where(events.c[column] == value)
-    if isinstance(project, str):
-        query = query.where(events.c.project == project)
-    elif project is not None:
-        query = query.where(events.c.project.in_(sorted(project)))
-    return query
-
-
 def verify(conn: Connection) -> Verification:
     """Read the whole chain in order, a bounded number of rows at a time, and name the first bad row.
 
@@ -138,13 +136,32 @@ def verify(conn: Connection) -> Verification:
     as well is only caught by comparing ``head`` with one kept elsewhere.
     """
     head = load_head(conn)
-    good = Head(0, GENESIS)
+    chain = Chain()
     for row in conn.execution_options(yield_per=_VERIFY_ROWS).execute(select(events).order_by(events.c.seq)):
-        bad = _check_row(good, tuple(row))
-        if bad:
-            return Verification(good.seq, *bad, head)
-        good = Head(row.seq, row.hash)
-    return Verification(good.seq, *_check_end(good, head), head)
+        if not chain.add(tuple(row)):
+            break
+    return chain.end(head)
+
+
+class Chain:
+    """Verifies rows handed to it in order; remembers one row only."""
+
+    def __init__(self) -> None:
+        self.good = Head(0, GENESIS)
+        self.bad: tuple[int, str] | None = None
+
+    def add(self, row: tuple[Any, ...]) -> bool:
+        """Whether the chain holds so far; after the first bad row nothing is looked at any more."""
+        if self.bad is None:
+            self.bad = _check_row(self.good, row)
+            if self.bad is None:
+                self.good = Head(row[0], row[-1])
+        return self.bad is None
+
+    def end(self, head: Head) -> Verification:
+        """What came of it, ``head`` being the recorded end."""
+        seq, problem = self.bad or _check_end(self.good, head)
+        return Verification(self.good.seq, seq, problem, head)
 
 
 def _check_row(good: Head, row: tuple[Any, ...]) -> tuple[int, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import URL, Connection
@@ -146,10 +147,11 @@ class Store:
         self._reading.dispose()
         self._writing.dispose()
 
-    def _settle(self, outcomes: list[Outcome], rows: list[EventRow]) -> None:
+    def _settle(self, outcomes: list[Outcome], rows: list[EventRow], rewound: bool) -> None:
         """In the event loop, once per commit: listeners first, so that a caller who goes on has been seen."""
-        if rows:
-            self._hand_out(rows)
+        if rewound and rows:
+            self._seen = rows[0].seq - 1
+        self._hand_out(rows)
         for outcome in outcomes:
             future = outcome.item.future
             if future.done():
@@ -160,10 +162,14 @@ class Store:
                 future.set_result(outcome.value)
 
     def _hand_out(self, rows: list[EventRow]) -> None:
-        if self._behind is not None and rows[0].seq != self._seen + 1:
+        """Give listeners what they have not seen. Own commits and the poller's finds may come in either order."""
+        rows = [row for row in rows if row.seq > self._seen]
+        if not rows:
+            return
+        if self._behind is not None and rows[0].seq > self._seen + 1:
             self._behind.set()  # others' events lie between: the poller brings all of them in order
             return
-        self._seen = max(self._seen, rows[-1].seq)
+        self._seen = rows[-1].seq
         loop = asyncio.get_running_loop()
         for listener in tuple(self._listeners):
             loop.call_soon(listener, rows)  # what one raises goes to the loop's exception handler, not to the others
@@ -174,16 +180,18 @@ class Store:
                 async with asyncio.timeout(POLL_S):
                     await behind.wait()
             except TimeoutError:
-                pass
+                pass  # nobody asked; look anyway
             behind.clear()
+            seen = self._seen
             try:
-                rows = await self.read(lambda conn: events.page(conn, after=self._seen, limit=_POLL_ROWS))
+                newest, rows = await self.read(partial(_newer, seen))
             except (PenstockError, SQLAlchemyError):
                 continue  # whoever writes is told; this tries again
-            rows = [row for row in rows if row.seq > self._seen]
-            if rows:
-                self._hand_out(rows)
-            if len(rows) >= _POLL_ROWS:
+            if newest < seen:  # another server restored a backup: go on from the event that says so
+                self._seen = newest - 1
+                behind.set()
+            self._hand_out(rows)
+            if len(rows) == _POLL_ROWS:
                 behind.set()
 
     def _read_here(self, fn: Callable[[Connection], T]) -> T:
@@ -217,3 +225,8 @@ class Store:
                     continue
                 raise translate(self._reading, exc) from exc
         raise AssertionError("unreachable")
+
+
+def _newer(seen: int, conn: Connection) -> tuple[int, list[EventRow]]:
+    newest = events.last_seq(conn)
+    return newest, events.page(conn, after=seen, limit=_POLL_ROWS) if newest > seen else []

@@ -66,7 +66,7 @@ class Tx:
 class Group:
     """The events of one transaction, in memory until just before its commit."""
 
-    __slots__ = ("head", "pending", "projections", "rows", "start")
+    __slots__ = ("head", "pending", "projections", "rewound", "rows", "start")
 
     def __init__(self, head: Head, projections: Sequence[Projection]) -> None:
         self.start = head
@@ -74,6 +74,7 @@ class Group:
         self.pending: list[dict[str, Any]] = []
         self.rows: list[EventRow] = []
         self.projections = projections
+        self.rewound = False  # the chain before this group was replaced
 
     def append(self, said: tuple[float, str, Ref, str, str, Mapping[str, Any] | None]) -> EventRow:
         at, actor, subject, reason, message, data = said
@@ -97,15 +98,16 @@ class Group:
         self.head = Head(seq, digest)
         return row
 
-    def mark(self) -> tuple[Head, int]:
-        return self.head, len(self.rows)
+    def mark(self) -> tuple[Head, Head, bool, int]:
+        return self.start, self.head, self.rewound, len(self.rows)
 
-    def undo(self, mark: tuple[Head, int]) -> None:
-        self.head, count = mark
+    def undo(self, mark: tuple[Head, Head, bool, int]) -> None:
+        self.start, self.head, self.rewound, count = mark
         del self.rows[count:], self.pending[count:]
 
     def restart(self, head: Head) -> None:
         self.start = self.head = head
+        self.rewound = True
         self.rows.clear()
         self.pending.clear()
 
@@ -136,7 +138,7 @@ class Outcome:
     error: Exception | None = None
 
 
-Settle = Callable[[list[Outcome], list[EventRow]], None]
+Settle = Callable[[list[Outcome], list[EventRow], bool], None]
 
 
 class Writer:
@@ -146,6 +148,7 @@ class Writer:
         self._engine = engine
         self._clock = clock
         self._projections = projections
+        self._errors = (SQLAlchemyError, engine.dialect.loaded_dbapi.Error)
         self._locks_head = engine.dialect.name != "sqlite"
         self._begin_sql = "BEGIN" if self._locks_head else "BEGIN IMMEDIATE"
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
@@ -155,7 +158,7 @@ class Writer:
         self._head = Head(0, events.GENESIS)
         self._version: int | None = None  # SQLite's data_version: changes when another process has written
         self._thread = threading.Thread(target=self._run, name="penstock-writer", daemon=True)
-        self.settle: Settle = lambda _outcomes, _rows: None  # set by the store; called in the event loop
+        self.settle: Settle = lambda _outcomes, _rows, _rewound: None  # set by the store; called in the event loop
         self._thread.start()
 
     def put(self, item: Item) -> None:
@@ -170,9 +173,10 @@ class Writer:
 
     def _run(self) -> None:
         while batch := self._take():
-            outcomes, rows = self._commit(batch)
+            outcomes, group = self._commit(batch)
+            rows, rewound = (group.rows, group.rewound) if group else ([], False)
             try:
-                batch[0].future.get_loop().call_soon_threadsafe(self.settle, outcomes, rows)
+                batch[0].future.get_loop().call_soon_threadsafe(self.settle, outcomes, rows, rewound)
             except RuntimeError:
                 continue  # the loop was closed: nobody is left to tell
         self._disconnect()
@@ -196,7 +200,7 @@ class Writer:
                 self._held.append(None)
         return batch
 
-    def _commit(self, batch: list[Item]) -> tuple[list[Outcome], list[EventRow]]:
+    def _commit(self, batch: list[Item]) -> tuple[list[Outcome], Group | None]:
         outcomes: list[Outcome] = []
         try:
             group = self._begin()
@@ -206,16 +210,16 @@ class Writer:
         except Exception as exc:
             self._disconnect()
             failed = {id(o.item): o for o in outcomes if o.error is not None}
-            return [failed.get(id(i)) or Outcome(i, error=translate(self._engine, exc)) for i in batch], []
+            return [failed.get(id(i)) or Outcome(i, error=translate(self._engine, exc)) for i in batch], None
         self._head = group.head
-        return outcomes, group.rows
+        return outcomes, group
 
     def _begin(self) -> Group:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return Group(self._open_transaction(), self._projections)
-            except Exception as exc:
+            except self._errors as exc:
                 self._disconnect()
                 if not lost(self._engine, exc) or time.monotonic() >= deadline:
                     raise
@@ -255,7 +259,7 @@ class Writer:
         try:
             self._raw.execute("ROLLBACK TO SAVEPOINT one")
             self._raw.execute("RELEASE SAVEPOINT one")
-        except self._engine.dialect.loaded_dbapi.Error:
+        except self._errors:
             raise exc from None
 
     def _finish(self, group: Group) -> None:
@@ -267,7 +271,7 @@ class Writer:
             self._conn.execute(update(heads).where(heads.c.chain == events.CHAIN).values(**values))
         try:
             self._raw.execute("COMMIT")
-        except Exception as exc:
+        except self._errors as exc:
             if not (lost(self._engine, exc) and group.rows and self._was_committed(group.rows[-1])):
                 raise
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
@@ -44,12 +45,16 @@ class JobReconciler:
     _seen: dict[str, Observation] = field(default_factory=dict)  # not yet taken in, by job id
     _memory: admission.Memory = field(default_factory=admission.Memory)
     _stop_listening: Callable[[], None] | None = None
+    _engine_runs: bool = False
 
     async def start(self) -> None:
-        """Take over: register nodes, find what runs, then begin to decide."""
+        """Take over: register nodes, find what runs, then begin to decide. After a pause: again."""
         self.loop.reconcilers |= {"job": self.reconcile, "schedule": self.schedule, "node": self.drain_node}
+        self.loop.reopen()
         self._stop_listening = self.store.listen(self._heard)
-        await self.engine.start(self.observed)
+        if not self._engine_runs:
+            await self.engine.start(self.observed)
+            self._engine_runs = True
         await self.sync_nodes()
         await self._adopt_all()
         for job_id in await self.store.read(_held_back):
@@ -59,11 +64,18 @@ class JobReconciler:
             self.loop.enqueue("schedule", "all", max(wait - self.store.clock(), 0.01))
         self.loop.enqueue("schedule", "all")
 
-    async def close(self) -> None:
+    async def pause(self) -> None:
+        """Decide nothing more, until ``start``; what runs goes on, and what is observed meanwhile is found again then."""
         if self._stop_listening is not None:
             self._stop_listening()
+            self._stop_listening = None
         await self.loop.close()
-        await self.engine.close()
+        self._seen.clear()
+
+    async def close(self) -> None:
+        await self.pause()
+        if self._engine_runs:
+            await self.engine.close()
 
     def observed(self, seen: Observation) -> None:
         """The engine's sink: keeps the newest, folds the happenings of those not yet taken in."""
@@ -191,6 +203,20 @@ class JobReconciler:
         if changed:
             self.loop.enqueue("schedule", "all")
 
+    async def end_orphans(self) -> list[str]:
+        """After a restore: end what runs and no row knows of as active. Returns the attempts' ids."""
+        known = {f"{job.id}.{attempt.number}" for job, attempt in await self.store.read(_active)}
+        ended = []
+        for run_dir in await asyncio.to_thread(_run_dirs, self.jobs_dir):
+            attempt_id = f"{run_dir.parent.name}.{run_dir.name}"
+            if attempt_id in known:
+                continue
+            seen = await self.engine.adopt(attempt_id, str(run_dir))
+            if seen.stage in (Stage.STARTING, Stage.RUNNING):
+                await self.engine.stop(attempt_id, str(run_dir), reason=Reason.Cancelled, grace_s=5.0)
+                ended.append(attempt_id)
+        return ended
+
     async def _adopt_all(self) -> None:
         """After a start: ask the engine what became of every attempt that the rows call active, and go on from there."""
         rows = await self.store.read(_active)
@@ -199,17 +225,27 @@ class JobReconciler:
         async def one(job: Row[Any], attempt: Row[Any]) -> None:
             async with gate:
                 seen = await self.engine.adopt(f"{job.id}.{attempt.number}", attempt.run_dir)
-                if seen.stage is Stage.ABSENT and attempt.stop_reason is None:
+                if seen.stage is Stage.ABSENT and attempt.started_at is None and attempt.stop_reason is None:
                     await self._submit(job, attempt)
                 elif seen.stage is Stage.ABSENT:
-                    now = self.store.clock()
-                    message = "stopped before it began"
-                    seen = replace(seen, stage=Stage.EXITED, ended_at=now, reason=attempt.stop_reason, message=message)
-                    self.observed(seen)
+                    self.observed(_vanished(seen, attempt, self.store.clock()))
                 else:
                     self.observed(seen)
 
         await asyncio.gather(*(one(job, attempt) for job, attempt in rows))
+
+
+def _run_dirs(jobs_dir: str) -> list[Path]:
+    return [run for job in Path(jobs_dir).iterdir() if job.is_dir() for run in job.iterdir() if run.name.isdigit()]
+
+
+def _vanished(seen: Observation, attempt: Row[Any], now: float) -> Observation:
+    """An attempt of which nothing is left: stopped before it began, or its folder is gone. It is not run a second time."""
+    if attempt.started_at is None:
+        message = "stopped before it began"
+        return replace(seen, stage=Stage.EXITED, ended_at=now, reason=attempt.stop_reason, message=message)
+    message = "its run folder is gone, so how it ended cannot be known"
+    return replace(seen, stage=Stage.LOST, ended_at=now, reason=Reason.SupervisorLost, message=message)
 
 
 _WAKE = frozenset({Reason.CancelRequested, Reason.Cancelled})

@@ -1,6 +1,58 @@
-"""Composition root."""
+"""Composition root, first half: parses Settings once, and starts the CLI or the server.
+
+What the server is built of is in server.py, imported only after the spawner was forked: the spawner, and with it every
+supervisor, shares the memory of a process that holds next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from penstock.base.settings import Settings
 
 
-def main() -> int:
-    """Entry point."""
-    return 0
+def settings_from(environ: Mapping[str, str]) -> Settings:
+    """The settings before any flag was read. The only place that reads the environment (worker/ aside)."""
+    return Settings(
+        data_dir=environ.get("PENSTOCK_DATA_DIR") or default_data_dir(environ),
+        url=environ.get("PENSTOCK_URL") or None,
+        token=environ.get("PENSTOCK_TOKEN") or None,
+        project=environ.get("PENSTOCK_PROJECT") or "default",
+        virtual_env=environ.get("VIRTUAL_ENV") or None,
+        conda_prefix=environ.get("CONDA_PREFIX") or None,
+        database_url=environ.get("PENSTOCK_DATABASE_URL") or None,
+        job_user=environ.get("PENSTOCK_JOB_USER") or environ.get("SUDO_USER") or None,
+        color=not environ.get("NO_COLOR"),
+        width=int(environ["COLUMNS"]) if environ.get("COLUMNS", "").isdigit() else None,
+    )
+
+
+def default_data_dir(environ: Mapping[str, str]) -> str:
+    """/var/lib/penstock for root, else the XDG data folder (freedesktop.org Base Directory Specification)."""
+    if os.geteuid() == 0:
+        return "/var/lib/penstock"
+    base = environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(base, "penstock")
+
+
+def serve(settings: Settings) -> int:
+    """``penstock up``: hold the data folder, fork the spawner while this process is small, then build the server."""
+    from penstock.engines.local import spawner  # noqa: PLC0415 - only the server needs it
+
+    forked = spawner.Spawner.fork()
+    from penstock import server  # noqa: PLC0415 - heavy on purpose, and only now
+
+    return server.main(settings, forked)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the ``penstock`` command."""
+    from penstock.cli.main import run  # noqa: PLC0415 - `import penstock.app` stays light for those who want Settings
+
+    return run(list(sys.argv[1:] if argv is None else argv), settings_from(os.environ), serve=serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

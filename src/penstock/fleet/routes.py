@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Row
 
 from penstock.base.quantities import format_memory, format_time
 from penstock.base.resource import Condition
-from penstock.base.routes import Call, Endpoint
+from penstock.base.routes import Call, Endpoint, Sample
 from penstock.fleet import inventory
 from penstock.store.store import Store, Tx
 
@@ -125,6 +125,24 @@ def node(row: Row[Any], used: Mapping[str, Any]) -> dict[str, Any]:
         "joined_at": format_time(row.joined_at),
         "jobs": used.get("jobs", []),
     }
+
+
+def samples(conn: Connection, usage: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
+    """What /metrics says of nodes."""
+    found = []
+    for row in inventory.all_nodes(conn):
+        labels, used = {"node": row.name}, usage.get(row.name, {})
+        state = labels | {"ready": str(bool(row.ready)).lower(), "cordoned": str(bool(row.cordoned)).lower()}
+        found += [
+            Sample("node_info", "gauge", "Constant 1 for each node.", state, 1),
+            Sample("node_cpus", "gauge", "CPUs of the node.", labels, row.cpus),
+            Sample("node_cpus_allocated", "gauge", "CPUs that jobs hold.", labels, used.get("cpus", 0.0)),
+            Sample("node_memory_bytes", "gauge", "Memory of the node.", labels, row.memory),
+            Sample("node_memory_allocated_bytes", "gauge", "Memory that jobs hold.", labels, used.get("memory", 0)),
+            Sample("node_gpus", "gauge", "GPUs of the node.", labels, len(json.loads(row.gpus))),
+            Sample("node_gpus_allocated", "gauge", "GPUs that jobs hold.", labels, len(used.get("gpus", ()))),
+        ]
+    return sorted(found, key=lambda s: s.name)
 
 
 def _capacity(row: Row[Any], gpus: list[Any]) -> str:

@@ -1,0 +1,118 @@
+"""``penstock nodes``, and the verbs that change what a node does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.base.quantities import format_memory
+from penstock.client.verb import Column, Invocation, Verb
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from penstock.client.resources import Resource
+
+Node = Mapping[str, Any]
+_STYLES = {"Ready": "green", "Cordoned": "yellow", "Draining": "magenta", "NotReady": "red"}
+
+
+def state(node: Node, now: float = 0.0) -> str:
+    """Ready, Cordoned, Draining or NotReady, the worst first."""
+    if not node["ready"]:
+        return "NotReady"
+    if node["cordoned"]:
+        return "Draining" if node.get("draining") else "Cordoned"
+    return "Ready"
+
+
+def _cpus(node: Node, now: float = 0.0) -> str:
+    return f"{node['allocated']['cpus']:g}/{node['capacity']['cpus']:g}"
+
+
+def _memory(node: Node, now: float = 0.0) -> str:
+    return f"{format_memory(node['allocated']['memory'])}/{format_memory(node['capacity']['memory'])}"
+
+
+def _gpus(node: Node, now: float = 0.0) -> str:
+    models = sorted({gpu.get("model") or "" for gpu in node["capacity"]["gpus"]} - {""})
+    counts = f"{len(node['allocated']['gpus'])}/{len(node['capacity']['gpus'])}"
+    return f"{counts} {', '.join(models)}".strip()
+
+
+COLUMNS = (
+    Column("NAME", lambda node, now: str(node["name"])),
+    Column("STATE", state, style=lambda text: _STYLES.get(text, "")),
+    Column("CPUS", _cpus, right=True),
+    Column("MEMORY", _memory, right=True),
+    Column("GPUS", _gpus),
+    Column("JOBS", lambda node, now: str(len(node.get("jobs") or ())), right=True),
+    Column("WHY", lambda node, now: " ".join(str(node.get(key) or "") for key in ("reason", "message")).strip()),
+)
+
+
+def page(node: Node) -> list[str]:
+    """``penstock describe node``."""
+    jobs = ", ".join(f"{job['project']}/{job['name']}" for job in node.get("jobs") or ())
+    rows = [
+        ("Name", node["name"]),
+        ("Engine", node.get("engine")),
+        ("State", state(node)),
+        ("Why", " ".join(str(node.get(key) or "") for key in ("reason", "message")).strip()),
+        ("CPUs", f"{_cpus(node)} in use"),
+        ("Memory", f"{_memory(node)} in use"),
+        ("GPUs", f"{_gpus(node)} in use" if node["capacity"]["gpus"] else ""),
+        ("Jobs", jobs),
+    ]
+    return [f"{name + ':':<14}{value}" for name, value in rows if value]
+
+
+def _nodes(call: Invocation, arguments: Namespace) -> int:
+    nodes = list(call.client.nodes.list())
+    if call.output.format == "table":
+        call.output.table(COLUMNS, nodes, call.now)
+    else:
+        call.output.document({"items": nodes})
+    return 0
+
+
+def _change(verb: str) -> Callable[[Invocation, Namespace], int]:
+    def run(call: Invocation, arguments: Namespace) -> int:
+        act: Callable[[str, str | None], Resource] = getattr(call.client.nodes, verb)
+        changed = [act(name, arguments.reason) for name in arguments.nodes]
+        if call.output.format == "table":
+            for node in changed:
+                call.output.line(f"{node['name']}: {state(node)}")
+        else:
+            call.output.document(changed[0] if len(changed) == 1 else {"items": changed})
+        return 0
+
+    return run
+
+
+def _none(parser: ArgumentParser) -> None:
+    """`nodes` takes no arguments."""
+
+
+def _names(parser: ArgumentParser) -> None:
+    parser.add_argument("nodes", nargs="+", metavar="NODE")
+    parser.add_argument("--reason", metavar="TEXT", help="why, for the ledger")
+
+
+VERBS = {
+    "nodes": Verb("penstock nodes", _none, _nodes),
+    "cordon": Verb(
+        "penstock cordon --reason 'new disk' node-1", _names, _change("cordon"), about="Jobs that run there go on."
+    ),
+    "uncordon": Verb("penstock uncordon node-1", _names, _change("uncordon")),
+    "drain": Verb(
+        "penstock drain --reason 'new disk' node-1",
+        _names,
+        _change("drain"),
+        about="Its jobs are stopped with their grace period and start again elsewhere.",
+    ),
+    "lose": Verb(
+        "penstock lose node-1", _names, _change("lose"), about="For trying out what jobs do when a node dies."
+    ),
+    "restore-node": Verb("penstock restore-node node-1", _names, _change("restore")),
+}

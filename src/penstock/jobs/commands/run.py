@@ -1,0 +1,166 @@
+"""``penstock run``: a command becomes a job."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from penstock.base.errors import InvalidInput
+from penstock.client.kinds import new_key
+from penstock.client.snapshot import take
+from penstock.client.verb import Invocation, Verb, pairs
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from penstock.base.settings import Settings
+
+LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "none")
+_PLAIN = (  # what goes into the spec as it stands
+    "nodes",
+    "procs",
+    "launcher",
+    "time_limit",
+    "max_restarts",
+    "grace_period",
+    "idle_timeout",
+    "priority",
+)
+
+
+def configure(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--name", help="the job's name; default: one is made")
+    add("--nodes", type=int, metavar="N", help="on how many nodes (default 1)")
+    add("--procs", type=int, metavar="N", help="ranks on each node (default 1)")
+    add("--cpus", metavar="N", help="CPUs on each node: 2, 0.5, 500m (default 1)")
+    add("--memory", metavar="SIZE", help="memory on each node: 512Mi, 8Gi; more of it ends the job")
+    add("--gpus", metavar="N[:MODEL]", help="GPUs on each node")
+    add("--time-limit", metavar="TIME", help="end it after 30s, 15m, 1h30m, 2d")
+    add("--max-restarts", type=int, metavar="N", help="restarts after failures, in place or anew (default 0)")
+    add("--env", action="append", metavar="NAME=VALUE", help="a variable; may be repeated")
+    add("--workdir", metavar="DIR", help="the work folder (default: the current one); its files are carried along")
+    add("--no-snapshot", action="store_true", help="run in the work folder itself instead of in a copy of it")
+    add("--launcher", choices=LAUNCHERS, help="default: torchrun where there are several ranks, else none")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--venv", metavar="DIR", help="a virtual environment (default: the active one); none for none")
+    where.add_argument("--conda", metavar="NAME", help="a conda environment, by name or folder")
+    where.add_argument("--image", metavar="REF", help="a container image, where the engine has them")
+    add("--module", action="append", metavar="NAME", help="an environment module to load; may be repeated")
+    add(
+        "--depends-on",
+        action="append",
+        metavar="JOB[:CONDITION]",
+        help="start after that job: Succeeded (default) or Finished; may be repeated",
+    )
+    add("--array", metavar="N[%M]", help="N tasks of this job, at the most M at a time")
+    add("--interactive", action="store_true", help="a job to work in: opens a terminal; ends when idle")
+    add("--idle-timeout", metavar="TIME", help="how long an interactive job may be idle")
+    add("--grace-period", metavar="TIME", help="between SIGTERM and SIGKILL (default 30s)")
+    add("--priority", type=int, metavar="N", help="higher goes first (default 0)")
+    add("--label", action="append", metavar="NAME=VALUE", help="a label; may be repeated")
+    add("--detach", action="store_true", help="do not follow it: print its name and return")
+    add("--idempotency-key", metavar="KEY", help="two calls with one key make one job")
+
+
+def run(call: Invocation, arguments: Namespace) -> int:
+    if not arguments.command and not arguments.interactive:
+        raise InvalidInput("no command was given", hint="Write it behind --: penstock run -- python train.py")
+    spec = spec_of(arguments, call.settings)
+    jobs = call.client.jobs
+    if not arguments.no_snapshot:
+        snapshot = take(spec["workdir"], max_bytes=call.settings.snapshot_max_bytes)
+        for note in snapshot.notes:
+            call.output.note(f"snapshot: {note}")
+        digest = jobs.carry(snapshot)
+        spec |= {"snapshot": digest} if digest else {}
+    key = arguments.idempotency_key or new_key()
+    job = jobs.create(spec, name=arguments.name, labels=pairs(arguments.label, "--label"), key=key)
+    if not arguments.detach:
+        from penstock.jobs.commands.follow import follow_new  # noqa: PLC0415 - `--detach` needs no threads
+
+        return follow_new(call, job)
+    if call.output.format == "table":
+        call.output.line(job.name)
+        if call.output.terminal:
+            call.output.note(f"follow it: penstock logs -f {job.name}    cancel it: penstock cancel {job.name}")
+    else:
+        call.output.document(job)
+    return 0
+
+
+def spec_of(arguments: Namespace, settings: Settings) -> dict[str, Any]:
+    """The spec that the flags describe, without its snapshot; the server checks what it says."""
+    spec: dict[str, Any] = {"command": arguments.command} if arguments.command else {}
+    spec |= {name: value for name in _PLAIN if (value := getattr(arguments, name)) is not None}
+    resources = {"cpus": arguments.cpus, "memory": arguments.memory} | _gpus(arguments.gpus)
+    parts = {
+        "resources": {name: value for name, value in resources.items() if value is not None},
+        "env": pairs(arguments.env, "--env"),
+        "environment": _environment(arguments, settings),
+        "depends_on": [_dependency(text) for text in arguments.depends_on or ()],
+        "array": _array(arguments.array),
+        "interactive": arguments.interactive,
+    }
+    spec |= {name: value for name, value in parts.items() if value}
+    spec["workdir"] = os.path.abspath(arguments.workdir or ".")
+    return spec
+
+
+def _environment(arguments: Namespace, settings: Settings) -> dict[str, Any]:
+    """What the flags name, else the environment that this shell, or this program, lives in."""
+    modules = {"modules": arguments.module} if arguments.module else {}
+    if arguments.venv == "none":
+        return modules
+    if arguments.venv:
+        return {"venv": os.path.abspath(arguments.venv)} | modules
+    if arguments.conda:
+        return {"conda": arguments.conda} | modules
+    if arguments.image:
+        return {"image": arguments.image} | modules
+    if settings.virtual_env:
+        return {"venv": settings.virtual_env} | modules
+    if settings.conda_prefix:
+        return {"conda": settings.conda_prefix} | modules
+    return ({"venv": sys.prefix} if sys.prefix != sys.base_prefix else {}) | modules
+
+
+def _gpus(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    count, _, model = text.partition(":")
+    if not count.isdigit():
+        raise InvalidInput(f"--gpus {text!r}: write a number, or a number and a model (2:H100)")
+    return {"gpus": int(count)} | ({"gpu_model": model} if model else {})
+
+
+def _dependency(text: str) -> dict[str, str]:
+    job, colon, condition = text.partition(":")
+    return {"job": job} | ({"condition": condition[:1].upper() + condition[1:]} if colon else {})
+
+
+def _array(text: str | None) -> dict[str, int] | None:
+    if text is None:
+        return None
+    count, percent, most = text.partition("%")
+    if not count.isdigit() or (percent and not most.isdigit()):
+        raise InvalidInput(f"--array {text!r}: write N, or N%M for at the most M at a time")
+    return {"count": int(count)} | ({"max_parallel": int(most)} if percent else {})
+
+
+VERBS = {
+    "run": Verb(
+        example="""\
+penstock run --procs 2 --max-restarts 3 -- python train.py --epochs 10
+penstock run --detach --name prep --memory 8Gi -- ./prepare.sh
+penstock run --array 100%8 --depends-on prep -- python score.py""",
+        configure=configure,
+        run=run,
+        takes_command=True,
+        about="""\
+The files of the work folder are carried along, so that editing them later changes nothing (not what .gitignore or
+.penstockignore names). The log and a progress bar are shown until the job ends, and its exit code is this program's.
+Ctrl-C stops following: the job goes on. With -o json or yaml the finished job is printed instead of its log.""",
+    )
+}

@@ -1,0 +1,347 @@
+"""Composition root, second half: builds every room of the server and runs it. The one place that makes real I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import json
+import logging
+import os
+import pwd
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import IO, Any
+
+from penstock.api import routes as api_routes
+from penstock.api import serve as http
+from penstock.api import snapshots as api_snapshots
+from penstock.api.asgi import App, build
+from penstock.api.gate import Gate
+from penstock.base.errors import Conflict, InvalidInput, PenstockError, Problem, Unavailable
+from penstock.base.reasons import Reason
+from penstock.base.resource import Ref
+from penstock.base.routes import Endpoint, Sample
+from penstock.base.settings import Settings
+from penstock.console import asgi as console
+from penstock.cost import ledger, prices
+from penstock.cost import routes as cost_routes
+from penstock.engines.local.engine import LocalEngine
+from penstock.engines.local.spawner import Spawner
+from penstock.fleet import routes as fleet_routes
+from penstock.jobs import queries
+from penstock.jobs import routes as job_routes
+from penstock.jobs.reconcile import JobReconciler
+from penstock.jobs.room import Room
+from penstock.jobs.state import Phase
+from penstock.reconcile.clock import SystemClock
+from penstock.reconcile.leadership import Leadership
+from penstock.reconcile.loop import Loop
+from penstock.store import backup
+from penstock.store.leases import Lease
+from penstock.store.store import Store, Tx
+from penstock.tenancy import accounts, snapshots
+from penstock.tenancy import routes as tenancy_routes
+from penstock.tenancy.access import Access
+from penstock.tenancy.bootstrap import bootstrap
+from penstock.tenancy.plan import decide
+
+log = logging.getLogger("penstock")
+SERVER_FILE = "server.json"
+FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user nor a mapping names another
+SYNC_NODES_S = 15.0
+
+
+def main(settings: Settings, spawner: Spawner) -> int:
+    """Run until SIGTERM or SIGINT. Raises PenstockError for what keeps it from starting; jobs outlive it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    gc.collect()
+    gc.freeze()  # what was imported stays: collections need not look at it again
+    as_root = os.geteuid() == 0
+    http.check(settings)
+    prepare_folders(settings, as_root=as_root)
+    lock = hold(settings.data_dir)
+    try:
+        listening = http.bind(settings)
+        runner = asyncio.Runner(loop_factory=http.loop_factory())
+        with runner:
+            return runner.run(run(settings, spawner, listening, as_root=as_root))
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(settings.data_dir, SERVER_FILE))
+        lock.close()
+
+
+def prepare_folders(settings: Settings, *, as_root: bool) -> None:
+    """Make the data folder. Root's is passable (0711), so that a job's user reaches its own work folder and nothing else."""
+    mode = 0o711 if as_root else 0o700
+    try:
+        for part in ("", "jobs", "snapshots"):
+            path = os.path.join(settings.data_dir, part) if part else settings.data_dir
+            os.makedirs(path, exist_ok=True)
+            os.chmod(path, 0o700 if part == "snapshots" else mode)
+    except OSError as error:
+        raise Unavailable(
+            f"the data folder {settings.data_dir} cannot be used: {error.strerror}",
+            hint="Give another with --data-dir or PENSTOCK_DATA_DIR.",
+        ) from error
+    if as_root:
+        closed = closed_ancestor(settings.data_dir)
+        if closed is not None:
+            raise InvalidInput(
+                f"started by root, jobs run as another user, who cannot pass {closed} to the data folder",
+                hint="Choose a data folder that others can pass, such as /var/lib/penstock, with --data-dir.",
+            )
+
+
+def closed_ancestor(path: str) -> str | None:
+    """The first folder above ``path`` that others may not pass."""
+    parent = os.path.dirname(os.path.abspath(path))
+    while True:
+        if not os.stat(parent).st_mode & 0o001:
+            return parent
+        if parent == os.path.dirname(parent):
+            return None
+        parent = os.path.dirname(parent)
+
+
+def hold(data_dir: str) -> IO[str]:
+    """Lock the data folder for this process's life. Raises Conflict that says who holds it."""
+    path = os.path.join(data_dir, "lock")
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        who = holder(data_dir)
+        raise Conflict(
+            f"the data folder {data_dir} is held by {who}",
+            hint="Use that server, stop it first, or give this one another folder with --data-dir.",
+        ) from error
+    file.seek(0)
+    file.truncate()
+    json.dump({"pid": os.getpid()}, file)
+    file.flush()
+    return file
+
+
+def holder(data_dir: str) -> str:
+    """Who holds the folder, in words."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        with open(os.path.join(data_dir, SERVER_FILE), encoding="utf-8") as file:
+            found = json.load(file)
+        return f"the Penstock server with pid {found['pid']}, listening at {found['url']}"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        with open(os.path.join(data_dir, "lock"), encoding="utf-8") as file:
+            return f"a Penstock server with pid {json.load(file)['pid']} that is starting or stopping"
+    return "another Penstock server"
+
+
+def write_server_file(data_dir: str, url: str) -> None:
+    """What the local CLI reads to find this server; replaced in one step."""
+    with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".server-", delete=False, encoding="utf-8") as file:
+        json.dump({"url": url, "pid": os.getpid(), "version": version("penstock")}, file)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, os.path.join(data_dir, SERVER_FILE))
+
+
+def job_user(settings: Settings, *, as_root: bool) -> str | None:
+    """The Unix user of jobs whose submitter is mapped to none. Raises InvalidInput for one that cannot be."""
+    if not as_root:
+        return None
+    name = settings.job_user or FALLBACK_USER
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError as error:
+        raise InvalidInput(
+            f"there is no Unix user {name!r} to run jobs as", details=[Problem("--job-user", name)]
+        ) from error
+    if entry.pw_uid == 0:
+        raise InvalidInput("jobs never run as root", details=[Problem("--job-user", name)])
+    return name
+
+
+@dataclass(slots=True)
+class House:
+    """Every room, wired."""
+
+    settings: Settings
+    store: Store
+    engine: LocalEngine
+    loop: Loop
+    reconciler: JobReconciler
+    room: Room
+    leadership: Leadership
+    access: Access
+    app: App
+
+
+def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_root: bool) -> House:
+    """Wire the rooms; nothing runs yet."""
+    clock = SystemClock()
+    ledger.attach(store)
+    loop = Loop()
+    sole = store.is_sqlite
+    lease = Lease(store, "reconcile", f"{socket.gethostname()}:{os.getpid()}:{clock.now():.3f}", 4.0)
+    jobs_dir = os.path.join(settings.data_dir, "jobs")
+    leadership = Leadership(lease, _nothing, _nothing, sole)
+    reconciler = JobReconciler(
+        store,
+        engine,
+        loop,
+        leadership.fence,
+        jobs_dir,
+        os.path.join(settings.data_dir, "snapshots"),
+        (settings.log_first_bytes, settings.log_newest_bytes),
+    )
+    leadership.lead, leadership.follow = reconciler.start, reconciler.pause
+    room = Room(
+        store,
+        engine,
+        reconciler.progress,
+        snapshots.holds,
+        accounts.require_project,
+        job_user(settings, as_root=as_root),
+        as_root,
+    )
+    reconciler.on_progress = room.wake
+    access = Access(store, now=clock.now, monotonic=clock.monotonic)
+    app = _application(settings, store, engine, reconciler, room, access)
+    return House(settings, store, engine, loop, reconciler, room, leadership, access, app)
+
+
+async def _nothing() -> None:
+    """Before the reconciler is there."""
+
+
+def _application(
+    settings: Settings, store: Store, engine: LocalEngine, reconciler: JobReconciler, room: Room, access: Access
+) -> App:
+    """Every room's endpoints and the console, behind one door."""
+
+    async def lose(node: str) -> None:
+        await engine.lose(node)
+
+    async def restore_node(node: str) -> None:
+        await engine.restore(node)
+
+    async def restore(file: IO[bytes], actor: str) -> dict[str, Any]:
+        return await _restore(store, reconciler, file, actor)
+
+    house = api_routes.House(store, settings, version("penstock"), restore, (_job_samples(store),))
+    endpoints: list[Endpoint] = [
+        *api_routes.endpoints(house),
+        *tenancy_routes.endpoints(store),
+        *fleet_routes.endpoints(fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes)),
+        *job_routes.endpoints(room, reconciler.jobs_dir),
+        *cost_routes.endpoints(store, prices.load(settings.prices)),
+    ]
+    gate = Gate(access, decide, settings)
+    pages = console.build(
+        console.Gate(
+            gate.ask,
+            gate.may,
+            lambda request: request.scope.get("penstock.actor"),
+            gate.log_in,
+            gate.log_out,
+            gate.cookie,
+            settings.tls_cert is not None,
+        )
+    )
+    app = build(
+        endpoints,
+        authenticate=access,
+        decide=decide,
+        settings=settings,
+        extra_mounts=pages,
+        public_paths=console.PUBLIC_PATHS,
+    )
+    gate.app = app
+    house.latencies, house.described = app.latencies, app.endpoints
+    house.open_streams = lambda: app.live.open
+    return app
+
+
+def _job_samples(store: Store) -> Callable[[], Any]:
+    async def source() -> list[Sample]:
+        def read(conn: Any) -> list[Sample]:
+            counts = queries.counts(conn, None)
+            jobs = [
+                Sample("jobs", "gauge", "Jobs by phase.", {"phase": phase}, counts.get(phase, 0)) for phase in Phase
+            ]
+            return [*jobs, *fleet_routes.samples(conn, queries.usage(conn))]
+
+        return await store.read(read)
+
+    return source
+
+
+async def _restore(store: Store, reconciler: JobReconciler, file: IO[bytes], actor: str) -> dict[str, Any]:
+    """Stop deciding, put the backup in place, then find out what really runs and go on from there."""
+    await reconciler.pause()
+    try:
+        manifest = await backup.restore(store, file, actor=actor)
+        orphans = await reconciler.end_orphans()
+        if orphans:
+
+            def note(tx: Tx) -> None:
+                for attempt_id in orphans:
+                    tx.emit(Ref("Attempt", attempt_id), Reason.OrphanEnded, "the backup does not know it", actor=actor)
+
+            await store.write(note)
+    finally:
+        await reconciler.start()
+    return manifest.to_dict() | {"orphans_ended": orphans}
+
+
+async def run(settings: Settings, spawner: Spawner, listening: socket.socket, *, as_root: bool) -> int:
+    """Open the store, take over what runs, serve until told to stop; then let go of everything but the jobs."""
+    clock = SystemClock()
+    store = Store.open(settings.effective_database_url(), clock=clock.now)
+    api_snapshots.sweep(settings.data_dir)
+    await bootstrap(store, settings.data_dir)
+    engine = LocalEngine(spawner, data_dir=settings.data_dir, local_nodes=settings.local_nodes)
+    house = build_house(settings, store, engine, as_root=as_root)
+    house.room.start()
+    url = http.url(settings, listening)
+    try:
+        await house.leadership.start()
+        await store.write(lambda tx: tx.emit(_server_ref(), Reason.ServerStarted, url, actor="system"))
+        nodes = asyncio.create_task(_watch_nodes(house))
+
+        def ready() -> None:
+            write_server_file(settings.data_dir, url)
+            gc.collect()
+            gc.freeze()
+            print(f"Penstock is ready: {url}", flush=True)  # noqa: T201 - what whoever started it waits for
+
+        try:
+            await http.serve(house.app, settings, listening, ready=ready)
+        finally:
+            nodes.cancel()
+            await house.leadership.close()
+            await house.reconciler.close()
+            with contextlib.suppress(PenstockError):
+                await store.write(lambda tx: tx.emit(_server_ref(), Reason.ServerStopped, "jobs go on", actor="system"))
+    finally:
+        await store.close()
+    return 0
+
+
+def _server_ref() -> Ref:
+    return Ref("Server", socket.gethostname())
+
+
+async def _watch_nodes(house: House) -> None:
+    """What the machine offers may change (a GPU falls off the bus): look now and then."""
+    while True:
+        await asyncio.sleep(SYNC_NODES_S)
+        if house.leadership.leading:
+            try:
+                await house.reconciler.sync_nodes()
+            except PenstockError as error:
+                log.warning("cannot take over the nodes: %s", error)

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
+from typing import Any, Protocol
 
 from penstock.base.routes import Call, Reply, Sample
 
@@ -31,13 +31,21 @@ class Latencies:
         row[-1] += seconds
 
 
+class Served(Protocol):
+    """What the application knows of itself."""
+
+    @property
+    def latencies(self) -> Latencies: ...
+    @property
+    def live(self) -> Sized: ...
+
+
 class Metrics:
     """The endpoint's body. ``add`` a source for each room that has something to report."""
 
-    def __init__(self, version: str, latencies: Callable[[], Latencies], live: Callable[[], int]) -> None:
+    def __init__(self, version: str, served: Callable[[], Served | None]) -> None:
         self._version = version
-        self._latencies = latencies
-        self._live = live
+        self._served = served
         self._sources: list[Source] = []
 
     def add(self, source: Source) -> None:
@@ -45,10 +53,12 @@ class Metrics:
 
     async def scrape(self, _call: Call) -> Reply:
         samples = [Sample("build_info", "gauge", "Constant 1.", {"version": self._version}, 1)]
-        samples.append(Sample("open_streams", "gauge", "Streams and sessions that are open.", {}, self._live()))
+        served = self._served()
+        if served is not None:
+            samples.append(Sample("open_streams", "gauge", "Streams and sessions that are open.", {}, len(served.live)))
         for source in self._sources:
             samples.extend(await source())
-        body, media_type = render(samples, self._latencies())
+        body, media_type = render(samples, served.latencies if served else Latencies())
         return Reply(body, media_type=media_type)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from penstock.api.answers import Refused
+from penstock.api.answers import Refused, Scope
 
 T = TypeVar("T")
 _LONGEST = 4096  # bytes
@@ -86,9 +85,8 @@ def _decoded(segment: bytes) -> str:
     return text
 
 
-def raw_path(scope: Iterable[str] | object) -> bytes:
+def raw_path(scope: Scope) -> bytes:
     """The path as it was sent. Raises Refused for one that is too long."""
-    assert isinstance(scope, dict)
     raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
     raw = raw.partition(b"?")[0]
     if len(raw) > _LONGEST:

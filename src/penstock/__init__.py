@@ -1,0 +1,29 @@
+"""Penstock's public face, loaded when first asked for (PEP 562): ``import penstock`` costs a training nothing."""
+
+TYPE_CHECKING = False  # as typing has it, without importing typing
+if TYPE_CHECKING:
+    from penstock.client.client import Client
+    from penstock.worker.report import report
+
+__all__ = ["Client", "report"]
+
+
+def __getattr__(name: str) -> object:
+    """``penstock.Client`` takes what it is not given from the environment, as the command line does."""
+    if name == "Client":
+        import os
+
+        from penstock.app import settings_from
+        from penstock.client.client import with_defaults
+
+        value: object = with_defaults(lambda: settings_from(os.environ))
+    elif name == "report":
+        from penstock.worker.report import report as value
+    else:
+        raise AttributeError(f"module 'penstock' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ Node = Mapping[str, Any]
 _STYLES = {"Ready": "green", "Cordoned": "yellow", "Draining": "magenta", "NotReady": "red"}
 
 
-def state(node: Node, now: float = 0.0) -> str:
+def state(node: Node, _now: float = 0.0) -> str:
     """Ready, Cordoned, Draining or NotReady, the worst first."""
     if not node["ready"]:
         return "NotReady"
@@ -26,28 +26,28 @@ def state(node: Node, now: float = 0.0) -> str:
     return "Ready"
 
 
-def _cpus(node: Node, now: float = 0.0) -> str:
+def _cpus(node: Node, _now: float = 0.0) -> str:
     return f"{node['allocated']['cpus']:g}/{node['capacity']['cpus']:g}"
 
 
-def _memory(node: Node, now: float = 0.0) -> str:
+def _memory(node: Node, _now: float = 0.0) -> str:
     return f"{format_memory(node['allocated']['memory'])}/{format_memory(node['capacity']['memory'])}"
 
 
-def _gpus(node: Node, now: float = 0.0) -> str:
+def _gpus(node: Node, _now: float = 0.0) -> str:
     models = sorted({gpu.get("model") or "" for gpu in node["capacity"]["gpus"]} - {""})
     counts = f"{len(node['allocated']['gpus'])}/{len(node['capacity']['gpus'])}"
     return f"{counts} {', '.join(models)}".strip()
 
 
 COLUMNS = (
-    Column("NAME", lambda node, now: str(node["name"])),
+    Column("NAME", lambda node, _: str(node["name"])),
     Column("STATE", state, style=lambda text: _STYLES.get(text, "")),
     Column("CPUS", _cpus, right=True),
     Column("MEMORY", _memory, right=True),
     Column("GPUS", _gpus),
-    Column("JOBS", lambda node, now: str(len(node.get("jobs") or ())), right=True),
-    Column("WHY", lambda node, now: " ".join(str(node.get(key) or "") for key in ("reason", "message")).strip()),
+    Column("JOBS", lambda node, _: str(len(node.get("jobs") or ())), right=True),
+    Column("WHY", lambda node, _: " ".join(str(node.get(key) or "") for key in ("reason", "message")).strip()),
 )
 
 
@@ -67,7 +67,7 @@ def page(node: Node) -> list[str]:
     return [f"{name + ':':<14}{value}" for name, value in rows if value]
 
 
-def _nodes(call: Invocation, arguments: Namespace) -> int:
+def _nodes(call: Invocation, _arguments: Namespace) -> int:
     nodes = list(call.client.nodes.list())
     if call.output.format == "table":
         call.output.table(COLUMNS, nodes, call.now)

@@ -10,7 +10,7 @@ import termios
 import threading
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from penstock.base.errors import InvalidInput
@@ -45,19 +45,24 @@ def _exec(call: Invocation, arguments: Namespace) -> int:
 
 def _attach(call: Invocation, job: str, command: list[str], *, with_tty: bool, project: str | None = None) -> int:
     """Joins this terminal (or these pipes) to a command in the job; answers its exit code."""
-    with call.client.jobs.exec(job, command, tty=with_tty, size=_size(), project=project) as terminal:
-        with _raw_mode() if with_tty and sys.stdin.isatty() else _plain_mode():
-            stop_r, stop_w = os.pipe()
-            reader = threading.Thread(target=_send_input, args=(terminal, stop_r), daemon=True)
-            if with_tty:
-                signal.signal(signal.SIGWINCH, lambda *_: terminal.resize(*_size()))
-            reader.start()
-            try:
-                for data in terminal:
-                    call.output.raw(data)
-            finally:
-                os.close(stop_w)
-                reader.join(1.0)
+    jobs = call.client.jobs
+    own_terminal = with_tty and sys.stdin.isatty()
+    with (
+        jobs.exec(job, command, tty=with_tty, size=_size(), project=project) as terminal,
+        _raw_mode() if own_terminal else nullcontext(),
+    ):
+        stop_r, stop_w = os.pipe()
+        reader = threading.Thread(target=_send_input, args=(terminal, stop_r), daemon=True)
+        if own_terminal:
+            signal.signal(signal.SIGWINCH, lambda *_: terminal.resize(*_size()))
+        reader.start()
+        try:
+            for data in terminal:
+                call.output.raw(data)
+        finally:
+            os.close(stop_w)
+            reader.join(1.0)
+            if not reader.is_alive():
                 os.close(stop_r)
     return terminal.exit_code or 0
 
@@ -86,11 +91,6 @@ def _raw_mode() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(source, termios.TCSADRAIN, before)
-
-
-@contextmanager
-def _plain_mode() -> Iterator[None]:
-    yield
 
 
 def _size() -> tuple[int, int]:

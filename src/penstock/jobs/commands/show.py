@@ -75,7 +75,7 @@ def _cancel(call: Invocation, arguments: Namespace) -> int:
 
 
 def _delete(call: Invocation, arguments: Namespace) -> int:
-    return _each(call, arguments.jobs, lambda name: call.client.jobs.delete(name))
+    return _each(call, arguments.jobs, call.client.jobs.delete)
 
 
 def _each(call: Invocation, names: list[str], do: Any) -> int:

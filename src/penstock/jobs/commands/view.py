@@ -30,14 +30,14 @@ def age(at: object, now: float) -> str:
     return format_duration(max(0.0, round(now - parse_time(at)))) if isinstance(at, str) else ""
 
 
-def why_column(job: Job, now: float) -> str:
+def why_column(job: Job, _now: float) -> str:
     """The reason, and what is behind it where that says more."""
     status = job["status"]
     reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
     return f"{reason}: {message}" if message and reason else reason or message
 
 
-def progress_text(job: Job, now: float = 0.0) -> str:
+def progress_text(job: Job, _now: float = 0.0) -> str:
     """``30/100`` of steps, or an array's tasks; empty where nothing was reported."""
     status = job["status"]
     array = status.get("array")
@@ -68,8 +68,9 @@ def bar(job: Job) -> Progress:
         if isinstance(value, int | float)
     ]
     words += [f"restarts {status['restarts']}"] if status.get("restarts") else []
-    known = isinstance(step, int | float) and isinstance(total, int | float) and total > 0
-    return Progress(step / total if known else _tasks_done(status), "  ".join(words))
+    if isinstance(step, int | float) and isinstance(total, int | float) and total > 0:
+        return Progress(step / total, "  ".join(words))
+    return Progress(_tasks_done(status), "  ".join(words))
 
 
 def _tasks_done(status: Mapping[str, Any]) -> float | None:
@@ -80,32 +81,32 @@ def _tasks_done(status: Mapping[str, Any]) -> float | None:
 
 
 COLUMNS = (
-    Column("NAME", lambda job, now: str(job["name"])),
-    Column("PHASE", lambda job, now: str(job["status"]["phase"]), style=phase_style),
+    Column("NAME", lambda job, _: str(job["name"])),
+    Column("PHASE", lambda job, _: str(job["status"]["phase"]), style=phase_style),
     Column("PROGRESS", progress_text, right=True),
-    Column("RESTARTS", lambda job, now: str(job["status"].get("restarts") or 0), right=True),
+    Column("RESTARTS", lambda job, _: str(job["status"].get("restarts") or 0), right=True),
     Column("AGE", lambda job, now: age(job.get("created_at"), now), right=True),
-    Column("NODES", lambda job, now: ",".join(job["status"].get("nodes") or ())),
+    Column("NODES", lambda job, _: ",".join(job["status"].get("nodes") or ())),
     Column("WHY", why_column),
 )
-PROJECT_COLUMN = Column("PROJECT", lambda job, now: str(job.get("project") or ""))
+PROJECT_COLUMN = Column("PROJECT", lambda job, _: str(job.get("project") or ""))
 
 EVENT_COLUMNS = (
     Column("AGE", lambda event, now: age(event.get("at"), now), right=True),
-    Column("REASON", lambda event, now: str(event["reason"])),
-    Column("ACTOR", lambda event, now: str(event["actor"])),
-    Column("MESSAGE", lambda event, now: str(event.get("message") or "")),
+    Column("REASON", lambda event, _: str(event["reason"])),
+    Column("ACTOR", lambda event, _: str(event["actor"])),
+    Column("MESSAGE", lambda event, _: str(event.get("message") or "")),
 )
 
 ATTEMPT_COLUMNS = (
-    Column("NUMBER", lambda attempt, now: str(attempt["number"]), right=True),
-    Column("PHASE", lambda attempt, now: str(attempt["phase"]), style=phase_style),
-    Column("NODES", lambda attempt, now: ",".join(attempt.get("nodes") or ())),
-    Column("STARTED", lambda attempt, now: str(attempt.get("started_at") or "")),
-    Column("ENDED", lambda attempt, now: str(attempt.get("ended_at") or "")),
-    Column("EXIT", lambda attempt, now: exit_text(attempt), right=True),
-    Column("RESTARTS", lambda attempt, now: str(attempt.get("restarts") or 0), right=True),
-    Column("WHY", lambda attempt, now: f"{attempt.get('reason') or ''}: {attempt.get('message') or ''}".strip(": ")),
+    Column("NUMBER", lambda attempt, _: str(attempt["number"]), right=True),
+    Column("PHASE", lambda attempt, _: str(attempt["phase"]), style=phase_style),
+    Column("NODES", lambda attempt, _: ",".join(attempt.get("nodes") or ())),
+    Column("STARTED", lambda attempt, _: str(attempt.get("started_at") or "")),
+    Column("ENDED", lambda attempt, _: str(attempt.get("ended_at") or "")),
+    Column("EXIT", lambda attempt, _: exit_text(attempt), right=True),
+    Column("RESTARTS", lambda attempt, _: str(attempt.get("restarts") or 0), right=True),
+    Column("WHY", lambda attempt, _: f"{attempt.get('reason') or ''}: {attempt.get('message') or ''}".strip(": ")),
 )
 
 

@@ -1,0 +1,164 @@
+"""``penstock.Client``: everything that the command line does, from Python.
+
+>>> with penstock.Client() as client:
+...     job = client.jobs.run(["python", "train.py"], procs=2, name="digits")
+...     for chunk in client.jobs.logs(job.name, follow=True):
+...         sys.stdout.buffer.write(chunk)
+...     print(client.jobs.wait(job.name).phase)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from penstock.base.errors import Unauthenticated
+from penstock.client.discovery import find
+from penstock.client.kinds import Events, Jobs, Nodes, Projects, Tokens, Users
+from penstock.client.resources import API
+from penstock.client.snapshot import take
+from penstock.client.transport import Transport
+
+if TYPE_CHECKING:
+    from penstock.base.settings import Settings
+
+
+class Client:
+    """A connection to one Penstock server.
+
+    ``url`` names the server and ``token`` is shown to it; without them the ``data_dir`` of a server on this machine
+    says both. ``project`` is where jobs are made and looked up unless a call names another.
+
+    One client may be used by many threads: each has its own connection, taken up again when it breaks. Requests that
+    may be repeated are; a creation carries an ``Idempotency-Key`` so that it happens once. Every method raises the
+    ``PenstockError`` that the server describes, or ``Unavailable``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        project: str = "default",
+        data_dir: str | None = None,
+    ) -> None:
+        self.place = find(url, token, data_dir)
+        self.project = project
+        self.transport = Transport(self.place.url, self.place.token, ca=self.place.ca)
+        self.jobs = Jobs(self.transport, project)
+        self.nodes = Nodes(self.transport, project)
+        self.events = Events(self.transport, project)
+        self.users = Users(self.transport, project)
+        self.tokens = Tokens(self.transport, project)
+        self.projects = Projects(self.transport, project)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Client:
+        """The client that the command line uses."""
+        return cls(settings.url, settings.token, settings.project, settings.data_dir)
+
+    @property
+    def url(self) -> str:
+        return self.transport.address.url
+
+    def version(self) -> dict[str, Any]:
+        return dict(self._get("version"))
+
+    def whoami(self) -> dict[str, Any]:
+        """Raises Unauthenticated where the token is missing or unknown."""
+        if self.transport.token is None:
+            raise Unauthenticated(f"there is no token to show to {self.url}")
+        return dict(self._get("whoami"))
+
+    def apply(self, text: str | bytes, *, dry_run: bool = False, max_bytes: int | None = None) -> dict[str, Any]:
+        """Makes jobs as the YAML documents in ``text`` say; all or none.
+
+        Two steps: a dry run tells which work folders the documents name, each is carried to the server as a snapshot,
+        and the documents follow. With ``dry_run`` nothing is changed and the plan comes back.
+        """
+        body = text.encode() if isinstance(text, str) else text
+        plan = self._apply(body, dry_run=True, snapshots={})
+        if dry_run:
+            return plan
+        folders = sorted({item["workdir"] for item in plan["items"] if item.get("workdir")})
+        digests = {folder: self.carry(folder, max_bytes) for folder in folders}
+        return self._apply(body, dry_run=False, snapshots={f: digest for f, digest in digests.items() if digest})
+
+    def carry(self, folder: str, max_bytes: int | None = None) -> str | None:
+        """Takes a snapshot of a folder and sends it unless the server has it; its SHA-256, or None of an empty one."""
+        return self.jobs.carry(take(folder, max_bytes=max_bytes))
+
+    def cost_report(self, **filters: Any) -> dict[str, Any]:
+        """``by`` ("project", "user", "job", "node"), ``project``, ``since``, ``until`` (RFC 3339)."""
+        return dict(self._get("cost/report", filters))
+
+    def audit_verify(self) -> dict[str, Any]:
+        """Whether the ledger's chain of hashes is whole; else the first row that is not as it was written."""
+        return dict(self._get("audit/verify"))
+
+    def backup(self, write: Callable[[bytes], object]) -> int:
+        """Hands a dump of everything (a zip) piece by piece to ``write``; answers its size in bytes."""
+        size = 0
+        with self.transport.stream(f"{API}/backup") as stream:
+            for chunk in stream:
+                write(chunk)
+                size += len(chunk)
+        return size
+
+    def restore(self, dump: bytes) -> dict[str, Any]:
+        """Puts a dump in the place of what the server holds."""
+        answer = self.transport.request(
+            "POST", f"{API}/restore", body=dump, headers={"Content-Type": "application/zip"}, repeatable=False
+        )
+        return dict(answer.json()) if answer.body else {}
+
+    def openapi(self) -> dict[str, Any]:
+        return dict(self._get("openapi.json"))
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
+        return self.transport.request("GET", f"{API}/{path}", query=query).json()
+
+    def _apply(self, body: bytes, *, dry_run: bool, snapshots: Mapping[str, str]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/yaml"} | ({"Snapshots": json.dumps(snapshots)} if snapshots else {})
+        query = {"dry_run": dry_run, "project": self.project}
+        answer = self.transport.request(
+            "POST", f"{API}/apply", query=query, body=body, headers=headers, repeatable=True
+        )
+        return dict(answer.json())
+
+
+def with_defaults(defaults: Callable[[], Settings]) -> type[Client]:
+    """The client whose arguments default to settings that are read when it is made (``penstock.Client``)."""
+
+    class DefaultClient(Client):
+        __doc__ = Client.__doc__
+
+        def __init__(
+            self,
+            url: str | None = None,
+            token: str | None = None,
+            project: str | None = None,
+            data_dir: str | None = None,
+        ) -> None:
+            settings = defaults()
+            super().__init__(
+                url or (None if data_dir else settings.url),
+                token or settings.token,
+                project or settings.project,
+                data_dir or settings.data_dir,
+            )
+
+    DefaultClient.__name__ = DefaultClient.__qualname__ = "Client"
+    return DefaultClient

@@ -154,7 +154,7 @@ class _Console:
         found = self._assets.answer(request)
         return found or self._draw().error(request, NotFound("there is no such file"), None)
 
-    async def favicon(self, request: Request) -> Response:  # noqa: ARG002 - a route's signature
+    async def favicon(self, request: Request) -> Response:
         return RedirectResponse(self._assets.address("favicon.svg"), 308)
 
     async def missing(self, request: Request) -> Response:

@@ -48,6 +48,7 @@ class Renderer:
             "count": count,
             "duration": duration,
             "memory": format_memory,
+            "ticked": ticked,
             "segment": lambda text: quote(str(text), safe=""),
         }
         self._env = env
@@ -78,6 +79,14 @@ class Renderer:
 
 def _harmless(value: Any) -> Any:
     return sanitize(value) if type(value) is str else value
+
+
+def ticked(text: str) -> Markup:
+    """``backticks`` around commands become <code>; everything else is text."""
+    parts = sanitize(str(text)).split("`")
+    if len(parts) % 2 == 0:
+        parts[-2:] = ["`".join(parts[-2:])]
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in enumerate(parts))
 
 
 def link(path: str, **query: Any) -> str:
@@ -130,8 +139,9 @@ def span(begin: str | None, end: str | None) -> Markup:
         return Markup('<span class="none">-</span>')
     until = parse_time(end) if end else time.time()
     title = _exact(begin) + " to " + (_exact(end) if end else "now")
+    kept = Markup("") if end else Markup(" data-since")
     return Markup('<time datetime="{0}" title="{1}"{2}>{3}</time>').format(
-        begin, title, Markup("" if end else " data-since"), duration(max(0.0, until - parse_time(begin)))
+        begin, title, kept, duration(max(0.0, until - parse_time(begin)))
     )
 
 

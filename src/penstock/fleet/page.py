@@ -17,7 +17,6 @@ class Gauge:
     name: str
     text: str
     percent: float
-    full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ def _gauges(have: Iterable[tuple[float, ...]], used: Iterable[tuple[float, ...]]
     taken = [sum(column) for column in zip(*used, strict=True)] or [0.0, 0.0, 0.0]
     plain = [("CPU", "{:g}".format), ("Memory", format_memory), ("GPU", "{:g}".format)]
     return tuple(
-        Gauge(name, f"{write(part)} of {write(whole)}", min(100.0, 100 * part / whole), part >= whole)
+        Gauge(name, f"{write(part)} of {write(whole)}", min(100.0, 100 * part / whole))
         for (name, write), whole, part in zip(plain, totals, taken, strict=True)
         if whole
     )

@@ -39,7 +39,7 @@
       if (answer.status === 401) { location.reload(); return; }
       if (!answer.ok) throw new Error((await problem(answer)) || `The server answered ${answer.status}`);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      state.textContent = "Following";
+      state.textContent = live().dataset.attemptNow === "0" ? "Lines appear here once the job runs" : "Following";
       for (;;) {
         const { value, done } = await reader.read();
         if (mine !== stop) return;

@@ -33,6 +33,11 @@ class CpuAccount:
         if self._folder is not None:
             (self._folder / "cgroup.procs").write_text(str(pid))
 
+    def enter(self) -> None:
+        """Book the calling process here: for the child, between fork and exec."""
+        if self._folder is not None:
+            (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+
     def seconds(self) -> float:
         if self._folder is None:
             return sum(process_cpu(pid) for root in self._pids for pid in descendants(root))

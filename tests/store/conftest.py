@@ -27,3 +27,9 @@ def postgres_url(cluster: Cluster) -> str:
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/penstock.db"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=[pytest.mark.real, pytest.mark.needs("postgresql")])])
+def url(request: pytest.FixtureRequest) -> str:
+    """Each of the two databases, empty."""
+    return str(request.getfixturevalue(f"{request.param}_url"))

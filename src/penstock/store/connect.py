@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -16,6 +19,7 @@ from penstock.base.errors import Busy, InvalidInput, LedgerBroken, OutOfSpace, P
 BUSY_TIMEOUT_MS = 5000  # how long SQLite waits for another process's lock
 CONNECT_TIMEOUT_S = 3
 DATABASE_ERRORS = (DBAPIError, PoolTimeoutError, sqlite3.Error)  # what opening and reading may raise
+_FOLDER_HINT = "Check that the data folder exists, has space, and belongs to the user that runs the server."
 _DATABASE_HINT = (
     "Check that the database server runs and that --database-url is right; Penstock goes on once it is back."
 )
@@ -81,6 +85,20 @@ def driver(conn: Connection) -> Any:
     return conn.connection.driver_connection
 
 
+@contextmanager
+def any_text(conn: Connection) -> Iterator[None]:
+    """SQLite gives back any bytes that were forced into a text column, instead of failing the whole query."""
+    raw = driver(conn)
+    if not isinstance(raw, sqlite3.Connection):
+        yield
+        return
+    before, raw.text_factory = raw.text_factory, lambda data: data.decode("utf-8", "surrogateescape")
+    try:
+        yield
+    finally:
+        raw.text_factory = before
+
+
 def lost(engine: Engine, exc: BaseException) -> bool:
     """Whether the connection to a database server is gone (never so for SQLite)."""
     if engine.dialect.name == "sqlite":
@@ -119,7 +137,7 @@ def _from_sqlite(exc: sqlite3.Error) -> PenstockError | None:
     elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
         found = Unavailable(
             f"the database file cannot be opened for writing: {exc}",
-            hint="Check that the data folder exists and belongs to the user that runs the server.",
+            hint=_FOLDER_HINT,
         )
     if found:
         found.__cause__ = exc
@@ -142,6 +160,19 @@ def _from_postgres(engine: Engine, exc: Exception, original: BaseException) -> P
     return found
 
 
+def fail(engine: Engine, exc: Exception) -> NoReturn:
+    """Raise ``exc`` in Penstock's words."""
+    found = translate(engine, exc)
+    if found is exc:
+        raise exc
+    raise found from exc
+
+
 def make_folder(url: URL) -> None:
-    """The folder of a SQLite file, private to the server's user."""
-    Path(str(url.database)).resolve().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The folder of a SQLite file, private to the server's user. Raises Unavailable, OutOfSpace."""
+    folder = Path(str(url.database)).absolute().parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        kind = OutOfSpace if exc.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+        raise kind(f"the data folder {folder} cannot be made: {exc.strerror}", hint=_FOLDER_HINT) from exc

@@ -15,6 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Connection, Row, select
 
+from penstock.store.connect import any_text
 from penstock.store.tables import events, heads
 
 GENESIS = "0" * 64
@@ -72,7 +73,7 @@ def encode_data(data: Mapping[str, Any] | None) -> str:
 
 def chain_hash(prev_hash: str, columns: Iterable[Any]) -> str:
     """``columns`` from ``seq`` to ``data`` as stored, in the table's order."""
-    return hashlib.sha256((prev_hash + _listed(list(columns))).encode("ascii")).hexdigest()
+    return hashlib.sha256((prev_hash + _listed(list(columns))).encode()).hexdigest()
 
 
 def to_event(row: Row[Any]) -> EventRow:
@@ -137,9 +138,11 @@ def verify(conn: Connection) -> Verification:
     """
     head = load_head(conn)
     chain = Chain()
-    for row in conn.execution_options(yield_per=_VERIFY_ROWS).execute(select(events).order_by(events.c.seq)):
-        if not chain.add(tuple(row)):
-            break
+    streaming = conn.execution_options(yield_per=_VERIFY_ROWS)
+    with any_text(conn), streaming.execute(select(events).order_by(events.c.seq)) as rows:
+        for row in rows:
+            if not chain.add(tuple(row)):
+                break
     return chain.end(head)
 
 
@@ -165,15 +168,23 @@ class Chain:
 
 
 def _check_row(good: Head, row: tuple[Any, ...]) -> tuple[int, str] | None:
-    seq, *_, prev_hash, digest = row
+    seq, *_, prev_hash, _digest = row
     if seq != good.seq + 1:
         return good.seq + 1, f"event {good.seq + 1} is missing (the next one there is {seq})"
-    whole = chain_hash(prev_hash, row[:-2]) == digest
+    whole = _is_whole(row)
     if prev_hash == good.hash:
         return None if whole else (seq, f"event {seq} was altered: its content does not give its hash")
     if whole and good.seq:
         return good.seq, f"event {good.seq} was replaced: event {seq} follows another one"
     return seq, f"event {seq} was altered or reordered: it does not follow event {good.seq}"
+
+
+def _is_whole(row: tuple[Any, ...]) -> bool:
+    """Whether a row gives its own hash. What Penstock cannot have written (NaN, bytes, NULL) gives none."""
+    try:
+        return chain_hash(row[-2], row[:-2]) == row[-1]
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_end(good: Head, head: Head) -> tuple[int | None, str | None]:

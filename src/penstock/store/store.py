@@ -16,11 +16,11 @@ from penstock.store import events, schema
 from penstock.store.connect import (
     DATABASE_ERRORS,
     driver,
+    fail,
     lost,
     make_folder,
     parse_url,
     reading_engine,
-    translate,
     writing_engine,
 )
 from penstock.store.events import EventRow
@@ -67,7 +67,7 @@ class Store:
             with store.snapshot() as conn:
                 store._seen = events.last_seq(conn)
         except DATABASE_ERRORS as exc:
-            raise translate(store._writing, exc) from exc
+            fail(store._writing, exc)
         store._writer = Writer(store._writing, clock, store._projections)
         store._writer.settle = store._settle
         return store
@@ -207,7 +207,7 @@ class Store:
                 raw.execute("ROLLBACK")
         except DATABASE_ERRORS as exc:
             self._drop_reader()
-            raise translate(self._reading, exc) from exc
+            fail(self._reading, exc)
 
     def _drop_reader(self) -> None:
         reader, self._reader = self._reader, None
@@ -223,7 +223,7 @@ class Store:
                 if attempt == 1 and lost(self._reading, exc):
                     self._reading.dispose()  # the server restarted: every pooled connection is dead
                     continue
-                raise translate(self._reading, exc) from exc
+                fail(self._reading, exc)
         raise AssertionError("unreachable")
 
 

@@ -10,12 +10,15 @@ import json
 import logging
 import os
 import pwd
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import IO, Any
+
+import uvloop
 
 from penstock.api import routes as api_routes
 from penstock.api import serve as http
@@ -62,13 +65,12 @@ def main(settings: Settings, spawner: Spawner) -> int:
     gc.collect()
     gc.freeze()  # what was imported stays: collections need not look at it again
     as_root = os.geteuid() == 0
-    http.check(settings)
+    http.check_exposure(settings)
     prepare_folders(settings, as_root=as_root)
     lock = hold(settings.data_dir)
     try:
-        listening = http.bind(settings)
-        runner = asyncio.Runner(loop_factory=http.loop_factory())
-        with runner:
+        listening = http.bind(settings.host, settings.port)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(run(settings, spawner, listening, as_root=as_root))
     finally:
         with contextlib.suppress(OSError):
@@ -307,22 +309,24 @@ async def run(settings: Settings, spawner: Spawner, listening: socket.socket, *,
     engine = LocalEngine(spawner, data_dir=settings.data_dir, local_nodes=settings.local_nodes)
     house = build_house(settings, store, engine, as_root=as_root)
     house.room.start()
-    url = http.url(settings, listening)
+    served = http.HttpServer(house.app, listening, settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await house.leadership.start()
-        await store.write(lambda tx: tx.emit(_server_ref(), Reason.ServerStarted, url, actor="system"))
+        await store.write(lambda tx: tx.emit(_server_ref(), Reason.ServerStarted, served.url, actor="system"))
         nodes = asyncio.create_task(_watch_nodes(house))
-
-        def ready() -> None:
-            write_server_file(settings.data_dir, url)
+        await served.start()
+        try:
+            write_server_file(settings.data_dir, served.url)
+            print(f"Penstock is ready: {served.url}", flush=True)  # noqa: T201 - what whoever started it waits for
             gc.collect()
             gc.freeze()
-            print(f"Penstock is ready: {url}", flush=True)  # noqa: T201 - what whoever started it waits for
-
-        try:
-            await http.serve(house.app, settings, listening, ready=ready)
+            await stop.wait()
         finally:
             nodes.cancel()
+            await served.stop()
             await house.leadership.close()
             await house.reconciler.close()
             with contextlib.suppress(PenstockError):

@@ -16,6 +16,8 @@ from penstock.engines.spec import NodeOffer
 from penstock.fleet.tables import nodes
 from penstock.store.store import Tx
 
+_ALL = select(nodes).order_by(nodes.c.name)
+
 
 def ref(name: str) -> Ref:
     return Ref("Node", name, id=name)
@@ -119,7 +121,7 @@ def uncordon(tx: Tx, name: str, *, actor: str, why: str) -> None:
 
 
 def all_nodes(conn: Connection) -> list[Row[Any]]:
-    return list(conn.execute(select(nodes).order_by(nodes.c.name)))
+    return list(conn.execute(_ALL))
 
 
 def closed_because(row: Row[Any]) -> str:

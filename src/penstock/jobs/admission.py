@@ -36,14 +36,8 @@ _LINE = (
 _HELD = select(attempts.c.job_id, attempts.c.number, attempts.c.groups).where(
     attempts.c.phase.in_([p.value for p in ACTIVE])
 )
-_ADMITTED = (
-    jobs.update()
-    .where(jobs.c.id == bindparam("b_id"))
-    .values(
-        {name: bindparam(name) for name in ("phase", "reason", "message", "nodes", "attempt", "phase_at", "started_at")}
-    )
-    .values(next_at=None)
-)
+_ADMIT = jobs.update().where(jobs.c.id == bindparam("b_id"))
+_ATTEMPT = attempts.insert()
 
 
 @dataclass(slots=True)
@@ -130,24 +124,17 @@ def line(conn: Connection, now: float, memory: Memory, rows: dict[str, Row[Any]]
         start += PAGE
 
 
-def cycle(tx: Tx, setting: Setting) -> list[tuple[Row[Any], Row[Any]]]:
-    """Admit what fits. Returns (job, attempt) rows to hand to the engine after the commit."""
+def cycle(tx: Tx, setting: Setting) -> list[tuple[Row[Any], dict[str, Any]]]:
+    """Admit what fits. Returns each job's row as it was, with its new attempt's values, to hand to the engine after the
+    commit.
+    """
     rows: dict[str, Row[Any]] = {}
     nodes = snapshot(tx.conn, setting.memory)
     decision = plan(line(tx.conn, tx.now, setting.memory, rows), nodes)
-    if decision.admit:
-        _write_admissions(tx, decision, rows, nodes, setting)
+    admitted = _write_admissions(tx, decision, rows, nodes, setting) if decision.admit else []
     for wait in decision.wait:
         _write_wait(tx, rows[wait.job_id], wait)
-    return [_pair(tx.conn, admit.job_id) for admit in decision.admit]
-
-
-def _pair(conn: Connection, job_id: str) -> tuple[Row[Any], Row[Any]]:
-    job = submit.by_id(conn, job_id)
-    if job is None:
-        raise RuntimeError(f"job {job_id} vanished inside its own transaction")
-    attempt = conn.execute(select(attempts).where(attempts.c.job_id == job_id, attempts.c.number == job.attempt)).one()
-    return job, attempt
+    return admitted
 
 
 def _write_wait(tx: Tx, row: Row[Any], wait: Wait) -> None:
@@ -159,9 +146,9 @@ def _write_wait(tx: Tx, row: Row[Any], wait: Wait) -> None:
 
 def _write_admissions(
     tx: Tx, decision: Decision, rows: dict[str, Row[Any]], nodes: list[NodeState], setting: Setting
-) -> None:
+) -> list[tuple[Row[Any], dict[str, Any]]]:
     models = {gpu: model for node in nodes for gpu, model in node.free_gpus}
-    job_values, attempt_values = [], []
+    job_values, attempt_values, pairs = [], [], []
     for admit in decision.admit:
         row = rows[admit.job_id]
         number = row.attempt + 1
@@ -175,10 +162,11 @@ def _write_admissions(
                 "nodes": json.dumps([share.node for share in admit.shares]),
                 "attempt": number,
                 "phase_at": tx.now,
-                "started_at": row.started_at,
+                "next_at": None,
             }
         )
         attempt_values.append(_attempt(tx, row, number, groups, setting))
+        pairs.append((row, attempt_values[-1]))
         tx.emit(
             submit.ref(row),
             Reason.AttemptStarted,
@@ -193,8 +181,9 @@ def _write_admissions(
                 "epoch": setting.epoch,
             },
         )
-    tx.conn.execute(_ADMITTED, job_values)
-    tx.conn.execute(attempts.insert(), attempt_values)
+    tx.conn.execute(_ADMIT, job_values)
+    tx.conn.execute(_ATTEMPT, attempt_values)
+    return pairs
 
 
 def _groups(admit: Admit, spec: JobSpec, models: dict[str, str]) -> list[dict[str, Any]]:

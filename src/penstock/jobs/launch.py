@@ -7,6 +7,8 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import RowMapping
+
 from penstock.engines.spec import JobNeeds, Launch, RankGroup
 from penstock.jobs.spec import JobSpec
 
@@ -24,7 +26,7 @@ def needs(spec: JobSpec) -> JobNeeds:
 
 
 def launch(
-    job: Mapping[str, Any], attempt: Mapping[str, Any], spec: JobSpec, *, snapshots: str, limits: tuple[int, int]
+    job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, *, snapshots: str, limits: tuple[int, int]
 ) -> Launch:
     """``job`` and ``attempt`` are rows; ``snapshots`` the folder of work folders; ``limits`` bytes of a rank's log kept
     from its beginning and at its end.
@@ -63,7 +65,7 @@ def launch(
     )
 
 
-def _env(job: Mapping[str, Any], spec: JobSpec) -> dict[str, str]:
+def _env(job: RowMapping, spec: JobSpec) -> dict[str, str]:
     env = dict(spec.env)
     if job["array_index"] is not None:
         env |= {"PENSTOCK_ARRAY_INDEX": str(job["array_index"]), "PENSTOCK_ARRAY_COUNT": str(job["array_count"])}

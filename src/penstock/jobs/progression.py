@@ -18,6 +18,8 @@ from penstock.jobs.state import ACTIVE, FINAL, Phase, end_phase
 from penstock.jobs.tables import attempts, dependencies, jobs
 from penstock.store.store import Tx
 
+_FOLLOWERS = select(dependencies.c.job_id).where(dependencies.c.on_job_id == bindparam("on"))
+_SET = attempts.update().where(attempts.c.job_id == bindparam("b_job"), attempts.c.number == bindparam("b_number"))
 _ATTEMPT = select(attempts).where(attempts.c.job_id == bindparam("job_id"), attempts.c.number == bindparam("number"))
 
 
@@ -44,21 +46,19 @@ def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
         return effects
     for happened in seen.happened:
         _note(tx, row, attempt, happened)
+    over = seen.stage in (Stage.EXITED, Stage.LOST)
+    values: dict[str, Any] = {}
     if attempt.started_at is None and seen.started_at is not None:
-        _started(tx, row, attempt, seen)
-    if seen.stage in (Stage.EXITED, Stage.LOST):
-        _ended(tx, row, attempt, seen, effects)
+        values = _started(tx, row, attempt, seen, over=over)
+    if over:
+        _ended(tx, row, attempt, seen, effects, values)
     elif seen.restarts > attempt.restarts:
         _update(tx, attempt, restarts=seen.restarts)
     return effects
 
 
 def _update(tx: Tx, attempt: Row[Any], **values: Any) -> None:
-    tx.conn.execute(
-        attempts.update()
-        .where(attempts.c.job_id == attempt.job_id, attempts.c.number == attempt.number)
-        .values(**values)
-    )
+    tx.conn.execute(_SET, {"b_job": attempt.job_id, "b_number": attempt.number, **values})
 
 
 def _note(tx: Tx, row: Row[Any], attempt: Row[Any], happened: Any) -> None:
@@ -69,10 +69,10 @@ def _note(tx: Tx, row: Row[Any], attempt: Row[Any], happened: Any) -> None:
     )
 
 
-def _started(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> None:
+def _started(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, *, over: bool) -> dict[str, Any]:
+    """The event, and the rows unless the attempt is ``over`` already: then the answer is what the end has to write."""
     at = max(seen.started_at or tx.now, attempt.admitted_at)
     stopping = row.phase == Phase.STOPPING
-    over = seen.stage in (Stage.EXITED, Stage.LOST)
     if not over:
         _update(tx, attempt, started_at=at, phase=attempt.phase if stopping else Phase.RUNNING, reason=Reason.Started)
     nodes = json.loads(row.nodes)
@@ -80,16 +80,18 @@ def _started(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> Non
     values: dict[str, Any] = {"observed_generation": attempt.generation}
     if row.started_at is None:
         values["started_at"] = at
-    if stopping or over:
+    if stopping and not over:
         submit.update(tx, row.id, **values)
-    else:
+    elif not over:
         submit.move(tx, row, Phase.RUNNING, Reason.Started, message, **values)
-    tx.emit(
-        submit.ref(row), Reason.Started, message, actor="engine", data={"attempt": attempt.number, "started_at": at}
-    )
+    data = {"attempt": attempt.number, "started_at": at}
+    tx.emit(submit.ref(row), Reason.Started, message, actor="engine", data=data)
+    return values
 
 
-def _ended(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, effects: Effects) -> None:
+def _ended(
+    tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, effects: Effects, values: dict[str, Any]
+) -> None:
     spec = JobSpec.model_validate_json(row.spec)
     reason = seen.reason or Reason.SupervisorLost
     ended_at = max(min(seen.ended_at or tx.now, tx.now), attempt.started_at or attempt.admitted_at)
@@ -125,13 +127,15 @@ def _ended(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, effects:
             "groups": json.loads(attempt.groups),
         },
     )
-    _job_after(tx, row, seen, after, effects)
+    _job_after(tx, row, seen, after, effects, values)
     effects.freed = True
     effects.ended = True
 
 
-def _job_after(tx: Tx, row: Row[Any], seen: Observation, after: AfterEnd, effects: Effects) -> None:
-    values: dict[str, Any] = {
+def _job_after(
+    tx: Tx, row: Row[Any], seen: Observation, after: AfterEnd, effects: Effects, values: dict[str, Any]
+) -> None:
+    values |= {
         "restarts": after.restarts,
         "exit_code": seen.exit_code,
         "signal": seen.signal,
@@ -155,7 +159,7 @@ def _job_after(tx: Tx, row: Row[Any], seen: Observation, after: AfterEnd, effect
 
 def followers(tx: Tx, row: Row[Any]) -> list[str]:
     """Jobs that a job's end concerns: those that depend on it, and its array."""
-    found = list(tx.conn.execute(select(dependencies.c.job_id).where(dependencies.c.on_job_id == row.id)).scalars())
+    found = list(tx.conn.execute(_FOLLOWERS, {"on": row.id}).scalars())
     return [*found, row.array_of] if row.array_of else found
 
 

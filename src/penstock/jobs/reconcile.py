@@ -26,6 +26,7 @@ from penstock.store.store import Store, Tx
 
 log = logging.getLogger("penstock.jobs")
 ADOPT_AT_ONCE = 32
+FOLD_S = 0.01  # a start is written this much later, so that a job that is over by then costs one write, not two
 Fence = Callable[[Tx], int]  # raises when leadership is lost; answers the lease's epoch
 
 
@@ -43,6 +44,7 @@ class JobReconciler:
     progress: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # the last report, by job id
     on_progress: Callable[[str], None] = lambda _job_id: None
     _seen: dict[str, Observation] = field(default_factory=dict)  # not yet taken in, by job id
+    _folds: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     _memory: admission.Memory = field(default_factory=admission.Memory)
     _stop_listening: Callable[[], None] | None = None
     _engine_runs: bool = False
@@ -98,6 +100,16 @@ class JobReconciler:
                 started_at=seen.started_at if seen.started_at is not None else before.started_at,
             )
         self._seen[job_id] = seen
+        fold = self._folds.pop(job_id, None)
+        if fold is not None:
+            fold.cancel()
+        if seen.stage is Stage.RUNNING:
+            self._folds[job_id] = asyncio.get_running_loop().call_later(FOLD_S, self._unfold, job_id)
+        else:
+            self.loop.enqueue("job", job_id)
+
+    def _unfold(self, job_id: str) -> None:
+        self._folds.pop(job_id, None)
         self.loop.enqueue("job", job_id)
 
     def _heard(self, events: list[EventRow]) -> None:
@@ -119,9 +131,9 @@ class JobReconciler:
         pairs = await self.store.write(lambda tx: admission.cycle(tx, replace(setting, epoch=self.fence(tx))))
         await asyncio.gather(*(self._submit(job, attempt) for job, attempt in pairs))
 
-    async def _submit(self, job: Row[Any], attempt: Row[Any]) -> None:
+    async def _submit(self, job: Row[Any], attempt: Mapping[str, Any]) -> None:
         spec = self._memory.spec(job)
-        told = launch(job._asdict(), attempt._asdict(), spec, snapshots=self.snapshots_dir, limits=self.log_limits)
+        told = launch(job._mapping, attempt, spec, snapshots=self.snapshots_dir, limits=self.log_limits)
         try:
             await self.engine.submit(told)
         except Exception as error:  # whatever an engine's fault: the attempt ends with a reason, the cycle goes on
@@ -226,7 +238,7 @@ class JobReconciler:
             async with gate:
                 seen = await self.engine.adopt(f"{job.id}.{attempt.number}", attempt.run_dir)
                 if seen.stage is Stage.ABSENT and attempt.started_at is None and attempt.stop_reason is None:
-                    await self._submit(job, attempt)
+                    await self._submit(job, attempt._asdict())
                 elif seen.stage is Stage.ABSENT:
                     self.observed(_vanished(seen, attempt, self.store.clock()))
                 else:

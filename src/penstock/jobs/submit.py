@@ -23,7 +23,9 @@ from penstock.store.store import Tx
 
 _BY_NAME = select(jobs).where(jobs.c.project == bindparam("project"), jobs.c.name == bindparam("name"))
 _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
+# Statements are made once: building one costs more than running it. Which columns an update sets follows from its values.
 _SET = jobs.update().where(jobs.c.id == bindparam("b_id"))
+_INSERT = jobs.insert()
 _MUTABLE = ("time_limit", "max_restarts", "priority", "grace_period", "idle_timeout")
 
 
@@ -54,7 +56,7 @@ def by_id(conn: Connection, job_id: str) -> Row[Any] | None:
 
 
 def update(tx: Tx, job_id: str, **values: Any) -> None:
-    tx.conn.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
+    tx.conn.execute(_SET, {"b_id": job_id, **values})
 
 
 def move(tx: Tx, row: Row[Any], phase: Phase, reason: str, message: str, **values: Any) -> None:
@@ -78,7 +80,7 @@ def create(tx: Tx, new: NewJob) -> str:
     values = _values(tx, new, job_id, name)
     values["held"] = "array" if array else ("dependency" if needs else None)
     values["array_count"] = array.count if array else None
-    tx.conn.execute(jobs.insert(), values)
+    tx.conn.execute(_INSERT, values)
     tx.emit(
         Ref("Job", name, new.project, job_id),
         Reason.Created,
@@ -147,7 +149,7 @@ def _create_tasks(tx: Tx, new: NewJob, parent_id: str, name: str, depends: bool)
         if held == "slot":
             values |= {"reason": Reason.WaitingForArraySlot, "message": f"at the most {open_tasks} tasks at a time"}
         rows.append(values)
-    tx.conn.execute(jobs.insert(), rows)
+    tx.conn.execute(_INSERT, rows)
     for values in rows:
         task_ref = Ref("Job", values["name"], new.project, values["id"])
         tx.emit(task_ref, Reason.Created, f"task {values['array_index']} of {name}", actor=new.user)

@@ -22,7 +22,7 @@ from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
 from penstock.tenancy.plan import decide
 
-TOKEN = "pst_test-token"  # noqa: S105 - the fake's own
+TOKEN = "pst_test-token"
 SESSION = "test-session"
 JOB = "/api/v1/projects/{project}/jobs/{name}"
 
@@ -425,7 +425,16 @@ def _finished(fleet: Fleet) -> None:
         fleet.series[name] = _curve(4000, age, fleet.now, 0.2, seed=n)
         fleet.event("Job", "default", name, "Created", age=age, actor="ada")
         fleet.event("Job", "default", name, "Completed" if good else "OutOfMemory", age=age - 900)
-    fleet.job("old-idea", "Cancelled", "Cancelled", age=9000, started=8900, ended=8000, user="grace", message="cancelled by grace")
+    fleet.job(
+        "old-idea",
+        "Cancelled",
+        "Cancelled",
+        age=9000,
+        started=8900,
+        ended=8000,
+        user="grace",
+        message="cancelled by grace",
+    )
 
 
 def _waiting(fleet: Fleet) -> None:
@@ -441,7 +450,11 @@ def _waiting(fleet: Fleet) -> None:
         project="vision",
     )
     fleet.helps["llm-70b"] = {
-        "evidence": ["node-0: 0 of 8 GPUs free (8 held by default/digits)", "node-1: 4 of 8 GPUs free", "node-2: cordoned by grace"],
+        "evidence": [
+            "node-0: 0 of 8 GPUs free (8 held by default/digits)",
+            "node-1: 4 of 8 GPUs free",
+            "node-2: cordoned by grace",
+        ],
         "helps": ["uncordon node-2 (`penstock nodes uncordon node-2`)", "ask for 4 GPUs a node: it would start now"],
     }
     fleet.job(
@@ -506,7 +519,9 @@ def _running(fleet: Fleet) -> None:
         (237.5, "Started", "attempt 2, 4 ranks"),
         (120, "RankRestarted", "torchrun restarted the ranks in place, once"),
     ):
-        fleet.event("Job", "default", "digits", reason, message, age=age, actor="ada" if reason == "Created" else "system")
+        fleet.event(
+            "Job", "default", "digits", reason, message, age=age, actor="ada" if reason == "Created" else "system"
+        )
     for step in range(600, 1316, 4):
         for rank in range(2):
             loss = 0.11 + 2.1 * math.exp(-step / 420)

@@ -159,7 +159,11 @@ class _Console:
 
     async def missing(self, request: Request) -> Response:
         actor = self._gate.signed_in(request)
-        return self._draw().error(request, NotFound("There is no page at this address."), actor)
+        return self._draw().error(request, _no_page(), actor)
+
+
+def _no_page() -> NotFound:
+    return NotFound("There is no page at this address", hint="The menu above leads to all there are.")
 
 
 def own_path(path: str) -> str:

@@ -392,6 +392,7 @@ def spark(series: Sequence[Sequence[float]], width: float = 84, height: float = 
         return ""
     if len(values) > points:
         values = [values[round(i * (len(values) - 1) / (points - 1))] for i in range(points)]
+    values = [min(1e150, max(-1e150, v)) for v in values]  # so that no difference overflows
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     dx = width / (len(values) - 1)

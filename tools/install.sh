@@ -117,7 +117,7 @@ if [ "$base" != "$python" ] || ! grep -qxF "command = $python -m venv $venv" "$v
 fi
 rm -f "$venv/.stamp"
 
-quiet=(--quiet --progress-bar off)
+quiet=(-qq --progress-bar off) # errors alone
 [ -t 2 ] && quiet=()
 say "make install: installing what constraints.txt pins (with torch: minutes the first time) ..."
 began=$SECONDS

@@ -44,7 +44,7 @@ def serve(settings: Settings) -> int:
     forked = spawner.Spawner.fork()
     from penstock import server  # noqa: PLC0415 - heavy on purpose, and only now
 
-    return server.main(settings, forked)
+    return server.main(settings, forked, dict(os.environ))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import pwd
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import IO, Any
@@ -33,7 +33,7 @@ from penstock.base.settings import Settings
 from penstock.console import asgi as console
 from penstock.cost import ledger, prices
 from penstock.cost import routes as cost_routes
-from penstock.engines.local.engine import LocalEngine
+from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
 from penstock.fleet import routes as fleet_routes
 from penstock.jobs import queries
@@ -59,8 +59,8 @@ FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user no
 SYNC_NODES_S = 15.0
 
 
-def main(settings: Settings, spawner: Spawner) -> int:
-    """Run until SIGTERM or SIGINT. Raises PenstockError for what keeps it from starting; jobs outlive it."""
+def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> int:
+    """Run until SIGTERM or SIGINT; ``environ`` is what jobs may be shown a little of. Raises PenstockError for what keeps it from starting; jobs outlive it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     gc.collect()
     gc.freeze()  # what was imported stays: collections need not look at it again
@@ -71,7 +71,7 @@ def main(settings: Settings, spawner: Spawner) -> int:
     try:
         listening = http.bind(settings.host, settings.port)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(run(settings, spawner, listening, as_root=as_root))
+            return runner.run(run(settings, spawner, listening, environ, as_root=as_root))
     finally:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(settings.data_dir, SERVER_FILE))
@@ -263,8 +263,7 @@ def _application(
         public_paths=console.PUBLIC_PATHS,
     )
     gate.app = app
-    house.latencies, house.described = app.latencies, app.endpoints
-    house.open_streams = lambda: app.live.open
+    house.app = app
     return app
 
 
@@ -300,13 +299,16 @@ async def _restore(store: Store, reconciler: JobReconciler, file: IO[bytes], act
     return manifest.to_dict() | {"orphans_ended": orphans}
 
 
-async def run(settings: Settings, spawner: Spawner, listening: socket.socket, *, as_root: bool) -> int:
+async def run(
+    settings: Settings, spawner: Spawner, listening: socket.socket, environ: Mapping[str, str], *, as_root: bool
+) -> int:
     """Open the store, take over what runs, serve until told to stop; then let go of everything but the jobs."""
     clock = SystemClock()
     store = Store.open(settings.effective_database_url(), clock=clock.now)
     api_snapshots.sweep(settings.data_dir)
     await bootstrap(store, settings.data_dir)
-    engine = LocalEngine(spawner, data_dir=settings.data_dir, local_nodes=settings.local_nodes)
+    config = LocalConfig(environ, settings.local_nodes, url=http.url_of(listening, settings))
+    engine = LocalEngine(spawner, config, clock=clock.now)
     house = build_house(settings, store, engine, as_root=as_root)
     house.room.start()
     served = http.HttpServer(house.app, listening, settings)

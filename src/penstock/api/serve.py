@@ -179,6 +179,13 @@ class _Quiet(Server):
                 pass
 
 
+def url_of(sock: socket.socket, settings: Settings) -> str:
+    """The address that a client on this machine uses."""
+    scheme = "https" if settings.tls_cert else "http"
+    shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104 - not bound here
+    return f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{sock.getsockname()[1]}"
+
+
 class HttpServer:
     """Serves ``app`` on ``sock`` from ``start`` to ``stop``; both in the running loop."""
 
@@ -189,9 +196,7 @@ class HttpServer:
         self._server = _Quiet(_config(app, settings))
         self._server.stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        scheme = "https" if settings.tls_cert else "http"
-        shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104 - not bound here
-        self.url = f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{self.port}"
+        self.url = url_of(sock, settings)
 
     async def start(self) -> None:
         """Returns once requests are answered."""

@@ -1,0 +1,238 @@
+"""From fork to exec: what a new process of a job does to itself before it becomes the user's command.
+
+Runs in the child, so that folders and programs are looked for with the rights of the job's own user. What goes wrong
+is written as one JSON object to a pipe that a successful exec closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pwd
+import resource
+import termios
+from collections.abc import Callable
+
+from penstock.engines.local import kernel
+from penstock.engines.local.cgroups import Cage
+
+REPORT_FD = 3  # of processes that the supervisor starts itself
+_SHELL = "/bin/sh"
+
+
+class LaunchError(Exception):
+    """Why an attempt could not start: a ``base.reasons`` value and a sentence for its submitter."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Identity:
+    """The Unix user of a job; ``switch`` is None's: the server's own user, when that is not root."""
+
+    __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
+
+    def __init__(self, name: str, uid: int, gid: int, home: str, shell: str) -> None:
+        self.name, self.uid, self.gid, self.home, self.shell = name, uid, gid, home, shell
+        self.groups = os.getgrouplist(name, gid)
+
+    def become(self) -> None:
+        """For good: real, effective and saved ids, and the user's groups."""
+        os.setgroups(self.groups)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+
+
+def identity(unix_user: str | None) -> Identity | None:
+    """Who a job runs as: ``unix_user`` when we are root, and never root itself. Raises LaunchError."""
+    if os.geteuid() != 0:
+        return None
+    if not unix_user:
+        raise LaunchError(
+            "LaunchFailed",
+            "the server runs as root and no Unix user is given for this job: start it with --job-user NAME, or map its submitter",
+        )
+    try:
+        entry = pwd.getpwnam(unix_user)
+    except KeyError:
+        raise LaunchError("LaunchFailed", f"the Unix user {unix_user!r} does not exist on this machine") from None
+    if entry.pw_uid == 0:
+        raise LaunchError(
+            "LaunchFailed", f"jobs are never run as root: map the submitter to another user than {unix_user!r}"
+        )
+    return Identity(unix_user, entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell)
+
+
+class Start:
+    """One process to start. ``out`` is its stdout and stderr; ``needs`` are files it must be able to reach."""
+
+    __slots__ = (
+        "argv",
+        "cage",
+        "cwd",
+        "env",
+        "fallback_home",
+        "needs",
+        "nofile",
+        "out",
+        "report",
+        "stdin",
+        "tty",
+        "who",
+    )
+
+    def __init__(self, argv: list[str], env: dict[str, str], cwd: str, out: int) -> None:
+        self.argv = argv
+        self.env = env
+        self.cwd = cwd
+        self.out = out
+        self.stdin: int | None = None
+        self.report: int | None = None
+        self.tty = False
+        self.who: Identity | None = None
+        self.cage: Cage | None = None
+        self.needs: list[str] = []
+        self.fallback_home = cwd
+        self.nofile: tuple[int, int] | None = None
+
+
+def spawn(start: Start, errors: int) -> int:
+    """Fork and become ``start``; the child's pid. ``errors`` takes the JSON of a failure."""
+    return in_child(start, errors, lambda: _execute(start))
+
+
+def in_child(start: Start, errors: int, body: Callable[[], None]) -> int:
+    """Fork, take on the job's cage and user, run ``body`` and leave; any failure is told through ``errors``."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _prepare(start, parent)
+        body()
+        os._exit(0)
+    except LaunchError as error:
+        failure = {"reason": error.reason, "message": error.message}
+    except OSError as error:
+        failure = {"reason": "LaunchFailed", "message": f"could not start {start.argv[:1]}: {error}"}
+    finally:
+        with contextlib.suppress(OSError, NameError, UnboundLocalError):
+            os.write(errors, json.dumps(failure).encode()[:4096])
+        os._exit(127)
+
+
+def _prepare(start: Start, parent: int) -> None:
+    os.setsid()
+    if start.cage is not None:
+        start.cage.join()
+    stdin = os.open(os.devnull, os.O_RDONLY) if start.stdin is None else start.stdin
+    os.dup2(stdin, 0)
+    os.dup2(start.out, 1)
+    os.dup2(start.out, 2)
+    if start.report is not None:
+        os.dup2(start.report, REPORT_FD)
+    if start.tty:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    os.umask(0o022)
+    if start.nofile is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, start.nofile)
+    if start.who is not None:
+        start.who.become()
+    kernel.die_with(parent)
+    kernel.default_signals()
+
+
+def _execute(start: Start) -> None:
+    whose = f"the user {start.who.name}" if start.who else "this user"
+    for path in start.needs:
+        if not os.access(path, os.X_OK):
+            raise LaunchError("EnvironmentMissing", _unreachable(path, whose))
+    try:
+        os.chdir(start.cwd)
+    except OSError as error:
+        raise LaunchError("WorkdirMissing", _no_folder(start.cwd, error, whose)) from None
+    env = {**_personal(start), **start.env}
+    _exec(start.argv, env, whose)
+
+
+def _personal(start: Start) -> dict[str, str]:
+    """HOME, USER and so on; HOME is a folder that is there, since many programs write into it at once."""
+    who = start.who
+    home = who.home if who else os.path.expanduser("~")
+    if not os.access(home, os.X_OK | os.W_OK):
+        home = start.fallback_home
+    name = who.name if who else _own_name()
+    shell = who.shell if who and not who.shell.endswith(("nologin", "false")) else ""
+    return {"HOME": home, "USER": name, "LOGNAME": name, "SHELL": shell or _SHELL}
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _unreachable(path: str, whose: str) -> str:
+    blocker = _first_closed(path)
+    if not os.path.lexists(path) and blocker is None:
+        return f"{path} does not exist: create the environment, or name another one"
+    at = f" (it stops at {blocker})" if blocker and blocker != path else ""
+    return f"{whose} cannot use {path}{at}: put it where that user may read and run it"
+
+
+def _no_folder(path: str, error: OSError, whose: str) -> str:
+    if error.errno == errno.EACCES:
+        return f"{whose} cannot enter {_first_closed(path) or path}: choose a folder that user may read, or send a snapshot"
+    if error.errno == errno.ENOTDIR:
+        return f"{path} is not a folder"
+    return f"the folder {path} does not exist on this node: create it, or send a snapshot"
+
+
+def _first_closed(path: str) -> str | None:
+    """The first part of ``path`` that we may not pass."""
+    parts = path.split("/")
+    for end in range(2, len(parts)):
+        folder = "/".join(parts[:end])
+        if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+            return folder
+    return path if os.path.lexists(path) and not os.access(path, os.X_OK) else None
+
+
+def _exec(argv: list[str], env: dict[str, str], whose: str) -> None:
+    name = argv[0]
+    path = env.get("PATH") or os.defpath
+    candidates = [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in path.split(":")]
+    refused: tuple[str, OSError] | None = None
+    for candidate in candidates:
+        try:
+            os.execve(candidate, argv, env)  # noqa: S606
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.isfile(candidate):
+                continue
+            if error.errno == errno.EACCES and not os.path.isfile(candidate) and "/" not in name:
+                continue
+            refused = refused or (candidate, error)
+    if refused is None:
+        where = "" if "/" in name else f" on PATH ({path})"
+        raise LaunchError("CommandNotFound", f"{name!r} was not found{where}: check the spelling and the environment")
+    raise _refusal(*refused, whose)
+
+
+def _refusal(path: str, error: OSError, whose: str) -> LaunchError:
+    if error.errno == errno.ENOENT:
+        return LaunchError("CommandNotFound", f"{path} names an interpreter in its first line that does not exist here")
+    if error.errno == errno.ENOEXEC:
+        return LaunchError(
+            "NotExecutable", f"{path} is no program: begin it with a line such as #!/bin/sh, or name its interpreter"
+        )
+    if error.errno == errno.E2BIG:
+        return LaunchError("LaunchFailed", "the command line and its environment are too long for this system")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return LaunchError("NotExecutable", f"{whose} may not execute {path}: chmod +x it, or name its interpreter")
+    return LaunchError("LaunchFailed", f"could not execute {path}: {error.strerror}")

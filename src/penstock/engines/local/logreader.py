@@ -1,0 +1,350 @@
+"""Reading a run folder's logs: one rank or all merged by time, from any point, followed live, in bounded memory.
+
+Files are read in pieces of 64 KiB at the consumer's pace, so a slow consumer of a flood costs no memory; what the
+writer has dropped meanwhile is shown as a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import json
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+from penstock.base.quantities import format_memory, format_time
+from penstock.base.text import sanitize
+from penstock.engines.local.folder import LOGS, PROGRESS
+from penstock.engines.local.logwriter import ROW
+from penstock.engines.spec import LogRequest
+
+CHUNK = 1 << 16
+MAX_LINE = 1 << 16  # a longer line is shown in pieces
+_POLL_FIRST_S, _POLL_ACTIVE_S, _POLL_IDLE_S = 0.02, 0.05, 0.5
+_PROGRESS_BYTES = 8 << 20
+
+Line = tuple[float, bytes]  # when its first byte was seen (0.0 when nobody asked), with its newline if it had one
+
+
+class Segments:
+    """One rank's files: where the kept bytes are, and when they were written."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._open: tuple[int, int] | None = None  # (start, descriptor)
+        self._index: tuple[int, list[float], list[int]] = (-1, [], [])  # (start, times, offsets)
+
+    def starts(self) -> list[int]:
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            return []
+        return sorted(int(name[:-4]) for name in names if name.endswith(".log"))
+
+    def read(self, offset: int) -> tuple[int, bytes]:
+        """(where it begins, bytes): from ``offset``, or from after the gap that lies there. Empty at the end for now."""
+        if self._open is None and not self._enter(offset):
+            return offset, b""
+        while self._open is not None:
+            start, fd = self._open
+            data = os.pread(fd, CHUNK, max(0, offset - start))
+            following = None if data else self._following(start, offset)
+            if following is not None:
+                # The writer leaves a segment before it begins the next: what the old one holds now is all of it.
+                data = os.pread(fd, CHUNK, max(0, offset - start))
+            if data:
+                return max(offset, start), data
+            if following is None:
+                break
+            self._switch(following)  # False when it was removed just now: then the one after it is looked for
+        return offset, b""
+
+    def _following(self, start: int, offset: int) -> int | None:
+        if offset > start and os.path.exists(self._path(offset)):
+            return offset
+        return next((other for other in self.starts() if other > start), None)
+
+    def _enter(self, offset: int) -> bool:
+        """Open the segment that holds ``offset``, or the first one behind it. False when there is none (yet)."""
+        for _ in range(8):  # the writer may remove what was just listed
+            starts = self.starts()
+            if not starts:
+                return False
+            if self._switch(starts[max(0, bisect.bisect_right(starts, offset) - 1)]):
+                return True
+        return False
+
+    def _switch(self, start: int) -> bool:
+        try:
+            fd = os.open(self._path(start), os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        self.close()
+        self._open = (start, fd)
+        return True
+
+    def _path(self, start: int, suffix: str = ".log") -> str:
+        return f"{self._folder}/{start:020d}{suffix}"
+
+    def time_of(self, offset: int) -> float:
+        """When the byte at ``offset``, just read, was seen (to 10 ms)."""
+        start = self._open[0] if self._open else 0
+        known, times, offsets = self._index
+        if known != start or not offsets or offset >= offsets[-1]:
+            times, offsets = self.rows(start)
+            self._index = (start, times, offsets)
+        position = bisect.bisect_right(offsets, offset) - 1
+        return times[max(0, position)] if times else 0.0
+
+    def rows(self, start: int) -> tuple[list[float], list[int]]:
+        try:
+            with open(self._path(start, ".idx"), "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return [], []
+        rows = list(ROW.iter_unpack(data[: len(data) // ROW.size * ROW.size]))
+        return [at for at, _ in rows], [offset for _, offset in rows]
+
+    def since(self, moment: float) -> int:
+        """The offset of the first byte seen at ``moment`` or later; the end when there is none."""
+        for start in self.starts():
+            times, offsets = self.rows(start)
+            for at, offset in zip(times, offsets, strict=True):
+                if at >= moment:
+                    return offset
+        return self.end()
+
+    def end(self) -> int:
+        starts = self.starts()
+        if not starts:
+            return 0
+        with contextlib.suppress(FileNotFoundError):
+            return starts[-1] + os.stat(self._path(starts[-1])).st_size
+        return starts[-1]
+
+    def tail(self, lines: int) -> int:
+        """The offset at which the last ``lines`` lines begin, read from the end."""
+        end = self.end()
+        wanted = lines
+        for start in reversed(self.starts()):
+            try:
+                fd = os.open(self._path(start), os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                stop = min(end, start + os.fstat(fd).st_size)
+                while stop > start:
+                    begin = max(start, stop - CHUNK)
+                    data = os.pread(fd, stop - begin, begin - start)
+                    position = len(data) - 1 if stop == end else len(data)
+                    while (position := data.rfind(b"\n", 0, max(0, position))) >= 0:
+                        wanted -= 1
+                        if wanted == 0:
+                            return begin + position + 1
+                    stop = begin
+            finally:
+                os.close(fd)
+        starts = self.starts()
+        return starts[0] if starts else 0
+
+    def close(self) -> None:
+        if self._open is not None:
+            os.close(self._open[1])
+            self._open = None
+
+
+class Cursor:
+    """Goes through one rank's lines."""
+
+    def __init__(self, name: str, folder: str, *, timed: bool) -> None:
+        self.name = name
+        self.segments = Segments(folder)
+        self.offset = 0
+        self.lines: deque[Line] = deque()
+        self._timed = timed
+        self._rest = b""
+        self._rest_at = 0.0
+
+    def fill(self) -> bool:
+        """Read one piece. False when there is nothing new."""
+        begin, data = self.segments.read(self.offset)
+        if not data:
+            return False
+        if begin > self.offset:
+            self.finish()
+            self.lines.append((self._time(begin), _gap(begin - self.offset)))
+        self.offset = begin + len(data)
+        position = 0
+        while (end := data.find(b"\n", position)) >= 0:
+            self._append(begin + position, data[position : end + 1])
+            position = end + 1
+        if position < len(data):
+            self._keep(begin + position, data[position:])
+        return True
+
+    def _append(self, offset: int, line: bytes) -> None:
+        at = self._rest_at if self._rest else self._time(offset)
+        self.lines.append((at, self._rest + line))
+        self._rest = b""
+
+    def _keep(self, offset: int, part: bytes) -> None:
+        if not self._rest:
+            self._rest_at = self._time(offset)
+        self._rest += part
+        if len(self._rest) >= MAX_LINE:
+            self.finish()
+
+    def finish(self) -> None:
+        """The last line may have no newline."""
+        if self._rest:
+            self.lines.append((self._rest_at, self._rest))
+            self._rest = b""
+
+    def _time(self, offset: int) -> float:
+        return self.segments.time_of(offset) if self._timed else 0.0
+
+
+def _gap(count: int) -> bytes:
+    return f"[... {format_memory(count)}{'' if count >= 1024 else ' bytes'} of output not kept ...]\n".encode()
+
+
+class LocalLogReader:
+    """The logs and the progress of one attempt."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = run_dir
+
+    def ranks(self) -> list[str]:
+        """Ranks in order, launchers last."""
+        try:
+            names = os.listdir(f"{self.run_dir}/{LOGS}")
+        except FileNotFoundError:
+            return []
+        return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+    def progress(self) -> list[Mapping[str, Any]]:
+        """Every kept report, oldest first."""
+        points: list[Mapping[str, Any]] = []
+        with contextlib.suppress(FileNotFoundError), open(f"{self.run_dir}/{PROGRESS}", "rb") as file:
+            for line in file.read(_PROGRESS_BYTES).splitlines():
+                with contextlib.suppress(ValueError):
+                    points.append(json.loads(line))
+        return points
+
+    async def read(self, request: LogRequest, finished: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """Pieces of text. ``finished`` says whether the attempt is over: what was written by then is shown to the end."""
+        reading = _Reading(self, request)
+        try:
+            pause = _POLL_FIRST_S
+            while True:
+                over = not request.follow or finished()
+                reading.look()
+                shown = False
+                for piece in reading.pieces(last=over):
+                    shown = True
+                    yield piece
+                    await asyncio.sleep(0)
+                if over:
+                    return
+                pause = _POLL_FIRST_S if shown else min(_POLL_IDLE_S, max(pause * 1.25, _POLL_FIRST_S))
+                await asyncio.sleep(min(pause, _POLL_ACTIVE_S) if shown else pause)
+        finally:
+            reading.close()
+
+
+class _Reading:
+    """One consumer's walk through the ranks it asked for."""
+
+    def __init__(self, reader: LocalLogReader, request: LogRequest) -> None:
+        self._reader = reader
+        self._request = request
+        self._cursors: dict[str, Cursor] = {}
+        self._first = True
+
+    def look(self) -> None:
+        """Find ranks that have begun to write."""
+        request = self._request
+        for name in self._reader.ranks():
+            if name in self._cursors or (request.rank is not None and request.rank != name):
+                continue
+            timed = request.rank is None or request.timestamps
+            cursor = Cursor(name, f"{self._reader.run_dir}/{LOGS}/{name}", timed=timed)
+            if self._first and request.tail is not None:
+                cursor.offset = cursor.segments.tail(request.tail) if request.tail > 0 else cursor.segments.end()
+            elif request.since is not None:
+                cursor.offset = cursor.segments.since(request.since)
+            self._cursors[name] = cursor
+
+    def pieces(self, *, last: bool) -> Iterator[bytes]:
+        """Everything that is there now, in pieces of bounded size; of the first round only the tail that was asked for."""
+        if self._first and self._request.tail is not None and len(self._cursors) > 1:
+            yield from self._merged_tail(self._request.tail, last=last)
+        else:
+            yield from self._blocks(self._lines(last=last))
+        self._first = False
+
+    def _merged_tail(self, count: int, *, last: bool) -> Iterator[bytes]:
+        newest: deque[tuple[str, bytes, float]] = deque(maxlen=max(0, count))
+        newest.extend(self._lines(last=last))
+        yield from self._blocks(iter(newest))
+
+    def _lines(self, *, last: bool) -> Iterator[tuple[str, bytes, float]]:
+        """(rank, line, time), merged by time over all ranks."""
+        live = list(self._cursors.values())
+        while True:
+            for cursor in list(live):
+                while not cursor.lines:
+                    if cursor.fill():
+                        continue
+                    if last:
+                        cursor.finish()
+                    if not cursor.lines:
+                        live.remove(cursor)
+                    break
+            if not live:
+                return
+            first = min(live, key=lambda cursor: cursor.lines[0][0]) if len(live) > 1 else live[0]
+            at, line = first.lines.popleft()
+            yield first.name, line, at
+
+    def _blocks(self, lines: Iterator[tuple[str, bytes, float]]) -> Iterator[bytes]:
+        request = self._request
+        prefixed = request.prefix if request.prefix is not None else request.rank is None and self._many()
+        block: list[bytes] = []
+        size = 0
+        for name, line, at in lines:
+            if prefixed or request.timestamps:
+                stamp = f"{format_time(at)} " if request.timestamps else ""
+                label = f"[rank {name}] " if name.isdigit() else f"[{name}] "
+                block.append((stamp + (label if prefixed else "")).encode())
+                block.append(line if line.endswith(b"\n") else line + b"\n")
+            else:
+                block.append(line)
+            size += len(line)
+            if size >= CHUNK:
+                yield self._text(b"".join(block))
+                block, size = [], 0
+        if block:
+            yield self._text(b"".join(block))
+
+    def _many(self) -> bool:
+        """Whether more than one rank is in play: also when only one has written anything yet."""
+        if len(self._cursors) > 1:
+            return True
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError),
+            open(f"{self._reader.run_dir}/launch.json", "rb") as file,
+        ):
+            launch = json.load(file)
+            return bool(launch["procs"] * len(launch["groups"]) > 1)
+        return False
+
+    def _text(self, block: bytes) -> bytes:
+        return block if self._request.raw else sanitize(block).encode()
+
+    def close(self) -> None:
+        for cursor in self._cursors.values():
+            cursor.segments.close()

@@ -1,0 +1,82 @@
+"""What this machine has: CPUs that we may use, memory, GPUs; and how it is split into several nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from penstock.engines.spec import Gpu, NodeOffer
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """CPUs in cores, memory in bytes."""
+
+    cpus: float
+    memory: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+def probe() -> Machine:
+    """Affinity and control-group limits are respected; GPUs are those that NVML names, when it is there."""
+    return Machine(_cpus(), _memory(), _gpus())
+
+
+def split(machine: Machine, count: int) -> list[NodeOffer]:
+    """``count`` nodes named node-0 and so on, which together are the machine; GPUs go round in contiguous runs."""
+    offers = []
+    for index in range(count):
+        begin, end = index * len(machine.gpus) // count, (index + 1) * len(machine.gpus) // count
+        cpus = int(machine.cpus * 1000 / count) / 1000
+        offers.append(NodeOffer(f"node-{index}", cpus, machine.memory // count, machine.gpus[begin:end]))
+    return offers
+
+
+def _cpus() -> float:
+    cpus = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = _read("/sys/fs/cgroup/cpu.max").split()
+        if quota != "max":
+            cpus = min(cpus, int(quota) / int(period))
+    return cpus
+
+
+def _memory() -> int:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(_read(path)))
+    return total
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    """Every GPU that NVML shows, by UUID. Empty without the ``pynvml`` module, a driver or a device."""
+    try:
+        import pynvml  # type: ignore[import-untyped,unused-ignore]  # optional: only machines with NVIDIA GPUs have it
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        return tuple(_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(pynvml: object, index: int) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
+    name, uuid = (
+        value.decode() if isinstance(value, bytes) else str(value)
+        for value in (pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle))  # type: ignore[attr-defined]
+    )
+    return Gpu(uuid, name, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))  # type: ignore[attr-defined]

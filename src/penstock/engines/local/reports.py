@@ -1,0 +1,148 @@
+"""What ranks report of their progress: checked, kept in a bounded file, told on at a bounded rate."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from penstock.engines.local.loop import Loop
+
+_LINES_A_BATCH = 50
+_FILE_BYTES = 2 << 20
+_TELL_EVERY_S = 0.5
+_METRICS = 64
+_NAME = 64
+_SMOOTHING = 0.3
+_WHERE = ("step", "total_steps", "rank", "at", "metrics")
+
+
+class Progress:
+    """All ranks' reports of one attempt. ``tell`` is called with the newest of the lowest rank, twice a second at most."""
+
+    def __init__(self, path: str, loop: Loop, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.seen = 0  # batches taken
+        self.latest: dict[str, Any] | None = None
+        self._path = path
+        self._loop = loop
+        self._tell = tell
+        self._fd = -1
+        self._size = 0
+        self._told_at = -math.inf
+        self._rate: tuple[float, float, float | None] | None = None  # (at, step, steps a second)
+
+    def take(self, rank: int, lines: list[bytes]) -> None:
+        """A batch of lines; of more than ``_LINES_A_BATCH`` evenly spread ones are kept, the last always."""
+        if not lines:
+            return
+        self.seen += 1
+        stride = -(-len(lines) // _LINES_A_BATCH)
+        chosen = lines[(len(lines) - 1) % stride :: stride]
+        now = time.time()
+        reports = [report for line in chosen if (report := parse(line, rank, now)) is not None]
+        if not reports:
+            return
+        self._write(b"".join(json.dumps(report, separators=(",", ":")).encode() + b"\n" for report in reports))
+        if self.latest is None or rank <= self.latest["rank"]:
+            self.latest = reports[-1]
+            self._schedule()
+
+    def _schedule(self) -> None:
+        wait = self._told_at + _TELL_EVERY_S - time.monotonic()
+        if wait <= 0:
+            self._tell_now()
+        else:
+            self._loop.at("progress", wait, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._told_at = time.monotonic()
+        if (summary := self.summary()) is not None:
+            self._tell(summary)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The newest report with its rate (steps a second, smoothed) and the seconds left at that rate."""
+        if self.latest is None:
+            return None
+        rate = self._smoothed(self.latest)
+        step, total = self.latest["step"], self.latest["total_steps"]
+        left = (total - step) / rate if rate and total is not None and step is not None and total >= step else None
+        return {**self.latest, "rate": rate and round(rate, 4), "eta_s": left if left is None else round(left, 1)}
+
+    def _smoothed(self, report: dict[str, Any]) -> float | None:
+        step, at = report["step"], report["at"]
+        if step is None:
+            return None
+        if self._rate is None or step < self._rate[1] or at < self._rate[0]:
+            self._rate = (at, step, None)  # the first report, or after a restart
+        before_at, before_step, rate = self._rate
+        if at - before_at >= _TELL_EVERY_S and step > before_step:
+            fresh = (step - before_step) / (at - before_at)
+            rate = fresh if rate is None else rate + _SMOOTHING * (fresh - rate)
+            self._rate = (at, step, rate)
+        return rate
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._size += os.write(self._fd, data)
+            if self._size > _FILE_BYTES:
+                self._thin_out()
+        except OSError:  # a full disk costs points of a chart, no more
+            return
+
+    def _thin_out(self) -> None:
+        """Keep every second of the older points: the whole run stays visible, at half the density."""
+        with open(self._path, "rb") as file:
+            lines = file.readlines()
+        newest = len(lines) // 4
+        kept = b"".join(lines[: len(lines) - newest : 2] + lines[len(lines) - newest :])
+        with open(f"{self._path}.new", "wb") as file:
+            file.write(kept)
+        os.rename(f"{self._path}.new", self._path)
+        os.close(self._fd)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND)
+        self._size = len(kept)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def parse(line: bytes, rank: int, now: float) -> dict[str, Any] | None:
+    """``{"step","total_steps","metrics":{..}}`` or flat ``{"step","loss"}``; None for what is no report."""
+    try:
+        body = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict):
+        return None
+    metrics = body.get("metrics")
+    if not isinstance(metrics, dict):
+        metrics = {name: value for name, value in body.items() if name not in _WHERE}
+    numbers = {name[:_NAME]: _number(value) for name, value in list(metrics.items())[:_METRICS] if _numeric(value)}
+    step, total = _count(body.get("step")), _count(body.get("total_steps"))
+    if step is None and not numbers:
+        return None
+    return {"at": round(now, 3), "rank": rank, "step": step, "total_steps": total, "metrics": numbers}
+
+
+def _numeric(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _number(value: Any) -> float | None:
+    with contextlib.suppress(OverflowError):
+        return value if value is None or math.isfinite(value) else None
+    return None
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or _number(value) is None:
+        return None
+    return int(value) if 0 <= value < 2**63 else None

@@ -230,7 +230,7 @@ def test_node_variables() -> None:
         "PET_MONITOR_INTERVAL": "0.1", "PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "2",
         "PET_RDZV_BACKEND": "c10d", "PET_RDZV_CONF": "is_host=0,read_timeout=300",
         "PET_RDZV_ENDPOINT": "127.0.0.1:4711", "PET_RDZV_ID": "01J.1", "PET_SHUTDOWN_TIMEOUT": "7",
-        "PYTHONUNBUFFERED": "1", "X": "y",
+        "PYTHONUNBUFFERED": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "X": "y",
     }  # fmt: skip
 
 

@@ -212,6 +212,9 @@ def _pet_env(launch: Launch, group: RankGroup, rdzv_host: str, endpoint: str) ->
         "PET_RDZV_CONF": _rdzv_conf(group),
         "PET_MAX_RESTARTS": str(launch.restarts_left),
         "PET_MONITOR_INTERVAL": str(MONITOR_INTERVAL_S),
+        # A shared store keeps the keys of the ranks that died, and restarted ranks meet them: they hang in most restarts
+        # (pytorch/pytorch#135712; seen with torch 2.13). Without sharing, each round has a new store on a new port.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "PET_SHUTDOWN_TIMEOUT": str(max(1, int(launch.grace_s))),  # the agent must not kill before the grace is over
     }
     if _LOOPBACK.fullmatch(rdzv_host):

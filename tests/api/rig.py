@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,9 +231,10 @@ async def call(
     token: str | None = None,
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
-    until: int | None = None,
+    until: int | Callable[[bytes], bool] | None = None,
 ) -> Answered:
-    """One request in process. ``until``: as many bytes of a stream are read, then the client goes away."""
+    """One request in process. ``until`` so many bytes, or so much as it says, of a stream the client stays."""
+    enough = until if callable(until) else lambda body: until is not None and len(body) >= until
     target, _, query = path.partition("?")
     named = {"host": "127.0.0.1:7070"} | ({"authorization": f"Bearer {token}"} if token else {}) | dict(headers or {})
     scope = {
@@ -264,7 +265,7 @@ async def call(
             answer.headers = {n.decode(): v.decode("latin-1") for n, v in message["headers"]}
         else:
             answer.body += message.get("body", b"")
-            if until is not None and len(answer.body) >= until:
+            if enough(answer.body):
                 gone.set()
 
     async with asyncio.timeout(20):

@@ -94,7 +94,17 @@ def test_what_a_viewer_and_a_stranger_may_not_do(tmp_path: Path) -> None:
 
 def test_unknown_paths_and_pages_are_closed_too(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        for path in ("/", "/form", "/nothing", "/api/v1/nothing", "/api", "//", "/static", "/healthz/x", "/%2e%2e/login"):
+        for path in (
+            "/",
+            "/form",
+            "/nothing",
+            "/api/v1/nothing",
+            "/api",
+            "//",
+            "/static",
+            "/healthz/x",
+            "/%2e%2e/login",
+        ):
             for method in METHODS:
                 assert (await call(rig.app, method, path)).status == 401, (method, path)
         assert (await call(rig.app, "GET", "/login")).body == b"hello stranger"
@@ -136,7 +146,16 @@ FOREIGN: list[dict[str, str]] = [
 def test_foreign_hosts_and_pages_are_refused_everywhere(tmp_path: Path, headers: dict[str, str]) -> None:
     async def test(rig: Rig) -> None:
         things = "/api/v1/projects/p1/things"
-        paths = ("/", "/login", "/healthz", "/metrics", "/nothing", "/static/x", f"{things}/there/ticks", f"{things}/there/text")
+        paths = (
+            "/",
+            "/login",
+            "/healthz",
+            "/metrics",
+            "/nothing",
+            "/static/x",
+            f"{things}/there/ticks",
+            f"{things}/there/text",
+        )
         for path in paths:
             for method in METHODS:
                 answer = await call(rig.app, method, path, token=rig.tokens["admin"], headers=headers)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from penstock.api import inputs
 from penstock.api.answers import Refused
-from penstock.base.errors import TooLarge
+from penstock.base.errors import Problem, TooLarge
 from tests.api.rig import Answered, Rig, ThingQuery, call
 from tests.api.test_doors import run
 
@@ -35,9 +35,7 @@ def test_all_errors_come_at_once_with_their_paths(tmp_path: Path) -> None:
         found = answer.json()
         assert {d["path"] for d in found["details"]} == {"body.name", "body.count", "body.tags[1]", "body.other"}
         assert found["code"] == "InvalidInput" and found["hint"]
-        listed = await call(
-            rig.app, "GET", "/api/v1/things?limit=0&deep=maybe&odd=1&limit=2", token=rig.tokens["ann"]
-        )
+        listed = await call(rig.app, "GET", "/api/v1/things?limit=0&deep=maybe&odd=1&limit=2", token=rig.tokens["ann"])
         paths = sorted(d["path"] for d in listed.json()["details"])
         assert paths == ["query.deep", "query.limit", "query.limit", "query.odd"]
         assert rig.samples.done == []
@@ -197,13 +195,12 @@ def test_an_endless_body_is_cut_off_at_its_bound() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_query_string_is_read_or_refused(raw: bytes) -> None:
-    problems: list[object] = []
+    problems: list[Problem] = []
     try:
-        value = inputs.Query(ThingQuery).read(raw, problems)  # type: ignore[arg-type]
-    except Refused as exc:
-        assert exc.status in (400, 414)
-    else:
-        assert problems or isinstance(value, ThingQuery)
+        value = inputs.Query(ThingQuery).read(raw, problems)
+    except Refused:
+        return  # in HTTP's own terms: not UTF-8, too long
+    assert problems or isinstance(value, ThingQuery)
 
 
 _json = st.recursive(
@@ -218,7 +215,9 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes, s
     """What Hypothesis thought of, played against one application: starting one each time would be slow."""
     found: list[tuple[str, bytes, str]] = []
 
-    @given(_json | st.fixed_dictionaries({"name": _json, "count": _json, "tags": _json}), st.text(max_size=30), st.text())
+    @given(
+        _json | st.fixed_dictionaries({"name": _json, "count": _json, "tags": _json}), st.text(max_size=30), st.text()
+    )
     def collect(body: object, segment: str, query: str) -> None:
         path = "/api/v1/projects/p1/things/" + quote(segment.encode("utf-8", "surrogatepass"), safe="")
         found.append((path, json.dumps(body).encode(), "?q=" + quote(query.encode("utf-8", "surrogatepass"))))
@@ -227,9 +226,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes, s
     return found
 
 
-def test_fuzzed_requests_never_break_the_application(
-    tmp_path: Path, fuzzed: list[tuple[str, bytes, str]]
-) -> None:
+def test_fuzzed_requests_never_break_the_application(tmp_path: Path, fuzzed: list[tuple[str, bytes, str]]) -> None:
     async def test(rig: Rig) -> None:
         for path, body, query in fuzzed:
             for method, target in (("GET", path), ("GET", "/api/v1/things" + query), ("PUT", path + "/blob")):

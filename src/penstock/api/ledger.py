@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
 from penstock.api.sse import resume_after
-from penstock.base.quantities import format_time
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint, ServerEvent
 from penstock.store import events
@@ -41,23 +40,6 @@ class Page(Filter):
     cursor: int | None = Field(None, ge=0, le=2**63 - 1, description="The answer's next_cursor; the same as `after`.")
 
 
-def to_dict(row: EventRow) -> dict[str, Any]:
-    return {
-        "seq": row.seq,
-        "at": format_time(row.at),
-        "actor": row.actor,
-        "kind": row.kind,
-        "project": row.project,
-        "name": row.name,
-        "subject_id": row.subject_id,
-        "reason": row.reason,
-        "message": row.message,
-        "data": row.data,
-        "prev_hash": row.prev_hash,
-        "hash": row.hash,
-    }
-
-
 def _projects(actor: Actor, query: Filter) -> str | Collection[str] | None:
     """Events of the fleet itself are for those who see all of it."""
     return query.project if query.project is not None else visible(actor)
@@ -75,7 +57,7 @@ class _Routes:
         )
         more = len(found) > query.limit
         found = found[: query.limit]
-        return {"items": [to_dict(row) for row in found], "next_cursor": str(found[-1].seq) if more else None}
+        return {"items": [row.to_dict() for row in found], "next_cursor": str(found[-1].seq) if more else None}
 
     async def watch(self, call: Call) -> AsyncIterator[ServerEvent]:
         query: Filter = call.query
@@ -93,7 +75,7 @@ class _Routes:
                 wake.clear()
                 rows, head = await self.store.read(partial(_next_page, actor=actor, query=query, after=after))
                 for row in rows:
-                    yield ServerEvent(to_dict(row), "event", str(row.seq))
+                    yield ServerEvent(row.to_dict(), "event", str(row.seq))
                 if len(rows) == _PAGE:
                     after = rows[-1].seq
                     continue

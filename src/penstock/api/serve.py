@@ -47,6 +47,8 @@ def is_loopback(host: str) -> bool:
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket (port 0: a free one). Raises Conflict (who holds the port, where that can be known)."""
+    if not 0 <= port <= 65535:
+        raise InvalidInput(f"{port} is not a port", hint="Give --port a number from 0 to 65535; 0 takes a free one.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, OverflowError, UnicodeError) as exc:
@@ -193,7 +195,11 @@ class HttpServer:
         self.app = app
         self.port: int = sock.getsockname()[1]
         self._sock = sock
-        self._server = _Quiet(_config(app, settings))
+        try:
+            self._server = _Quiet(_config(app, settings))
+        except InvalidInput:
+            sock.close()
+            raise
         self._server.stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.url = url_of(sock, settings)

@@ -37,16 +37,22 @@ class Socket:
     async def send(self, data: bytes | str) -> None:
         """A binary or a text frame. After the other side has closed it is dropped."""
         await self.accept()
-        if not self.closed:
-            key = "text" if isinstance(data, str) else "bytes"
-            await self._send({"type": "websocket.send", key: data})
+        if self.closed:
+            return
+        try:
+            await self._send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+        except OSError:
+            self.closed = True
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         await self.accept()
         if not self.closed:
             self.closed = True
             cut = reason.encode()[:_REASON_BYTES].decode("utf-8", "ignore")
-            await self._send({"type": "websocket.close", "code": code, "reason": cut})
+            try:
+                await self._send({"type": "websocket.close", "code": code, "reason": cut})
+            except OSError:
+                pass  # the other side was first
 
     async def accept(self) -> None:
         if self.accepted:

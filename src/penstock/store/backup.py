@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -32,6 +33,19 @@ _MANIFEST = "manifest.json"
 _BATCH = 500  # rows read or written at a time
 _LINE_LIMIT = 64 << 20  # bytes of one row
 _MANIFEST_LIMIT = 1 << 20
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,  # a compression that zipfile does not know
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+)
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -120,7 +134,7 @@ def check_dump(file: IO[bytes]) -> Manifest:
             _check_schema(manifest)
             for table in _dumped():
                 _check_table(archive, table, manifest)
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, TypeError, ValueError) as exc:
+    except _DAMAGE as exc:
         raise InvalidInput(f"this is not a backup, or it is damaged: {exc}") from exc
     return manifest
 

@@ -15,6 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Connection, Row, select
 
+from penstock.base.quantities import format_time
 from penstock.store.connect import any_text
 from penstock.store.tables import events, heads
 
@@ -42,6 +43,22 @@ class EventRow:
     data: Mapping[str, Any]
     prev_hash: str
     hash: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "seq": self.seq,
+            "at": format_time(self.at),
+            "actor": self.actor,
+            "kind": self.kind,
+            "project": self.project,
+            "name": self.name,
+            "subject_id": self.subject_id,
+            "reason": self.reason,
+            "message": self.message,
+            "data": self.data,
+            "prev_hash": self.prev_hash,
+            "hash": self.hash,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +199,7 @@ def _check_row(good: Head, row: tuple[Any, ...]) -> tuple[int, str] | None:
 def _is_whole(row: tuple[Any, ...]) -> bool:
     """Whether a row gives its own hash. What Penstock cannot have written (NaN, bytes, NULL) gives none."""
     try:
-        return chain_hash(row[-2], row[:-2]) == row[-1]
+        return bool(chain_hash(row[-2], row[:-2]) == row[-1])
     except (TypeError, ValueError):
         return False
 

@@ -137,9 +137,9 @@ class Store:
     async def close(self) -> None:
         """Finish the writes that wait, then let go of the database."""
         writer, self._writer = self._writer, None
-        if self._poller is not None:
-            self._poller.cancel()
-            await asyncio.wait([self._poller])
+        if self._poller is not None and self._behind is not None:
+            self._behind.set()  # it finds the store closed; cancelling it would leave its thread with a connection
+            await self._poller
         if writer is not None:
             writer.stop()
             await asyncio.to_thread(writer.join)
@@ -175,7 +175,7 @@ class Store:
             loop.call_soon(listener, rows)  # what one raises goes to the loop's exception handler, not to the others
 
     async def _poll(self, behind: asyncio.Event) -> None:
-        while True:
+        while self._writer is not None:
             try:
                 async with asyncio.timeout(POLL_S):
                     await behind.wait()

@@ -12,6 +12,7 @@ import os
 import pwd
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from penstock.engines.local.spawner import Spawner
 from penstock.fleet import routes as fleet_routes
 from penstock.jobs import queries
 from penstock.jobs import routes as job_routes
+from penstock.jobs.launch import Site
 from penstock.jobs.reconcile import JobReconciler
 from penstock.jobs.room import Room
 from penstock.jobs.state import Phase
@@ -151,6 +153,11 @@ def write_server_file(data_dir: str, url: str) -> None:
     os.replace(file.name, os.path.join(data_dir, SERVER_FILE))
 
 
+def default_environment() -> dict[str, str]:
+    """What jobs that name no environment run in: the server's own, so that ``python`` is the one Penstock runs on."""
+    return {"venv": sys.prefix} if sys.prefix != sys.base_prefix else {}
+
+
 def job_user(settings: Settings, *, as_root: bool) -> str | None:
     """The Unix user of jobs whose submitter is mapped to none. Raises InvalidInput for one that cannot be."""
     if not as_root:
@@ -197,8 +204,12 @@ def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_roo
         loop,
         leadership.fence,
         jobs_dir,
-        os.path.join(settings.data_dir, "snapshots"),
-        (settings.log_first_bytes, settings.log_newest_bytes),
+        Site(
+            os.path.join(settings.data_dir, "snapshots"),
+            settings.log_first_bytes,
+            settings.log_newest_bytes,
+            default_environment(),
+        ),
     )
     leadership.lead, leadership.follow = reconciler.start, reconciler.pause
     room = Room(
@@ -322,7 +333,7 @@ async def run(
         await served.start()
         try:
             write_server_file(settings.data_dir, served.url)
-            print(f"Penstock is ready: {served.url}", flush=True)  # noqa: T201 - what whoever started it waits for
+            print(f"Penstock is ready: {served.url}", flush=True)
             gc.collect()
             gc.freeze()
             await stop.wait()

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -71,19 +72,22 @@ class Client:
             raise Unauthenticated(f"there is no token to show to {self.url}")
         return dict(self._get("whoami"))
 
-    def apply(self, text: str | bytes, *, dry_run: bool = False, max_bytes: int | None = None) -> dict[str, Any]:
+    def apply(
+        self, text: str | bytes, *, dry_run: bool = False, max_bytes: int | None = None, base: str = "."
+    ) -> dict[str, Any]:
         """Makes jobs as the YAML documents in ``text`` say; all or none.
 
         Two steps: a dry run tells which work folders the documents name, each is carried to the server as a snapshot,
-        and the documents follow. With ``dry_run`` nothing is changed and the plan comes back.
+        and the documents follow. With ``dry_run`` nothing is changed and the plan comes back. Folders that are not
+        absolute are beneath ``base``.
         """
         body = text.encode() if isinstance(text, str) else text
         plan = self._apply(body, dry_run=True, snapshots={})
         if dry_run:
             return plan
         folders = sorted({item["workdir"] for item in plan["items"] if item.get("workdir")})
-        digests = {folder: self.carry(folder, max_bytes) for folder in folders}
-        return self._apply(body, dry_run=False, snapshots={f: digest for f, digest in digests.items() if digest})
+        digests = {folder: self.carry(os.path.join(base, folder), max_bytes) for folder in folders}
+        return self._apply(body, dry_run=False, snapshots={f: digest or "" for f, digest in digests.items()})
 
     def carry(self, folder: str, max_bytes: int | None = None) -> str | None:
         """Takes a snapshot of a folder and sends it unless the server has it; its SHA-256, or None of an empty one."""

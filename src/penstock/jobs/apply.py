@@ -12,7 +12,7 @@ from penstock.base.errors import InvalidInput, NotFound, Problem
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint
 from penstock.jobs import admission, submit
-from penstock.jobs.room import Room
+from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobDocument, JobSpec
 from penstock.jobs.yaml import MAX_BYTES, parse_jobs
 from penstock.scheduling.plan import plan
@@ -78,10 +78,12 @@ def _snapshots(header: str | None) -> dict[str, str]:
 
 
 def _with_snapshot(document: JobDocument, snapshots: dict[str, str]) -> JobDocument:
+    """``""`` in the header says that the work folder is empty: then there is none to carry."""
     found = snapshots.get(document.spec.workdir or "")
     if found is None or document.spec.snapshot is not None:
         return document
-    spec = JobSpec.model_validate(document.spec.model_dump(exclude_defaults=True) | {"snapshot": found})
+    carried = {"snapshot": found} if found else {"workdir": None}
+    spec = JobSpec.model_validate(document.spec.model_dump(exclude_defaults=True) | carried)
     return document.model_copy(update={"spec": spec})
 
 
@@ -119,6 +121,7 @@ def _allowed(actor: Actor, documents: list[JobDocument]) -> None:
 
 def _carry_out(room: Room, tx: Tx, actor: Actor, documents: list[JobDocument]) -> list[dict[str, Any]]:
     problems = [p for d in documents for p in _problems(room, tx.conn, actor, d, documents)]
+    problems += [p for d in documents for p in homeless(d.spec, f"{d.name}: spec")]
     if problems:
         raise InvalidInput("nothing was applied", details=problems)
     items = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -13,6 +14,18 @@ from penstock.engines.spec import JobNeeds, Launch, RankGroup
 from penstock.jobs.spec import JobSpec
 
 IDLE_TIMEOUT_S = 30 * 60.0  # of interactive jobs that name none
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What every launch of a server shares: the folder of work folders, the bytes of a rank's log that are kept from its
+    beginning and at its end, and the environment of jobs that name none.
+    """
+
+    snapshots_dir: str
+    log_first_bytes: int
+    log_newest_bytes: int
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 def needs(spec: JobSpec) -> JobNeeds:
@@ -25,12 +38,8 @@ def needs(spec: JobSpec) -> JobNeeds:
     )
 
 
-def launch(
-    job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, *, snapshots: str, limits: tuple[int, int]
-) -> Launch:
-    """``job`` and ``attempt`` are rows; ``snapshots`` the folder of work folders; ``limits`` bytes of a rank's log kept
-    from its beginning and at its end.
-    """
+def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Site) -> Launch:
+    """``job`` and ``attempt`` are rows."""
     groups = json.loads(attempt["groups"])
     number = attempt["number"]
     spent = job["restarts"]
@@ -51,8 +60,8 @@ def launch(
         launcher=spec.effective_launcher(),
         command=spec.command or ("sleep", "infinity"),
         env=_env(job, spec),
-        environment=spec.environment.model_dump(exclude_defaults=True),
-        snapshot=f"{snapshots}/{spec.snapshot}" if spec.snapshot else None,
+        environment=spec.environment.model_dump(exclude_defaults=True) or site.environment,
+        snapshot=f"{site.snapshots_dir}/{spec.snapshot}" if spec.snapshot else None,
         workdir=None if spec.snapshot else spec.workdir,
         unix_user=job["unix_user"],
         time_limit_s=spec.time_limit,
@@ -60,8 +69,8 @@ def launch(
         restarts_left=max(spec.max_restarts - spent, 0),
         interactive=spec.interactive,
         idle_timeout_s=(spec.idle_timeout or IDLE_TIMEOUT_S) if spec.interactive else None,
-        log_first_bytes=limits[0],
-        log_newest_bytes=limits[1],
+        log_first_bytes=site.log_first_bytes,
+        log_newest_bytes=site.log_newest_bytes,
     )
 
 

@@ -408,8 +408,11 @@ def headline_series(answer: Mapping[str, Any], name: str) -> Sequence[Sequence[f
 
 
 def spec_text(spec: Mapping[str, Any]) -> str:
-    """Block style with JSON scalars, which every YAML parser reads back; empty fields are left out."""
-    return "\n".join(_block({k: v for k, v in spec.items() if v not in (None, [], {}, "", ())}, 0))
+    """Block style with JSON scalars, which every YAML parser reads back; fields that say nothing are left out."""
+    return "\n".join(_block(spec, 0))
+
+
+_NOTHING: tuple[Any, ...] = (None, [], {}, (), 0, False)  # each is its field's default
 
 
 def _block(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterable[str]:
@@ -423,7 +426,7 @@ def _block(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterable[str
             else:
                 yield lead
                 yield from _block(item, depth + 1)
-        elif item not in (None, [], {}, ()):
+        elif key is None or item not in _NOTHING:
             yield f"{lead} {_scalar(item)}"
 
 

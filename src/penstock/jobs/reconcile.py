@@ -16,7 +16,7 @@ from penstock.base.reasons import Reason
 from penstock.engines.spec import Engine, Observation, Stage
 from penstock.fleet import inventory
 from penstock.jobs import admission, progression, submit
-from penstock.jobs.launch import launch
+from penstock.jobs.launch import Site, launch
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, jobs
@@ -39,8 +39,7 @@ class JobReconciler:
     loop: Loop
     fence: Fence
     jobs_dir: str
-    snapshots_dir: str
-    log_limits: tuple[int, int]
+    site: Site
     progress: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # the last report, by job id
     on_progress: Callable[[str], None] = lambda _job_id: None
     _seen: dict[str, Observation] = field(default_factory=dict)  # not yet taken in, by job id
@@ -133,7 +132,7 @@ class JobReconciler:
 
     async def _submit(self, job: Row[Any], attempt: Mapping[str, Any]) -> None:
         spec = self._memory.spec(job)
-        told = launch(job._mapping, attempt, spec, snapshots=self.snapshots_dir, limits=self.log_limits)
+        told = launch(job._mapping, attempt, spec, self.site)  # noqa: SLF001 - SQLAlchemy's public name for it
         try:
             await self.engine.submit(told)
         except Exception as error:  # whatever an engine's fault: the attempt ends with a reason, the cycle goes on

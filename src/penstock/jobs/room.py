@@ -100,6 +100,8 @@ class Room:
         ]
         if spec.snapshot is not None and not self.holds(conn, actor.user, spec.snapshot):
             problems.append(Problem(f"{path}.snapshot", "no such snapshot was uploaded by you"))
+        if spec.workdir is not None and spec.snapshot is None and ".." in spec.workdir.split("/"):
+            problems.append(Problem(f"{path}.workdir", "give a path without '..'"))
         try:
             self.require_project(conn, project)
         except NotFound as error:
@@ -108,7 +110,14 @@ class Room:
 
     def create(self, tx: Tx, actor: Actor, new: submit.NewJob) -> str:
         """Check and insert. Raises InvalidInput with all that is wrong, Conflict."""
-        problems = self.check(tx.conn, actor, new.project, new.spec)
+        problems = self.check(tx.conn, actor, new.project, new.spec) + homeless(new.spec, "spec")
         if problems:
             raise InvalidInput("the job cannot run here", details=problems)
         return submit.create(tx, new)
+
+
+def homeless(spec: JobSpec, path: str) -> list[Problem]:
+    """A relative work folder means something only to whoever sends it along."""
+    if spec.workdir is None or spec.workdir.startswith("/") or spec.snapshot is not None:
+        return []
+    return [Problem(f"{path}.workdir", f"{spec.workdir!r} was not carried along: give an absolute path")]

@@ -13,10 +13,11 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.base.ids import check_name
 from penstock.base.routes import Call, Endpoint
 from penstock.jobs import apply, queries, series, streams, submit
-from penstock.jobs.room import Room
+from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import FINAL
-from penstock.store import idempotency
+from penstock.store import events, idempotency
+from penstock.store.events import EventRow
 from penstock.store.store import Tx
 from penstock.tenancy.plan import visible
 
@@ -60,6 +61,12 @@ class ListQuery(_Model):
     cursor: int | None = Field(default=None, ge=0, lt=1 << 62)
 
 
+class EventQuery(_Model):
+    after: int | None = Field(default=None, ge=0, lt=1 << 62)
+    limit: int = Field(default=100, ge=1, le=500)
+    newest: bool = False
+
+
 class SummaryQuery(_Model):
     project: str | None = Field(default=None, max_length=100)
     q: str | None = Field(default=None, max_length=200)
@@ -86,6 +93,7 @@ def endpoints(room: Room, jobs_dir: str) -> list[Endpoint]:
         Endpoint("DELETE", JOB, "jobs.delete", routes.delete, "Delete a finished job", status=204),
         Endpoint("POST", JOB + "/cancel", "jobs.cancel", routes.cancel, "Cancel a job", body=Why),
         Endpoint("GET", JOB + "/attempts", "jobs.read", routes.attempts, "A job's attempts"),
+        Endpoint("GET", JOB + "/events", "jobs.read", routes.events, "A job's events", query=EventQuery),
         Endpoint("GET", JOB + "/why", "jobs.read", routes.why, "Why a job is where it is"),
         Endpoint("GET", JOB + "/progress", "jobs.read", routes.progress, "What a job's ranks reported"),
         *streams.endpoints(room, JOB),
@@ -160,7 +168,7 @@ class _Routes:
 
         def work(tx: Tx) -> dict[str, Any]:
             row = submit.find(tx.conn, project, name)
-            problems = room.check(tx.conn, actor, project, body.spec)
+            problems = room.check(tx.conn, actor, project, body.spec) + homeless(body.spec, "spec")
             if problems:
                 raise InvalidInput("the job cannot run here", details=problems)
             submit.replace(tx, row, body.spec, actor=actor.user, generation=body.generation)
@@ -191,6 +199,26 @@ class _Routes:
         row = await self.room.row(call.path)
         rows = await self.room.store.read(lambda conn: queries.attempt_rows(conn, row.id))
         return {"items": [queries.attempt(r) for r in rows], "next_cursor": None}
+
+    async def events(self, call: Call) -> dict[str, Any]:
+        query: EventQuery = call.query
+        row = await self.room.row(call.path)
+
+        def work(conn: Any) -> list[EventRow]:
+            return events.page(
+                conn,
+                after=query.after,
+                limit=query.limit + 1,
+                kind="Job",
+                project=row.project,
+                name=row.name,
+                newest_first=query.newest,
+            )
+
+        rows = await self.room.store.read(work)
+        more = len(rows) > query.limit
+        rows = rows[: query.limit]
+        return {"items": [e.to_dict() for e in rows], "next_cursor": str(rows[-1].seq) if more else None}
 
     async def why(self, call: Call) -> dict[str, Any]:
         row = await self.room.row(call.path)

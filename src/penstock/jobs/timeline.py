@@ -12,7 +12,32 @@ from penstock.jobs.page import FINAL, Badge, phase_badge, reason_badge
 MAX_LANES = 8  # attempts drawn; older ones are counted in the first lane's label
 MAX_MARKS = 40  # a lane's marks, the newest
 _MARKED = frozenset({"RankExited", "RankRestarted", "CancelRequested", "OutOfMemory", "NodeLost", "Preempted"})
-_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800)
+_STEPS = (
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14400,
+    21600,
+    43200,
+    86400,
+    172800,
+    604800,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +143,6 @@ def _marks(events: Iterable[Mapping[str, Any]], scale: _Scale) -> Iterable[tuple
 def _ticks(scale: _Scale) -> Iterable[tuple[float, str]]:
     total = scale.end - scale.begin
     step = next((s for s in _STEPS if total / s <= 6), 604800 * max(1, round(total / 604800 / 6)))
-    if total < 1:
-        return [(0.0, "0")]
     marks = [(0.0, "0")] + [
         (scale.at(scale.begin + n * step), format_duration(n * step)) for n in range(1, int(total / step) + 1)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _apply(call: Invocation, arguments: Namespace) -> int:
     text = _read(arguments.file)
-    answer = call.client.apply(text, dry_run=arguments.dry_run, max_bytes=call.settings.snapshot_max_bytes)
+    base = "." if arguments.file == "-" else os.path.dirname(arguments.file) or "."
+    answer = call.client.apply(text, dry_run=arguments.dry_run, max_bytes=call.settings.snapshot_max_bytes, base=base)
     out = call.output
     if out.format != "table":
         out.document(answer)

@@ -160,7 +160,6 @@ class Fleet:
             Endpoint(get, JOB + "/why", "jobs.read", self._why, ""),
             Endpoint(get, JOB + "/progress", "jobs.read", self._progress, ""),
             Endpoint(get, JOB + "/cost", "cost.read", self._cost, ""),
-            Endpoint(get, JOB + "/events", "jobs.read", self._job_events, "", query=Query),
             Endpoint(get, JOB + "/logs", "jobs.read", self._logs, "", query=LogQuery, kind="text"),
             Endpoint("POST", JOB + "/cancel", "jobs.cancel", self._cancel, "", body=Why),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=Query),
@@ -265,17 +264,13 @@ class Fleet:
             "total": 1.0942,
         }
 
-    def _page(self, query: Query, **only: str) -> dict[str, Any]:
-        wanted = {k: getattr(query, k) for k in ("kind", "project", "name", "reason", "actor")} | only
+    def _page(self, query: Query) -> dict[str, Any]:
+        wanted = {k: getattr(query, k) for k in ("kind", "project", "name", "reason", "actor")}
         found = [e for e in self.events if all(v is None or e[k] == v for k, v in wanted.items())]
         if query.newest:
             found = [e for e in reversed(found) if query.cursor is None or e["seq"] < query.cursor]
         page = found[: query.limit]
         return {"items": page, "next_cursor": str(page[-1]["seq"]) if len(found) > len(page) else None}
-
-    async def _job_events(self, call: Call) -> dict[str, Any]:
-        job = self.find(call.path)
-        return self._page(call.query, kind="Job", project=job["project"], name=job["name"])
 
     async def _events(self, call: Call) -> dict[str, Any]:
         return self._page(call.query)
@@ -293,7 +288,11 @@ class Fleet:
             sent = 0
             while True:
                 wrote, lines = self.wrote, self.logs.get(job["name"], [])
-                wanted = [s for s in lines[sent:] if query.rank is None or s.startswith(f"[{query.rank}] ")]
+                wanted = [
+                    s
+                    for s in lines[sent:]
+                    if query.rank is None or s.startswith((f"[{query.rank}] ", f"[rank {query.rank}] "))
+                ]
                 if wanted:
                     yield ("\n".join(wanted) + "\n").encode()
                 sent = len(lines)
@@ -525,5 +524,5 @@ def _running(fleet: Fleet) -> None:
     for step in range(600, 1316, 4):
         for rank in range(2):
             loss = 0.11 + 2.1 * math.exp(-step / 420)
-            fleet.write("digits", f"[{rank}] step {step:>5}/2000  loss {loss:.4f}  12,845 samples/s  mem 31.4 GiB")
+            fleet.write("digits", f"[rank {rank}] step {step:>5}/2000  loss {loss:.4f}  12,845 samples/s  mem 31.4 GiB")
     fleet.write("digits", "[launcher] W torch.distributed.elastic: restarting the worker group, 1 of 3")

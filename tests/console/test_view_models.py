@@ -27,6 +27,7 @@ from penstock.jobs.page import (
     spark,
     spec_text,
 )
+from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import FINAL, Phase
 from penstock.jobs.timeline import MAX_LANES, timeline
 from tests.console.fleet import sample
@@ -139,14 +140,16 @@ def test_the_shown_spec_is_yaml(spec: dict[str, Any]) -> None:
 
 def test_the_shown_spec_reads_back() -> None:
     for job in sample(NOW).jobs:
-        spec = {k: v for k, v in job["spec"].items() if v not in (None, [], {})}
-        assert yaml.safe_load(spec_text(job["spec"])) == spec
+        spec = {k: v for k, v in job["spec"].items() if v not in (None, [])}
+        assert JobSpec.model_validate(yaml.safe_load(spec_text(spec))) == JobSpec.model_validate(spec)
     odd = {
         "command": ["sh", "-c", "echo: #1 & true"],
-        "env": {"A": "yes", "B": "1.0", "C": "- x", "D": "null"},
+        "env": {"A": "yes", "B": "1.0", "C": "- x", "D": "null", "E": "", "F": "0"},
+        "depends_on": [{"job": "a", "condition": "Finished"}],
         "nodes": 2,
     }
     assert yaml.safe_load(spec_text(odd)) == odd
+    assert spec_text({"priority": 0, "interactive": False, "env": {}, "workdir": None}) == ""
 
 
 def test_a_bare_job_can_be_drawn() -> None:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 JOBS_PAGE = 50
 EVENTS_PAGE = 100
-NODES_PAGE = 200
 JOB_EVENTS = 200
 _SPARKS = 1000  # sparklines kept: a job's line is asked for again only when it has moved
 
@@ -107,9 +106,10 @@ class Pages:
         project, name = request.path_params["project"], request.path_params["name"]
         base = _api(project, name)
         job = await self._gate.ask("GET", base, actor)
+        of_job = {"kind": "Job", "project": project, "name": name, "limit": JOB_EVENTS, "newest": True}
         attempts, events, cost = await asyncio.gather(
             self._gate.ask("GET", f"{base}/attempts", actor),
-            self._gate.ask("GET", f"{base}/events", actor, {"limit": JOB_EVENTS, "newest": True}),
+            self._gate.ask("GET", "/api/v1/events", actor, of_job),
             self._optional(f"{base}/cost", actor),
         )
         head = job_head(job)
@@ -130,8 +130,7 @@ class Pages:
 
     async def _nodes(self, request: Request, actor: Actor) -> Response:
         cursor = request.query_params.get("cursor", "")
-        query = {"limit": NODES_PAGE} | ({"cursor": cursor} if cursor else {})
-        answer = await self._gate.ask("GET", "/api/v1/nodes", actor, query)
+        answer = await self._gate.ask("GET", "/api/v1/nodes", actor, {"cursor": cursor} if cursor else {})
         context = {
             "user": actor.user,
             "cards": [node_card(n) for n in answer["items"]],

@@ -47,6 +47,7 @@ class Renderer:
             "num": number,
             "count": count,
             "duration": duration,
+            "money": money,
             "memory": format_memory,
             "ticked": ticked,
             "segment": lambda text: quote(str(text), safe=""),
@@ -102,6 +103,13 @@ def number(value: float | None) -> str:
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:.4g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
+
+
+def money(value: float) -> str:
+    """Two decimals, four below one; what is less than those show says so."""
+    if 0 < abs(value) < 0.0001:
+        return "<0.0001"
+    return f"{value:,.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4f}"
 
 
 def count(value: float) -> str:

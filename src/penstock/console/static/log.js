@@ -10,7 +10,7 @@
   const box = $(".log"), state = $(".log-state"), toEnd = $(".to-end"), hits = $("[data-hits]");
   const rank = $("[data-rank]"), attempt = $("[data-attempt]"), query = $("input[type=search]"), followBox = $("[data-follow]");
   const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g;
-  const PREFIX = /^\[(\d{1,6}|launcher)\] ?/;
+  const PREFIX = /^\[(?:rank )?(\d{1,6}|launcher)\] ?/;
   let stop = null; // aborts the stream
   let pending = []; // lines that are not in the page yet
   let partial = "", dropped = 0, frame = 0, total = 0, at = -1, restart = 0;
@@ -58,7 +58,7 @@
   function again() { clearTimeout(restart); restart = setTimeout(read, RETRY_MS); }
   function ended() {
     draw();
-    state.textContent = total ? `End of the log, ${total.toLocaleString("en")} lines${total > KEEP ? `, the last ${KEEP.toLocaleString("en")} shown` : ""}` : "The job wrote nothing";
+    state.textContent = total ? `End of the log, ${total.toLocaleString("en")} ${total === 1 ? "line" : "lines"}${total > KEEP ? `, the last ${KEEP.toLocaleString("en")} shown` : ""}` : "The job wrote nothing";
   }
   async function problem(answer) {
     try { return (await answer.json()).message; } catch { return ""; }

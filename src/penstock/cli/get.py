@@ -133,8 +133,8 @@ def _print_job(call: Invocation, body: dict[str, Any]) -> None:
     out = call.output
     for line in view.page(body, call.now):
         out.line(line)
-    cost = body["cost"]
-    out.line(f"{'Cost:':<14}{cost['total']:.4f} {cost['currency']}")
+    cost, money = body["cost"], import_module("penstock.cost.commands").money
+    out.line(f"{'Cost:':<14}{money(cost['total'])} {cost['currency']}")
     if body["attempts"]:
         out.line("\nAttempts:")
         out.table(view.ATTEMPT_COLUMNS, body["attempts"], call.now)

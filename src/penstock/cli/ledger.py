@@ -77,7 +77,8 @@ def _audit(call: Invocation, arguments: Namespace) -> int:
     if call.output.format != "table":
         call.output.document(found)
     elif found["ok"]:
-        call.output.line(f"ok: {found['rows']} rows, head {found.get('head') or '-'}")
+        head = found.get("head") or {}
+        call.output.line(f"ok: {found['rows']} rows" + (f", the last hash is {head['hash']}" if head else ""))
     if not found["ok"]:
         raise LedgerBroken(
             f"row {found.get('first_bad_seq')} of the ledger is not as it was written: {found['problem']}"

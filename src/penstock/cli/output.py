@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.client.verb import Column
 
 RED, DIM, RESET = "\x1b[31m", "\x1b[2m", "\x1b[0m"
-CELL = 60  # characters of one cell where output goes to a pipe or file; a terminal's tables fold instead
+CELL = 60  # characters of a cell, but for the last, where output goes to a pipe; a terminal's tables fold instead
 
 
 class Screen:
@@ -70,7 +70,7 @@ class Screen:
 def aligned(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> list[str]:
     """Plain lines, two blanks between columns; an empty cell reads ``-`` so that `awk` counts columns right."""
     table = [[column.title for column in columns]]
-    table += [[_cut(cell) or "-" for cell in row] for row in cells]
+    table += [[*(_cut(cell) or "-" for cell in row[:-1]), *(cell or "-" for cell in row[-1:])] for row in cells]
     widths = [max(len(row[at]) for row in table) for at in range(len(columns))]
     return [
         "  ".join(

@@ -33,7 +33,7 @@ class Parser:
         self._rest = b""
         self._after_cr = False
         self._data: list[str] = []
-        self._size = 0
+        self._held = 0  # bytes of the event so far
         self._event = ""
         self._id = ""
 
@@ -45,16 +45,17 @@ class Parser:
             self._after_cr = chunk.endswith(b"\r")
         lines = (self._rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._rest = lines.pop()
-        self._size += len(chunk)
-        if self._size > MAX_EVENT and not lines:
+        told = [message for line in lines if (message := self._line(line)) is not None]
+        if self._held + len(self._rest) > MAX_EVENT:
             raise Unavailable(f"the server sent an event longer than {MAX_EVENT} bytes")
-        return [message for line in lines if (message := self._line(line)) is not None]
+        return told
 
     def _line(self, line: bytes) -> Message | None:
         if not line:
-            self._size = 0
+            self._held = 0
             data, event, self._data, self._event = "\n".join(self._data), self._event, [], ""
             return Message(event or "message", data, self._id) if data else None
+        self._held += len(line)
         name, _, value = line.decode("utf-8", "replace").partition(":")
         value = value.removeprefix(" ")
         if name == "data":

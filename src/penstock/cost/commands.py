@@ -22,7 +22,12 @@ def _quantity(title: str, name: str) -> Column:
 
 
 def _amount(item: Mapping[str, Any], _now: float) -> str:
-    return f"{item['amount']:.4f}"
+    return money(item["amount"])
+
+
+def money(amount: float) -> str:
+    """Four decimals; six where four would show nothing."""
+    return f"{amount:.4f}" if amount == 0 or abs(amount) >= 0.01 else f"{amount:.6f}"
 
 
 def columns(report: Mapping[str, Any]) -> list[Column]:
@@ -40,7 +45,7 @@ def columns(report: Mapping[str, Any]) -> list[Column]:
 def show(call: Invocation, report: Mapping[str, Any]) -> int:
     if call.output.format == "table":
         call.output.table(columns(report), report["items"], call.now)
-        call.output.line(f"total {report['total']:.4f} {report['currency']}")
+        call.output.line(f"total {money(report['total'])} {report['currency']}")
     else:
         call.output.document(report)
     return 0

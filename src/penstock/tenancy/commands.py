@@ -27,12 +27,12 @@ TOKENS = (
     _plain("ID", "id"),
     _plain("USER", "user"),
     _plain("NAME", "name"),
+    _plain("ENDS IN", "last_four"),
     _plain("CREATED", "created_at"),
     _plain("EXPIRES", "expires_at"),
-    _plain("LAST USED", "last_used_at"),
     _plain("REVOKED", "revoked_at"),
 )
-PROJECTS = (_plain("NAME", "name"), _plain("ROLE", "role"), _plain("CREATED", "created_at"))
+PROJECTS = (_plain("NAME", "name"), _plain("CREATED", "created_at"))
 MEMBERS = (_plain("USER", "user"), _plain("ROLE", "role"))
 
 

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from penstock.client.session import Terminal
 
 _CHUNK = 32 << 10
+_SHELL = ["/bin/sh", "-c", "command -v bash > /dev/null && exec bash; exec sh"]
 
 
 def open_shell(call: Invocation, job: str, project: str | None = None) -> int:
-    """The user's own shell (an empty command asks for it), on a terminal."""
-    return _attach(call, job, [], with_tty=True, project=project)
+    """bash where the job has it, else sh, on a terminal."""
+    return _attach(call, job, _SHELL, with_tty=True, project=project)
 
 
 def _shell(call: Invocation, arguments: Namespace) -> int:

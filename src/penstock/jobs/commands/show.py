@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import PenstockError
 from penstock.client.verb import Invocation, Verb
+from penstock.jobs.commands.view import because
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -57,8 +58,8 @@ def _why(call: Invocation, arguments: Namespace) -> int:
     if out.format != "table":
         out.document(why)
         return 0
-    message = f": {why['message']}" if why.get("message") else ""
-    out.line(f"{why['project']}/{why['name']} is {why['phase']}: {why['reason']}{message}")
+    cause = because(why["reason"], why.get("message"), why["phase"])
+    out.line(f"{why['project']}/{why['name']} is {why['phase']}" + (f": {cause}" if cause != why["phase"] else ""))
     for title, lines in (("Evidence", why.get("evidence")), ("What helps", why.get("helps"))):
         if lines:
             out.line(f"{title}:")

@@ -33,8 +33,13 @@ def age(at: object, now: float) -> str:
 def why_column(job: Job, _now: float) -> str:
     """The reason, and what is behind it where that says more."""
     status = job["status"]
-    reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
-    return f"{reason}: {message}" if message and reason else reason or message
+    return because(status.get("reason"), status.get("message"), status["phase"])
+
+
+def because(reason: object, message: object, phase: object) -> str:
+    """``Reason: message``, without a reason that only repeats the phase."""
+    words = [str(word) for word in (reason if reason != phase or not message else "", message) if word]
+    return ": ".join(words)
 
 
 def progress_text(job: Job, _now: float = 0.0) -> str:
@@ -106,7 +111,7 @@ ATTEMPT_COLUMNS = (
     Column("ENDED", lambda attempt, _: str(attempt.get("ended_at") or "")),
     Column("EXIT", lambda attempt, _: exit_text(attempt), right=True),
     Column("RESTARTS", lambda attempt, _: str(attempt.get("restarts") or 0), right=True),
-    Column("WHY", lambda attempt, _: f"{attempt.get('reason') or ''}: {attempt.get('message') or ''}".strip(": ")),
+    Column("WHY", lambda attempt, _: because(attempt.get("reason"), attempt.get("message"), attempt["phase"])),
 )
 
 

@@ -164,9 +164,9 @@ def array_counts(conn: Connection, row: Row[Any]) -> dict[str, int] | None:
     if row.array_count is None or row.array_of is not None:
         return None
     found: dict[str, int] = dict(
-        conn.execute(
-            select(jobs.c.phase, func.count()).where(jobs.c.array_of == row.id).group_by(jobs.c.phase)
-        ).tuples()
+        conn.execute(select(jobs.c.phase, func.count()).where(jobs.c.array_of == row.id).group_by(jobs.c.phase))
+        .tuples()
+        .all()  # a result has keys(), so that dict() would take it for a mapping
     )
     return {
         "total": row.array_count,

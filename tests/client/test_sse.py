@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.base.errors import Unavailable
 from penstock.client import sse
-from penstock.client.sse import Message, Parser, messages
+from penstock.client.sse import Message, messages
 
 STREAM = (
     b"\xef\xbb\xbfretry: 10\n\n"  # a first line of a mark and `retry`: nothing to tell
@@ -28,7 +30,7 @@ def test_events() -> None:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_where_the_chunks_are_cut_does_not_matter(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
-    chunks = [STREAM[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [STREAM[start:end] for start, end in pairwise(edges)]
     assert list(messages(chunks)) == TOLD
 
 
@@ -39,14 +41,9 @@ def test_no_bytes_surprise_it(data: bytes) -> None:
 
 def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
-    parser = Parser()
-    with pytest.raises(Unavailable, match="longer than"):
-        for _ in range(100):
-            parser.feed(b"x" * 100)
-    parser = Parser()
-    with pytest.raises(Unavailable, match="longer than"):
-        for _ in range(100):
-            parser.feed(b"data: " + b"x" * 100 + b"\n")
+    for chunk in (b"x" * 100, b"data: " + b"x" * 100 + b"\n"):
+        with pytest.raises(Unavailable, match="longer than"):
+            list(messages([chunk] * 100))
 
 
 def test_data_that_is_not_json() -> None:

@@ -263,14 +263,13 @@ def test_streams_come_as_they_are_sent(server: StandIn, near: Transport) -> None
 
 def test_a_stream_that_breaks_off_says_so() -> None:
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
-    got = []
+    got: list[bytes] = []
     with (
         raw_server(says(answer)) as url,
         transport(url).stream("/") as stream,
         pytest.raises(Unavailable, match="broke off"),
     ):
-        for chunk in stream:
-            got.append(chunk)
+        got.extend(stream)
     assert got == [b"abc"]
 
 

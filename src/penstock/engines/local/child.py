@@ -15,6 +15,7 @@ import pwd
 import resource
 import termios
 from collections.abc import Callable
+from typing import Any
 
 from penstock.engines.local import kernel
 from penstock.engines.local.cgroups import Cage
@@ -33,13 +34,17 @@ class LaunchError(Exception):
 
 
 class Identity:
-    """The Unix user of a job; ``switch`` is None's: the server's own user, when that is not root."""
+    """The Unix user that a job runs as."""
 
     __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
 
-    def __init__(self, name: str, uid: int, gid: int, home: str, shell: str) -> None:
-        self.name, self.uid, self.gid, self.home, self.shell = name, uid, gid, home, shell
-        self.groups = os.getgrouplist(name, gid)
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.name: str = found["name"]
+        self.uid: int = found["uid"]
+        self.gid: int = found["gid"]
+        self.groups: list[int] = found["groups"]
+        self.home: str = found["home"]
+        self.shell: str = found["shell"]
 
     def become(self) -> None:
         """For good: real, effective and saved ids, and the user's groups."""
@@ -48,24 +53,17 @@ class Identity:
         os.setresuid(self.uid, self.uid, self.uid)
 
 
-def identity(unix_user: str | None) -> Identity | None:
-    """Who a job runs as: ``unix_user`` when we are root, and never root itself. Raises LaunchError."""
-    if os.geteuid() != 0:
+def identity(found: dict[str, Any] | None) -> Identity | None:
+    """From what users.py found; None for the server's own user. Never root, whatever a frame says. Raises LaunchError."""
+    if found is None:
+        if os.geteuid() == 0:
+            raise LaunchError("LaunchFailed", "jobs are never run as root")
         return None
-    if not unix_user:
-        raise LaunchError(
-            "LaunchFailed",
-            "the server runs as root and no Unix user is given for this job: start it with --job-user NAME, or map its submitter",
-        )
-    try:
-        entry = pwd.getpwnam(unix_user)
-    except KeyError:
-        raise LaunchError("LaunchFailed", f"the Unix user {unix_user!r} does not exist on this machine") from None
-    if entry.pw_uid == 0:
-        raise LaunchError(
-            "LaunchFailed", f"jobs are never run as root: map the submitter to another user than {unix_user!r}"
-        )
-    return Identity(unix_user, entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell)
+    if "error" in found:
+        raise LaunchError("LaunchFailed", found["error"])
+    if found["uid"] == 0:
+        raise LaunchError("LaunchFailed", "jobs are never run as root")
+    return Identity(found)
 
 
 class Start:

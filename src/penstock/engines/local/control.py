@@ -86,10 +86,17 @@ class Control:
         self._looked_at = 0.0
 
     def listen(self) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind(folder.CONTROL)
-        self._listener.listen(16)
+        if self._listener is not None:
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            listener.bind(folder.CONTROL)
+            listener.listen(16)
+        except OSError:
+            listener.close()
+            raise
+        self._listener = listener
         self.attempt.loop.watch(self._listener.fileno(), self._accept)
 
     def close(self) -> None:

@@ -108,6 +108,15 @@ def write_json(path: str, value: Any, *, durable: bool = False) -> None:
         sync_folder(os.path.dirname(path) or ".")
 
 
+def write_new_json(path: str, value: Any) -> None:
+    """Make ``path`` with this JSON. A reader may find it empty, which ``read_json`` takes for "not there yet"."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        write_all(fd, json.dumps(value, separators=(",", ":")).encode())
+    finally:
+        os.close(fd)
+
+
 def sync_folder(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

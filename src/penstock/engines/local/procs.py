@@ -12,8 +12,11 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def boot_id() -> str:
     """Changes with every boot: a pid and a start time mean something only together with it."""
-    with open(_BOOT_ID, encoding="ascii") as file:
-        return file.read().strip()
+    fd = os.open(_BOOT_ID, os.O_RDONLY)
+    try:
+        return os.read(fd, 64).decode().strip()
+    finally:
+        os.close(fd)
 
 
 def _stat(pid: int) -> list[bytes] | None:

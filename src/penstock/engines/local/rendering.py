@@ -12,6 +12,7 @@ from typing import Any
 
 from penstock.engines import launchers
 from penstock.engines.local import environment, folder
+from penstock.engines.local.users import Users
 from penstock.engines.spec import Launch, RankExit, RankGroup
 
 _HOST = "127.0.0.1"
@@ -28,6 +29,7 @@ class Renderer:
             host_env, own_prefix=own if own != os.path.dirname(os.path.realpath(python)) else None
         )
         self._max_pids = max_pids
+        self._users = Users()
         self._url = url
         self._python = os.path.realpath(python)
         self._next_port = random.randrange(len(_PORTS))
@@ -41,6 +43,7 @@ class Renderer:
         value |= {
             "format": folder.FORMAT,
             "max_pids": self._max_pids,
+            "identity": self._users.look_up(launch.unix_user),
             "needs": prepared.needs,
             "hostfile": launchers.hostfile(launch) if len(launch.groups) > 1 or launch.procs > 1 else None,
             "rendered": [self._group(launch, group, prepared, port, shimmed=shimmed) for group in launch.groups],

@@ -31,7 +31,7 @@ class Setup:
 
     def prepare(self) -> None:
         """Raises LaunchError, or OSError where the machine fails."""
-        self.who = child.identity(self.launch["unix_user"])
+        self.who = child.identity(self.launch["identity"])
         self._make_cages()
         self._own_folder(f"{self.launch['job_dir']}/checkpoints")
         if self.launch["snapshot"]:

@@ -24,8 +24,9 @@ from penstock.engines.local.notes import Notes
 from penstock.engines.local.ranks import Ranks
 from penstock.engines.local.setup import Setup
 
-# A note of the start is held back this long: a job that is over by then is told of once, not twice.
+# A note of the start is held back this long: a job that is over by then is told of once, and needs no control socket.
 _START_NOTE_AFTER_S = 0.015
+_LISTEN_AGAIN_S = 1.0
 _UNKILLABLE_S = 60.0  # how long processes in uninterruptible sleep are waited for
 
 
@@ -90,9 +91,8 @@ class Attempt:
 
     def _start(self) -> None:
         self.setup.prepare()
-        self.control.listen()
         self.started_at = time.time()
-        folder.write_json(
+        folder.write_new_json(
             folder.STARTED,
             {
                 "format": folder.FORMAT,
@@ -110,12 +110,17 @@ class Attempt:
             self.control.watch_idleness(self.launch["idle_timeout_s"])
 
     def _tell_start(self) -> None:
+        """Also the moment from which it can be asked: a job that was over before needs no socket either."""
+        try:
+            self.control.listen()
+        except OSError:  # the disk is full: the job goes on, and can be asked when there is space
+            self.loop.at("listen", _LISTEN_AGAIN_S, self._tell_start)
         self._told_start = True
         self.notes.send("started", pid=os.getpid(), at=self.started_at)
 
     def tell_status(self) -> None:
         """Bring a new server up to date."""
-        self._tell_start()
+        self.notes.send("started", pid=os.getpid(), at=self.started_at)
 
     def progressed(self, summary: dict[str, Any]) -> None:
         self.notes.send("progress", progress=summary)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, insert, select
 
@@ -124,6 +124,7 @@ def test_a_forged_end_is_found(rows: Rows) -> None:
     assert verify(rows, Head(len(rows), "f" * 64))[0] == len(rows)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["ok", "fails", "projection"])), max_size=5), max_size=4

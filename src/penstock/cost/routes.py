@@ -19,6 +19,8 @@ from penstock.jobs import submit
 from penstock.store.store import Store
 from penstock.tenancy.plan import visible
 
+_END_OF_TIME = 253_402_300_800.0  # the year 10000, which RFC 3339 cannot write
+
 
 class ReportQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,9 +113,11 @@ def _moment(text: str | None, path: str, now: float, problems: list[Problem]) ->
     readings: tuple[Callable[[str], float], ...] = (lambda t: now - parse_duration(t), parse_time)
     for reading in readings:
         try:
-            return reading(text)
+            moment = reading(text)
         except (ValueError, OverflowError):
             continue
+        if 0 <= moment < _END_OF_TIME:
+            return moment
     problems.append(Problem(path, f"{text!r} is neither a time (2026-11-22T03:40:32Z) nor a duration (7d)"))
     return None
 

@@ -113,6 +113,7 @@ class Filters(TypedDict, total=False):
     kind: str | None
     project: str | Collection[str] | None  # a collection: of any of them ("" is the fleet's own)
     name: str | None
+    subject_id: str | None
     reason: str | None
     actor: str | None
 

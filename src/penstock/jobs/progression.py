@@ -14,7 +14,7 @@ from penstock.engines.spec import Observation, Stage
 from penstock.jobs import submit
 from penstock.jobs.plan import AfterEnd, Ended, after_end
 from penstock.jobs.spec import JobSpec
-from penstock.jobs.state import ACTIVE, FINAL, Phase, end_phase
+from penstock.jobs.state import ACTIVE, FINAL, NEVER_BEGAN, Phase, end_phase
 from penstock.jobs.tables import attempts, dependencies, jobs
 from penstock.store.store import Tx
 
@@ -44,12 +44,12 @@ def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
     attempt = tx.conn.execute(_ATTEMPT, {"job_id": row.id, "number": number}).first()
     if attempt is None or attempt.ended_at is not None or seen.stage in (Stage.ABSENT, Stage.STARTING):
         return effects
-    for happened in seen.happened:
-        _note(tx, row, attempt, happened)
     over = seen.stage in (Stage.EXITED, Stage.LOST)
     values: dict[str, Any] = {}
-    if attempt.started_at is None and seen.started_at is not None:
+    if attempt.started_at is None and seen.started_at is not None and seen.reason not in NEVER_BEGAN:
         values = _started(tx, row, attempt, seen, over=over)
+    for happened in seen.happened:
+        _note(tx, row, attempt, happened)
     if over:
         _ended(tx, row, attempt, seen, effects, values)
     elif seen.restarts > attempt.restarts:

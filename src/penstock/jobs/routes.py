@@ -209,9 +209,9 @@ class _Routes:
                 conn,
                 after=query.after,
                 limit=query.limit + 1,
-                kind="Job",
                 project=row.project,
                 name=row.name,
+                subject_id=row.id,
                 newest_first=query.newest,
             )
 

@@ -58,6 +58,17 @@ HOPELESS = frozenset(
     }
 )
 
+# Ends of attempts whose program never ran.
+NEVER_BEGAN = frozenset(
+    {
+        Reason.CommandNotFound,
+        Reason.NotExecutable,
+        Reason.WorkdirMissing,
+        Reason.EnvironmentMissing,
+        Reason.LaunchFailed,
+    }
+)
+
 
 def may_follow(before: Phase, after: Phase) -> bool:
     return before == after or after in TRANSITIONS[before]

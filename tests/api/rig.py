@@ -77,6 +77,8 @@ class Samples:
 
     async def take(self, call: Call) -> dict[str, int]:
         assert call.raw is not None
+        if call.path["name"] != "there":
+            raise NotFound("there is no such thing")
         return {"size": sum([len(chunk) async for chunk in call.raw])}
 
     async def text(self, call: Call) -> Stream:

@@ -27,10 +27,11 @@ from penstock.api.paths import Paths, raw_path
 from penstock.api.sse import MEDIA_TYPE, frames
 from penstock.api.websocket import UNAUTHENTICATED, Socket
 from penstock.base.errors import Forbidden, NotFound, PenstockError, Problem, TooLarge, Unauthenticated
-from penstock.base.ids import new_id
+from penstock.base.ids import NAME_RULE, new_id
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint, Stream
 from penstock.base.settings import Settings
+from penstock.base.text import one_line
 
 Authenticate = Callable[[str, Any], Awaitable[Actor | None]]  # what was shown, "bearer" or "cookie"
 NOBODY = Actor("")
@@ -219,10 +220,11 @@ class App:
         if endpoint.public:
             return None
         project = path.get("project") or getattr(query, "project", None)
-        if self._decide(actor, endpoint.verb, project):
+        named = project is None or NAME_RULE.fullmatch(project) is not None
+        if named and self._decide(actor, endpoint.verb, project):
             return project
-        if project is not None and not self._decide(actor, "projects.read", project):
-            raise NotFound(f"there is no project {project!r}")
+        if not named or (project is not None and not self._decide(actor, "projects.read", project)):
+            raise NotFound(f"there is no project {one_line(project or '', 80)!r}")
         raise Forbidden(f"{actor.user} may not do {endpoint.verb}" + (f" in {project}" if project else ""))
 
     async def _serve_stream(self, request: _Request, endpoint: Endpoint, project: str | None, stream: Stream) -> None:

@@ -40,6 +40,7 @@ _SEGMENTS: dict[str, dict[str, Any]] = {
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     "id": {"type": "string", "pattern": "^[0-9A-HJKMNP-TV-Z]{26}$"},
 }
+_NO_NUL = "^[^\\x00]*$"
 _NAME = {"type": "string", "pattern": f"^{NAME_RULE.pattern}$", "minLength": 1, "maxLength": 63}
 _WORDS = {
     400: "Malformed",
@@ -159,10 +160,12 @@ def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
 def _given(form: dict[str, Any]) -> dict[str, Any]:
     """A parameter that is given is not null: that is what leaving it out means."""
     choices = [choice for choice in form.get("anyOf", ()) if choice != {"type": "null"}]
-    if not choices:
-        return form
-    rest = {key: value for key, value in form.items() if key not in ("anyOf", "default")}
-    return rest | (choices[0] if len(choices) == 1 else {"anyOf": choices})
+    if choices:
+        form = {key: value for key, value in form.items() if key not in ("anyOf", "default")}
+        form |= choices[0] if len(choices) == 1 else {"anyOf": choices}
+    if form.get("type") == "array":
+        return form | {"items": _given(form.get("items", {}))}
+    return {"pattern": _NO_NUL} | form if form.get("type") == "string" and "enum" not in form else form
 
 
 def _responses(endpoint: Endpoint, refs: dict[_Key, dict[str, Any]]) -> dict[str, Any]:

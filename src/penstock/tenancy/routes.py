@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
 from penstock.base.errors import Forbidden, InvalidInput, Problem
-from penstock.base.ids import check_name
+from penstock.base.ids import NAME_RULE, check_name
 from penstock.base.quantities import format_time, parse_duration
 from penstock.base.routes import Call, Endpoint
 from penstock.store.store import Store
@@ -35,7 +35,9 @@ def _duration(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(max_length=63), AfterValidator(_checked)]
+# The pattern is told in the document, and checked by a function that says it in words.
+_NAME_FORM: dict[str, Any] = {"pattern": f"^{NAME_RULE.pattern}$", "minLength": 1}
+Name = Annotated[str, Field(max_length=63, json_schema_extra=_NAME_FORM), AfterValidator(_checked)]
 UnixUser = Annotated[str, Field(min_length=1, max_length=32)]
 
 

@@ -70,7 +70,7 @@ class Fleet:
     logs: dict[str, list[str]] = field(default_factory=dict)
     helps: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
-    wrote: asyncio.Event = field(default_factory=asyncio.Event)
+    followers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list)
 
     # -- filling it -----------------------------------------------------------------------------
 
@@ -145,8 +145,8 @@ class Fleet:
     def write(self, name: str, *lines: str) -> None:
         """More of a job's log: whoever follows it sees it."""
         self.logs.setdefault(name, []).extend(lines)
-        self.wrote.set()
-        self.wrote = asyncio.Event()
+        for loop, wrote in self.followers:
+            loop.call_soon_threadsafe(wrote.set)
 
     # -- the API over it ------------------------------------------------------------------------
 
@@ -285,9 +285,11 @@ class Fleet:
         job, query = self.find(call.path), call.query
 
         async def chunks() -> AsyncIterator[bytes]:
-            sent = 0
+            sent, wrote = 0, asyncio.Event()
+            self.followers.append((asyncio.get_running_loop(), wrote))
             while True:
-                wrote, lines = self.wrote, self.logs.get(job["name"], [])
+                wrote.clear()
+                lines = list(self.logs.get(job["name"], []))
                 wanted = [
                     s
                     for s in lines[sent:]

@@ -16,6 +16,7 @@ from penstock.base.reasons import Reason
 
 PHASES = ("Pending", "Starting", "Running", "Stopping", "Succeeded", "Failed", "Cancelled")
 FINAL = frozenset(PHASES[4:])
+MAX_PLOTS = 8  # as in chart.js
 MAX_RANKS = 256  # choices in the log's rank selector; further ranks are typed into the address
 
 
@@ -212,6 +213,7 @@ class JobHead:
     spec: str
     ranks: tuple[str, ...]
     attempt: int
+    plots: tuple[str, ...]  # the metrics that are drawn, in their order
     children: str | None  # address of an array's tasks
 
 
@@ -227,8 +229,15 @@ def job_head(job: Mapping[str, Any]) -> JobHead:
         spec=spec_text(spec),
         ranks=ranks(spec),
         attempt=int(status.get("attempt") or 0),
+        plots=plots(row.progress),
         children=f"/?q={quote(row.name)}-&project={quote(row.project)}" if spec.get("array") else None,
     )
+
+
+def plots(seen: Progress | None) -> tuple[str, ...]:
+    """``loss`` first, then by name (chart.js has the same order)."""
+    names = [name for name, _ in seen.metrics] if seen else []
+    return tuple(sorted(names, key=lambda name: (name != "loss", name)))[:MAX_PLOTS]
 
 
 def sentence(status: Mapping[str, Any]) -> str:

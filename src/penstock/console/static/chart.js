@@ -29,13 +29,23 @@
   }
   const when = (t) => (typeof t === "string" ? Date.parse(t) / 1000 : t);
 
+  // The server has made room for the metrics that it knew of, so that nothing moves when they are drawn.
+  function placeFor(name) {
+    let box = [...plots.children].find((node) => node.dataset.metric === name);
+    if (!box) {
+      box = document.createElement("div");
+      box.className = "plot";
+      box.dataset.metric = name;
+      const title = document.createElement("h3");
+      title.append(name, document.createElement("span"));
+      box.append(title);
+      plots.append(box);
+    }
+    return { box, value: box.querySelector("span") };
+  }
+
   function make(name, data) {
-    const box = document.createElement("div");
-    box.className = "plot";
-    const title = document.createElement("h3"), value = document.createElement("span");
-    title.append(name, value);
-    box.append(title);
-    plots.append(box);
+    const { box, value } = placeFor(name);
     const grid = { stroke: colour("--line"), width: 1 }, font = "11px system-ui, sans-serif", stroke = colour("--muted");
     const chart = new uPlot({
       width: Math.max(200, box.clientWidth), height: HEIGHT, legend: { show: false },
@@ -59,11 +69,12 @@
   }
 
   function draw() {
-    const names = Object.keys(series).sort((a, b) => (b === "loss") - (a === "loss") || a.localeCompare(b)).slice(0, MOST);
+    const names = Object.keys(series).sort((a, b) => (b === "loss") - (a === "loss") || (a < b ? -1 : 1)).slice(0, MOST);
     const first = Object.values(series).flatMap((rows) => (rows.length ? [when(rows[0][1])] : []));
     begin = first.length ? Math.min(...first) : 0;
     empty.hidden = names.length > 0;
-    for (const [name, entry] of drawn) if (!names.includes(name)) { entry.chart.destroy(); entry.box.remove(); drawn.delete(name); }
+    for (const [name, entry] of drawn) if (!names.includes(name)) { entry.chart.destroy(); drawn.delete(name); }
+    for (const box of [...plots.children]) if (!names.includes(box.dataset.metric)) box.remove();
     for (const name of names) {
       const data = points(series[name]);
       if (drawn.has(name)) drawn.get(name).chart.setData(data);
@@ -72,7 +83,7 @@
     }
   }
   function redraw() {
-    for (const entry of drawn.values()) { entry.chart.destroy(); entry.box.remove(); }
+    for (const entry of drawn.values()) entry.chart.destroy();
     drawn.clear();
     draw();
   }

@@ -69,6 +69,7 @@
     busy = true;
     const address = location.pathname + location.search;
     htmx.ajax("GET", address, { source: live, target: live, swap: "patch", headers: seen && seen.address === address ? { "Penstock-Seen": seen.rev } : {} })
+      .catch(() => { /* said by the banner */ })
       .finally(() => { busy = false; });
   }
   setInterval(refresh, REFRESH_MS);
@@ -84,7 +85,8 @@
   });
   const lost = $(".lost");
   document.addEventListener("htmx:afterRequest", (event) => {
-    const { xhr, failed } = event.detail;
+    const { xhr, successful } = event.detail;
+    const failed = !successful;
     lost.hidden = !(failed && (xhr.status === 0 || xhr.status >= 500));
     if (failed && xhr.status === 404 && event.detail.requestConfig.elt.matches("[data-live]")) location.reload();
   });

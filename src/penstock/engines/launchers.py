@@ -53,6 +53,7 @@ def render(
             argv, command = _accelerate(launch, group, rdzv_host, rdzv_port), _past_macros(command)
         case "deepspeed":
             argv = _deepspeed(launch, group, rdzv_host, rdzv_port)
+            env["LOCAL_WORLD_SIZE"] = str(launch.procs)  # its own name for this is LOCAL_SIZE
         case _:
             argv = ()
     return Rendered((*argv, *command), env)

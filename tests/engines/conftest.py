@@ -127,9 +127,9 @@ async def local_world(data: Path, **config: Any) -> AsyncIterator[World]:
             if seen.stage not in OVER:
                 job, _, attempt = seen.attempt_id.rpartition(".")
                 run_dir = str(data / "jobs" / job / attempt)
-                await engine.stop(seen.attempt_id, run_dir, reason="Cancelled", grace_s=0.0)
+                await world.engine.stop(seen.attempt_id, run_dir, reason="Cancelled", grace_s=0.0)
                 await until(partial(os.path.exists, f"{run_dir}/exit.json"))
-        await engine.close()
+        await world.engine.close()
 
 
 LocalTest = Callable[[World], Awaitable[None]]

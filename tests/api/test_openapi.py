@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.core.result import Ok
 
 from tests.api.rig import Rig, call, served
 from tests.api.test_doors import run
@@ -75,7 +76,7 @@ def document(server: tuple[str, str, int]) -> dict[str, Any]:
 
 load_all_checks()
 # ignored_auth takes the good token away that the other checks need; test_doors.py tries every route without.
-_CHECKS = [check for check in CHECKS.get_all() if check.__name__ != "ignored_auth"]
+_CHECKS: list[Any] = [check for check in CHECKS.get_all() if check.__name__ != "ignored_auth"]
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
@@ -87,6 +88,7 @@ def test_the_server_does_what_the_document_says(
     schema.config.update(base_url=url)
     failures: list[str] = []
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         failures += play(result.ok(), mode, token)
     assert not failures, "\n\n".join(failures)
 
@@ -98,7 +100,7 @@ def play(operation: Any, mode: GenerationMode, token: str) -> list[str]:
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(case=operation.as_strategy(generation_mode=mode))
-    def one(case: schemathesis.Case) -> None:
+    def one(case: schemathesis.Case[Any]) -> None:
         case.call_and_validate(headers={"Authorization": f"Bearer {token}"}, checks=checks)
 
     try:

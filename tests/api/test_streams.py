@@ -8,6 +8,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,10 @@ def echo(port: int, **more: Any) -> ClientConnection:
     token = more.pop("token", None)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     headers |= more.pop("headers", {})
-    return connect(f"ws://127.0.0.1:{port}{path}", additional_headers=headers, compression=None, **more)
+    socket: ClientConnection = connect(
+        f"ws://127.0.0.1:{port}{path}", additional_headers=headers, compression=None, **more
+    )
+    return socket
 
 
 def test_websockets_echo_and_end(tmp_path: Path) -> None:
@@ -160,6 +165,10 @@ def test_websockets_are_as_closed_as_everything_else(tmp_path: Path) -> None:
             assert foreign.status == 403
 
 
+def holds(most: int, body: bytes) -> bool:
+    return body.count(b"id: ") >= most
+
+
 def test_watch_replays_and_goes_on_without_gap_or_repetition(tmp_path: Path) -> None:
     """A writer and several watchers, each torn off again and again, each ends with every event once and in order."""
 
@@ -171,7 +180,7 @@ def test_watch_replays_and_goes_on_without_gap_or_repetition(tmp_path: Path) -> 
         async def write() -> None:
             for number in range(total):
                 ref = Ref("Job", f"j{number}", "p1", str(number))
-                await rig.store.write(lambda tx, ref=ref: tx.emit(ref, Reason.Created, actor="ann"))
+                await rig.store.write(methodcaller("emit", ref, Reason.Created, actor="ann"))
 
         async def follow(step: int) -> list[int]:
             seen: list[int] = []
@@ -184,7 +193,7 @@ def test_watch_replays_and_goes_on_without_gap_or_repetition(tmp_path: Path) -> 
                     "/api/v1/events/watch",
                     token=rig.tokens["admin"],
                     headers=headers,
-                    until=lambda body, most=most: body.count(b"id: ") >= most,
+                    until=partial(holds, most),
                 )
                 seen += [int(line[4:]) for line in answer.body.decode().splitlines() if line.startswith("id: ")]
             return seen
@@ -199,7 +208,7 @@ def test_watch_replays_and_goes_on_without_gap_or_repetition(tmp_path: Path) -> 
 def test_watch_shows_only_ones_own_projects(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         for project in ("p2", "p1", ""):
-            await rig.store.write(lambda tx, p=project: tx.emit(Ref("Job", "j", p), Reason.Created, actor="x"))
+            await rig.store.write(methodcaller("emit", Ref("Job", "j", project), Reason.Created, actor="x"))
         page = await call(rig.app, "GET", "/api/v1/events?newest=true&limit=500", token=rig.tokens["ann"])
         assert {item["project"] for item in page.json()["items"]} == {"p1"}
         all_of_them = await call(rig.app, "GET", "/api/v1/events?limit=500", token=rig.tokens["admin"])

@@ -44,7 +44,7 @@ class Jobs(Collection):
         key: str | None = None,
     ) -> Resource:
         """Makes a job of a spec as it is, once: a try that broke off is repeated with the same ``key``."""
-        body = {"spec": dict(spec)} | ({"name": name} if name else {}) | ({"labels": dict(labels)} if labels else {})
+        body = {"spec": dict(spec)} | ({"name": name} if name is not None else {}) | ({"labels": dict(labels)} if labels else {})
         return Resource(post(self._transport, self.path(project=project), body, key=key or new_key()))
 
     def run(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.reasons import Reason
@@ -50,6 +51,8 @@ def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
         values = _started(tx, row, attempt, seen, over=over)
     for happened in seen.happened:
         _note(tx, row, attempt, happened)
+    if values and row.array_of is not None:
+        effects.look_at.append(row.array_of)
     if over:
         _ended(tx, row, attempt, seen, effects, values)
     elif seen.restarts > attempt.restarts:
@@ -217,17 +220,13 @@ def _into_line(tx: Tx, row: Row[Any]) -> None:
 def gather(tx: Tx, parent: Row[Any]) -> Effects:
     """An array's parent after a task moved: its own phase, and free slots given to the tasks that wait for one."""
     effects = Effects()
-    tasks = tx.conn.execute(
-        select(jobs.c.id, jobs.c.phase, jobs.c.held, jobs.c.seq).where(jobs.c.array_of == parent.id)
-    ).all()
-    array = JobSpec.model_validate_json(parent.spec).array
-    limit = (array.max_parallel if array else None) or len(tasks)
+    mine = jobs.c.array_of == parent.id
+    counts: dict[str, int] = dict(
+        tx.conn.execute(select(jobs.c.phase, func.count()).where(mine).group_by(jobs.c.phase)).tuples()
+    )
     if parent.cancelled_by is None:
-        in_play = sum(1 for t in tasks if t.phase not in FINAL and t.held is None)
-        for task in [t for t in tasks if t.held == "slot" and t.phase == Phase.PENDING][: max(limit - in_play, 0)]:
-            submit.update(tx, task.id, held=None, reason=Reason.WaitingBehind, message="in line")
-            effects.freed = True
-    phase, reason, message = array_phase([t.phase for t in tasks])
+        effects.freed = _fill_slots(tx, parent, sum(n for p, n in counts.items() if p not in FINAL))
+    phase, reason, message = array_phase(counts)
     if phase != parent.phase:
         final: dict[str, Any] = {"finished_at": tx.now} if phase in FINAL else {}
         if phase is not Phase.PENDING and parent.started_at is None:
@@ -241,12 +240,28 @@ def gather(tx: Tx, parent: Row[Any]) -> Effects:
     return effects
 
 
-def array_phase(phases: list[str]) -> tuple[Phase, Reason, str]:
-    """The phase of an array from its tasks': it runs while any is left, then fails if any failed."""
-    count = {phase: phases.count(phase) for phase in set(phases)}
-    message = ", ".join(f"{count[p]} {p.lower()}" for p in Phase if p in count)
-    if any(phase not in FINAL for phase in phases):
-        begun = any(phase in FINAL or phase in ACTIVE for phase in phases)
+def _fill_slots(tx: Tx, parent: Row[Any], unfinished: int) -> bool:
+    """Let as many tasks that wait for a slot into the line as there are slots; whether there were any."""
+    waiting = list(
+        tx.conn.execute(
+            select(jobs.c.id).where(jobs.c.array_of == parent.id, jobs.c.held == "slot").order_by(jobs.c.array_index)
+        ).scalars()
+    )
+    if not waiting:
+        return False
+    array = JobSpec.model_validate_json(parent.spec).array
+    limit = (array.max_parallel if array else None) or parent.array_count
+    free = waiting[: max(limit - (unfinished - len(waiting)), 0)]
+    for job_id in free:
+        submit.update(tx, job_id, held=None, reason=Reason.WaitingBehind, message="in line")
+    return bool(free)
+
+
+def array_phase(count: Mapping[str, int]) -> tuple[Phase, Reason, str]:
+    """The phase of an array from how many of its tasks are in each: it runs while any is left, then fails if any failed."""
+    message = ", ".join(f"{count[p]} {p.lower()}" for p in Phase if count.get(p))
+    if any(phase not in FINAL for phase in count):
+        begun = any(phase in FINAL or phase in ACTIVE for phase in count)
         return (Phase.RUNNING, Reason.Started, message) if begun else (Phase.PENDING, Reason.WaitingBehind, message)
     if count.get(Phase.FAILED):
         return Phase.FAILED, Reason.Failed, message

@@ -74,15 +74,11 @@ def started(tx: Tx, job: str, attempt: int = 1, *, project: str = "default", use
     tx.emit(Ref("Job", job, project, f"id-{job}"), Reason.AttemptStarted, actor="system", data=data)
 
 
-def ended(tx: Tx, job: str, attempt: int = 1, *, project: str = "default", at: float | None = None) -> None:
-    data = {
-        "job_id": f"id-{job}",
-        "attempt": attempt,
-        "user": "ann",
-        "ended_at": tx.now if at is None else at,
-        "groups": [],
-    }
-    tx.emit(Ref("Job", job, project, f"id-{job}"), Reason.AttemptEnded, actor="engine", data=data)
+def ended(tx: Tx, job: str, attempt: int = 1, *, at: float | None = None, job_id: str | None = None) -> None:
+    end = tx.now if at is None else at
+    job_id = job_id or f"id-{job}"
+    data = {"job_id": job_id, "attempt": attempt, "user": "ann", "ended_at": end, "groups": []}
+    tx.emit(Ref("Job", job, "default", job_id), Reason.AttemptEnded, actor="engine", data=data)
 
 
 def intervals(conn: Connection) -> list[tuple[Any, ...]]:

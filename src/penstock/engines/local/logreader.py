@@ -17,7 +17,7 @@ from typing import Any
 
 from penstock.base.quantities import format_memory, format_time
 from penstock.base.text import sanitize
-from penstock.engines.local.folder import LOGS, PROGRESS
+from penstock.engines.local.folder import LAUNCH, LOGS, PROGRESS
 from penstock.engines.local.logwriter import ROW
 from penstock.engines.spec import LogRequest
 
@@ -35,7 +35,8 @@ class Segments:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._open: tuple[int, int] | None = None  # (start, descriptor)
-        self._index: tuple[int, list[float], list[int]] = (-1, [], [])  # (start, times, offsets)
+        self._times: list[float] = []
+        self._offsets: list[int] = []
 
     def starts(self) -> list[int]:
         try:
@@ -89,15 +90,15 @@ class Segments:
     def _path(self, start: int, suffix: str = ".log") -> str:
         return f"{self._folder}/{start:020d}{suffix}"
 
+    def look_up_times(self) -> None:
+        """Read the open segment's index; ``time_of`` answers from it."""
+        if self._open is not None:
+            self._times, self._offsets = self.rows(self._open[0])
+
     def time_of(self, offset: int) -> float:
-        """When the byte at ``offset``, just read, was seen (to 10 ms)."""
-        start = self._open[0] if self._open else 0
-        known, times, offsets = self._index
-        if known != start or not offsets or offset >= offsets[-1]:
-            times, offsets = self.rows(start)
-            self._index = (start, times, offsets)
-        position = bisect.bisect_right(offsets, offset) - 1
-        return times[max(0, position)] if times else 0.0
+        """When the byte at ``offset`` was seen (to 10 ms)."""
+        position = bisect.bisect_right(self._offsets, offset) - 1
+        return self._times[max(0, position)] if self._times else 0.0
 
     def rows(self, start: int) -> tuple[list[float], list[int]]:
         try:
@@ -159,12 +160,13 @@ class Segments:
 class Cursor:
     """Goes through one rank's lines."""
 
-    def __init__(self, name: str, folder: str, *, timed: bool) -> None:
+    def __init__(self, name: str, folder: str, *, timed: bool, plain: bool) -> None:
         self.name = name
         self.segments = Segments(folder)
         self.offset = 0
         self.lines: deque[Line] = deque()
         self._timed = timed
+        self._plain = plain  # nothing is put before lines: whole blocks of them pass as one
         self._rest = b""
         self._rest_at = 0.0
 
@@ -173,11 +175,15 @@ class Cursor:
         begin, data = self.segments.read(self.offset)
         if not data:
             return False
+        if self._timed:
+            self.segments.look_up_times()
         if begin > self.offset:
             self.finish()
             self.lines.append((self._time(begin), _gap(begin - self.offset)))
         self.offset = begin + len(data)
-        position = 0
+        position = data.rfind(b"\n") + 1 if self._plain else 0
+        if position:
+            self._append(begin, data[:position])
         while (end := data.find(b"\n", position)) >= 0:
             self._append(begin + position, data[position : end + 1])
             position = end + 1
@@ -263,15 +269,20 @@ class _Reading:
         self._request = request
         self._cursors: dict[str, Cursor] = {}
         self._first = True
+        self._many = False  # more than one rank is shown
 
     def look(self) -> None:
         """Find ranks that have begun to write."""
         request = self._request
-        for name in self._reader.ranks():
+        names = self._reader.ranks()
+        if not self._many and names:
+            self._many = request.rank is None and (len(names) > 1 or self._world() > 1)
+        for name in names:
             if name in self._cursors or (request.rank is not None and request.rank != name):
                 continue
-            timed = request.rank is None or request.timestamps
-            cursor = Cursor(name, f"{self._reader.run_dir}/{LOGS}/{name}", timed=timed)
+            plain = not (request.timestamps or self._prefixed() or self._many)
+            path = f"{self._reader.run_dir}/{LOGS}/{name}"
+            cursor = Cursor(name, path, timed=self._many or request.timestamps, plain=plain)
             if self._first and request.tail is not None:
                 cursor.offset = cursor.segments.tail(request.tail) if request.tail > 0 else cursor.segments.end()
             elif request.since is not None:
@@ -312,7 +323,7 @@ class _Reading:
 
     def _blocks(self, lines: Iterator[tuple[str, bytes, float]]) -> Iterator[bytes]:
         request = self._request
-        prefixed = request.prefix if request.prefix is not None else request.rank is None and self._many()
+        prefixed = self._prefixed()
         block: list[bytes] = []
         size = 0
         for name, line, at in lines:
@@ -330,17 +341,15 @@ class _Reading:
         if block:
             yield self._text(b"".join(block))
 
-    def _many(self) -> bool:
-        """Whether more than one rank is in play: also when only one has written anything yet."""
-        if len(self._cursors) > 1:
-            return True
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError),
-            open(f"{self._reader.run_dir}/launch.json", "rb") as file,
-        ):
+    def _prefixed(self) -> bool:
+        return self._many if self._request.prefix is None else self._request.prefix
+
+    def _world(self) -> int:
+        """How many ranks there will be: prefixes are shown also while only one has written anything."""
+        with contextlib.suppress(OSError, ValueError, KeyError), open(f"{self._reader.run_dir}/{LAUNCH}", "rb") as file:
             launch = json.load(file)
-            return bool(launch["procs"] * len(launch["groups"]) > 1)
-        return False
+            return int(launch["procs"]) * len(launch["groups"])
+        return 1
 
     def _text(self, block: bytes) -> bytes:
         return block if self._request.raw else sanitize(block).encode()

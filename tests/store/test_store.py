@@ -96,6 +96,16 @@ def test_a_failing_closure_undoes_itself_alone(url: str) -> None:
     asyncio.run(main())
 
 
+def test_an_error_that_no_future_takes_still_answers_everybody(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with opened(sqlite_url) as store:
+            answers = await together(store, emit, lambda _tx: next(iter(())), emit)
+            assert [type(answer) for answer in answers] == [type(None), RuntimeError, type(None)]
+            assert (await store.read(events.verify)).rows == 2
+
+    asyncio.run(main())
+
+
 def test_a_broken_statement_fails_its_closure_alone(url: str) -> None:
     def broken(tx: Tx) -> None:
         emit(tx, "never")

@@ -250,7 +250,7 @@ class Writer:
         except Exception as exc:
             self._undo_one(exc)
             group.undo(mark)
-            return Outcome(item, error=translate(self._engine, exc))
+            return Outcome(item, error=translate(self._engine, _raisable(exc)))
         self._raw.execute("RELEASE SAVEPOINT one")
         return Outcome(item, value)
 
@@ -295,3 +295,12 @@ class Writer:
         if conn is not None:
             conn.invalidate()
             conn.close()
+
+
+def _raisable(exc: Exception) -> Exception:
+    """A future refuses StopIteration, which would end whoever awaits it without a word."""
+    if not isinstance(exc, StopIteration):
+        return exc
+    error = RuntimeError("a closure raised StopIteration")
+    error.__cause__ = exc
+    return error

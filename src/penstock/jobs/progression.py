@@ -220,10 +220,8 @@ def _into_line(tx: Tx, row: Row[Any]) -> None:
 def gather(tx: Tx, parent: Row[Any]) -> Effects:
     """An array's parent after a task moved: its own phase, and free slots given to the tasks that wait for one."""
     effects = Effects()
-    mine = jobs.c.array_of == parent.id
-    counts: dict[str, int] = dict(
-        tx.conn.execute(select(jobs.c.phase, func.count()).where(mine).group_by(jobs.c.phase)).tuples()
-    )
+    query = select(jobs.c.phase, func.count()).where(jobs.c.array_of == parent.id).group_by(jobs.c.phase)
+    counts: dict[str, int] = {phase: count for phase, count in tx.conn.execute(query)}  # noqa: C416 - rows, not pairs
     if parent.cancelled_by is None:
         effects.freed = _fill_slots(tx, parent, sum(n for p, n in counts.items() if p not in FINAL))
     phase, reason, message = array_phase(counts)

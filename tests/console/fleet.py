@@ -160,6 +160,7 @@ class Fleet:
             Endpoint(get, JOB + "/why", "jobs.read", self._why, ""),
             Endpoint(get, JOB + "/progress", "jobs.read", self._progress, ""),
             Endpoint(get, JOB + "/cost", "cost.read", self._cost, ""),
+            Endpoint(get, JOB + "/events", "jobs.read", self._job_events, "", query=Query),
             Endpoint(get, JOB + "/logs", "jobs.read", self._logs, "", query=LogQuery, kind="text"),
             Endpoint("POST", JOB + "/cancel", "jobs.cancel", self._cancel, "", body=Why),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=Query),
@@ -271,6 +272,10 @@ class Fleet:
             found = [e for e in reversed(found) if query.cursor is None or e["seq"] < query.cursor]
         page = found[: query.limit]
         return {"items": page, "next_cursor": str(page[-1]["seq"]) if len(found) > len(page) else None}
+
+    async def _job_events(self, call: Call) -> dict[str, Any]:
+        job = self.find(call.path)
+        return self._page(call.query.model_copy(update={"project": job["project"], "name": job["name"]}))
 
     async def _events(self, call: Call) -> dict[str, Any]:
         return self._page(call.query)

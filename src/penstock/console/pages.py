@@ -106,10 +106,9 @@ class Pages:
         project, name = request.path_params["project"], request.path_params["name"]
         base = _api(project, name)
         job = await self._gate.ask("GET", base, actor)
-        of_job = {"kind": "Job", "project": project, "name": name, "limit": JOB_EVENTS, "newest": True}
         attempts, events, cost = await asyncio.gather(
             self._gate.ask("GET", f"{base}/attempts", actor),
-            self._gate.ask("GET", "/api/v1/events", actor, of_job),
+            self._gate.ask("GET", f"{base}/events", actor, {"limit": JOB_EVENTS, "newest": True}),
             self._optional(f"{base}/cost", actor),
         )
         head = job_head(job)

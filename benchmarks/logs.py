@@ -35,7 +35,7 @@ class Peak:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def watch(self, running: Server) -> None:
-        while not self.stopped.wait(0.25):
+        while not self.stopped.wait(1.0):
             self.server_mb = max(self.server_mb, pss_mb(running.lean()))
             self.all_mb = max(self.all_mb, pss_mb(descendants(running.process.pid)))
 
@@ -77,17 +77,26 @@ def watched(running: Server) -> Iterator[Peak]:
 
 
 def many_logs(running: Server, client: Client) -> list[Bar]:
-    """Each of 50 jobs writes its share of 1 GB as fast as it can, and is followed from its beginning."""
+    """50 jobs, all running and all followed, then write their shares of 1 GB as fast as they can, all at once."""
     lines = TOTAL_BYTES // FOLLOWED // (len(LINE) + 1)
-    command = ["sh", "-c", f"yes {LINE} | head -n {lines}"]
+    go = running.folder.parent / "go"
+    command = ["sh", "-c", f"while [ ! -e {go} ]; do sleep 0.3; done; yes {LINE} | head -n {lines}"]
     cpus = (os.cpu_count() or 1) / FOLLOWED
     spec = {"command": command, "resources": {"cpus": cpus, "memory": "16Mi"}}
     followers = Followers()
-    began = time.monotonic()
     with watched(running) as peak:
         for number in range(FOLLOWED):
             client.jobs.create(spec, name=f"log-{number}")
+        until(
+            lambda: len(client.jobs.page(limit=500, phase="Running").items) == FOLLOWED,
+            f"{FOLLOWED} running jobs",
+            timeout=120,
+            every=0.2,
+        )
+        for number in range(FOLLOWED):
             followers.follow(client, f"log-{number}")
+        go.touch()
+        began = time.monotonic()
         until(lambda: not client.jobs.page(limit=1, phase="active").items, "1 GB of log", timeout=900, every=0.5)
         for thread in followers.threads:
             thread.join(120)

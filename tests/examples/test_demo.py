@@ -1,0 +1,78 @@
+"""``make demo`` itself: it ends well, and leaves nothing behind, whether it ends well or is interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "demo.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+    )  # fmt: skip
+
+
+def left_of(folder: Path) -> list[str]:
+    """Processes that still know the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"{folder}/penstock-demo-".encode() in told:
+                found.append(f"{entry.name} {told[:80]!r}")
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the demo puts its folder, reachable for the Unix user of jobs."""
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return tmp_path
+
+
+def assert_clean(folder: Path) -> None:
+    deadline = time.monotonic() + 20
+    while left_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_of(folder) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_the_demo_ends_well(folder: Path) -> None:
+    process = start(folder)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    for line in ("resumed at step", "test accuracy", "RankRestarted", "the ledger's chain of hashes is whole"):
+        assert line in output
+    assert_clean(folder)
+
+
+def test_interrupted_in_the_middle_it_cleans_up(folder: Path) -> None:
+    process = start(folder)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if "step" in line and "/" in line and "loss" in line:
+            break
+    assert process.poll() is None, seen
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, seen + rest
+    assert_clean(folder)

@@ -34,6 +34,8 @@ def run(argv: Sequence[str], settings: Settings, serve: Callable[[Settings], int
     except PenstockError as error:
         print_error(error, sys.stderr, color=settings.color and "--no-color" not in argv)
         return error.exit_code
+    except SystemExit as leaving:  # argparse's way out after --help
+        return leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `penstock logs JOB | head`: nothing more is wanted, nor may the exit flush to it

@@ -44,7 +44,11 @@ class Jobs(Collection):
         key: str | None = None,
     ) -> Resource:
         """Makes a job of a spec as it is, once: a try that broke off is repeated with the same ``key``."""
-        body = {"spec": dict(spec)} | ({"name": name} if name is not None else {}) | ({"labels": dict(labels)} if labels else {})
+        body = (
+            {"spec": dict(spec)}
+            | ({"name": name} if name is not None else {})
+            | ({"labels": dict(labels)} if labels else {})
+        )
         return Resource(post(self._transport, self.path(project=project), body, key=key or new_key()))
 
     def run(
@@ -65,9 +69,9 @@ class Jobs(Collection):
         if sys.prefix != sys.base_prefix:
             fields["environment"] = {"venv": sys.prefix}
         if workdir is not None:
-            fields["workdir"] = os.path.abspath(workdir)
-            digest = self.carry(take(fields["workdir"])) if snapshot else None
-            fields |= {"snapshot": digest} if digest else {}
+            folder = os.path.abspath(workdir)
+            digest = self.carry(take(folder)) if snapshot else None
+            fields |= {"workdir": folder, "snapshot": digest} if digest else {} if snapshot else {"workdir": folder}
         return self.create(fields | spec, name=name)
 
     def carry(self, snapshot: Snapshot) -> str | None:

@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -92,7 +93,7 @@ def open_socket(transport: Transport, path: str, query: Mapping[str, Any]) -> Cl
     url = f"{scheme}://{address.authority}{address.prefix}{target(path, query)}"
     headers = {"Authorization": f"Bearer {transport.token}"} if transport.token else {}
     try:
-        return connect(
+        opening = connect(
             url,
             additional_headers=headers,
             ssl=transport.tls,
@@ -102,6 +103,7 @@ def open_socket(transport: Transport, path: str, query: Mapping[str, Any]) -> Cl
             user_agent_header="penstock",
             proxy=None,
         )
+        return ExitStack().enter_context(opening)  # closed by whoever it is given to
     except InvalidStatus as error:
         answer = error.response
         check(Answer(answer.status_code, {}, bytes(answer.body or b"")))

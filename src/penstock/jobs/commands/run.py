@@ -74,7 +74,10 @@ def run(call: Invocation, arguments: Namespace) -> int:
         for note in snapshot.notes:
             call.output.note(f"snapshot: {note}")
         digest = jobs.carry(snapshot)
-        spec |= {"snapshot": digest} if digest else {}
+        if digest:
+            spec["snapshot"] = digest
+        else:
+            del spec["workdir"]  # it is empty: the job's own empty folder is as good, and surely its user's
     key = arguments.idempotency_key or new_key()
     job = jobs.create(spec, name=arguments.name, labels=pairs(arguments.label, "--label"), key=key)
     if not arguments.detach:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
+from penstock.console import pages
 from penstock.console.asgi import own_path
 from penstock.console.render import ticked
 from penstock.console.static import FOLDER
@@ -177,13 +178,16 @@ def test_a_refresh_without_change_is_empty(browser: TestClient, fleet: Fleet) ->
     assert changed.status_code == 200
 
 
-def test_sparklines_are_asked_for_once(browser: TestClient, fleet: Fleet) -> None:
+def test_sparklines_are_asked_for_once(browser: TestClient, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     browser.get("/")
     asked = [path for path in fleet.asked if path.endswith("/progress")]
     assert len(asked) == 4
     browser.get("/")
     assert [path for path in fleet.asked if path.endswith("/progress")] == asked
     fleet.find({"project": "default", "name": "digits"})["status"]["progress"]["step"] += 1
+    browser.get("/")
+    assert [path for path in fleet.asked if path.endswith("/progress")] == asked
+    monkeypatch.setattr(pages, "SPARK_S", 0.0)
     browser.get("/")
     assert [p for p in fleet.asked if p.endswith("/progress")][4:] == [
         "GET /api/v1/projects/default/jobs/digits/progress"

@@ -7,8 +7,7 @@ size; ``Gate.ask`` calls the endpoints that programs call, so a page can show no
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
 from starlette.requests import Request
@@ -17,42 +16,18 @@ from starlette.routing import BaseRoute, Route
 
 from penstock.base.errors import InvalidInput, NotFound, PenstockError, Unauthenticated
 from penstock.base.resource import Actor
+from penstock.console.gate import Gate
 from penstock.console.static import Assets
 
 if TYPE_CHECKING:
     from penstock.console.pages import Pages
 
+__all__ = ["PUBLIC_PATHS", "Gate", "build", "own_path"]
+
 PUBLIC_PATHS = ("/login", "/logout", "/favicon.ico", "/static/")  # what the API lets through without a session
 _COOKIE_DAYS = 30
 _FORM_BYTES = 65_536
 _NODE_VERBS = frozenset({"cordon", "uncordon", "drain"})
-
-
-class Ask(Protocol):
-    """Calls the endpoint that ``path`` names and answers its JSON; raises ``PenstockError`` as the API would answer it."""
-
-    async def __call__(
-        self, method: str, path: str, actor: Actor, query: Mapping[str, Any] | None = None, body: Any = None
-    ) -> Any: ...
-
-
-class May(Protocol):
-    """Whether to show a button; the endpoint decides again."""
-
-    def __call__(self, actor: Actor, verb: str, project: str | None = None) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What the console is handed: the API's own endpoints, and who stands at the door."""
-
-    ask: Ask
-    may: May
-    signed_in: Callable[[Request], Actor | None]
-    log_in: Callable[[str], Awaitable[str]]  # a token for a session's secret; raises Unauthenticated
-    log_out: Callable[[str], Awaitable[None]]
-    cookie: str  # its name
-    secure: bool = False  # served over TLS: the cookie travels over nothing else
 
 
 def build(gate: Gate) -> list[BaseRoute]:
@@ -82,9 +57,9 @@ class _Console:
         self._pages: Pages | None = None
 
     def _draw(self) -> Pages:
-        """Loaded late: an idle server that nobody looks at saves Jinja2 and the compiled templates (about 6 MB)."""
+        """Loaded late: an idle server that nobody looks at saves Jinja2 and the compiled templates (about 4 MB)."""
         if self._pages is None:
-            from penstock.console.pages import Pages  # noqa: PLC0415 - see the docstring
+            from penstock.console.pages import Pages  # noqa: PLC0415  # because an idle server saves 4 MB
 
             self._pages = Pages(self._gate, self._assets)
         return self._pages

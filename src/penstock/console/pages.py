@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from starlette.responses import Response
 
 from penstock.base.errors import InvalidInput, PenstockError
 from penstock.base.resource import Actor
+from penstock.console.gate import Gate
 from penstock.console.render import Renderer
 from penstock.console.static import Assets
 from penstock.fleet.page import node_card, summary
@@ -30,20 +32,25 @@ from penstock.jobs.page import (
 )
 from penstock.jobs.timeline import timeline
 
-if TYPE_CHECKING:
-    from penstock.console.asgi import Gate
-
 JOBS_PAGE = 50
 EVENTS_PAGE = 100
 JOB_EVENTS = 200
-_SPARKS = 1000  # sparklines kept: a job's line is asked for again only when it has moved
+SPARK_S = 10.0  # how old the sparkline of a job that moves may be
+_SPARKS = 1000  # sparklines kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Spark:
+    step: float
+    asked: float  # seconds of the monotonic clock
+    points: str
 
 
 class Pages:
     def __init__(self, gate: Gate, assets: Assets) -> None:
         self._gate = gate
         self._render = Renderer(assets)
-        self._sparks: OrderedDict[tuple[str, float, str], str] = OrderedDict()
+        self._sparks: OrderedDict[tuple[str, str], _Spark] = OrderedDict()
 
     async def show(self, name: str, request: Request, actor: Actor) -> Response:
         pages = {"jobs": self._jobs, "job": self._job, "nodes": self._nodes, "events": self._events}
@@ -90,17 +97,20 @@ class Pages:
         return self._render.respond(request, "jobs.html", context, part="_jobs.html")
 
     async def _spark(self, row: JobRow, actor: Actor) -> str:
-        """The points of a job's sparkline, asked for again only when its progress has moved."""
+        """The points of a job's sparkline, asked for again only when its progress has moved, and not at every refresh."""
         if row.progress is None or row.headline is None:
             return ""
-        key = (row.id, row.progress.step, row.headline[0])
-        if key not in self._sparks:
+        key, now = (row.id, row.headline[0]), time.monotonic()
+        kept = self._sparks.get(key)
+        moved = kept is None or kept.step != row.progress.step
+        if kept is None or (moved and (now - kept.asked >= SPARK_S or row.finished_at)):
             answer = await self._optional(f"{_api(row.project, row.name)}/progress", actor)
-            self._sparks[key] = spark(headline_series(answer or {}, row.headline[0]))
+            points = spark(headline_series(answer or {}, row.headline[0]))
+            kept = self._sparks[key] = _Spark(row.progress.step, now, points)
             while len(self._sparks) > _SPARKS:
                 self._sparks.popitem(last=False)
         self._sparks.move_to_end(key)
-        return self._sparks[key]
+        return kept.points
 
     async def _job(self, request: Request, actor: Actor) -> Response:
         project, name = request.path_params["project"], request.path_params["name"]

@@ -1,0 +1,115 @@
+"""Take the pictures of docs/screenshots/ from a real server with real jobs: .venv/bin/python tools/screenshots.py
+
+Starts `penstock up` in a temporary folder, trains examples/digits on two ranks, kills one of them, queues what cannot run
+yet, and photographs the console in Chromium. Takes about two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.console.browser import chromium, visit  # noqa: E402  # because the tests' folder is found by the line above
+from tests.system.house import House, house, processes_of, until  # noqa: E402  # because of the same
+
+MOST_BYTES = 200_000
+DEMO = "demo"
+PICTURES = (
+    # name, path, width, height, scheme, scroll to
+    ("jobs-light", "/", 1280, 800, "light"),
+    ("job-light", f"/jobs/default/{DEMO}", 1280, 1500, "light"),
+    ("job-dark", f"/jobs/default/{DEMO}", 1280, 1500, "dark"),
+    ("waiting-dark", "/jobs/default/llm-pretrain", 1280, 800, "dark"),
+    ("nodes-dark", "/nodes", 1280, 560, "dark"),
+    ("events-light", "/events", 1280, 800, "light"),
+    ("jobs-phone", "/", 375, 760, "dark"),
+    ("job-phone", f"/jobs/default/{DEMO}", 375, 760, "light"),
+)
+
+
+def submit(server: House) -> None:
+    """A morning's work: what ended well and badly, what waits, and a training that loses a rank and goes on."""
+    server.run(["sh", "-c", "echo tokenized 1,797 documents"], name="tokenize")
+    server.ended("tokenize")
+    server.run([sys.executable, "-c", "import sys; sys.exit('no such dataset: /data/imagenet')"], name="prep-imagenet")
+    server.ended("prep-imagenet")
+    server.run(["sh", "-c", "sleep 1; exit $((PENSTOCK_ARRAY_INDEX == 3))"], name="sweep", array={"count": 6})
+    server.ended("sweep")
+    server.cli("apply", "-f", str(ROOT / "examples/digits/job.yaml"))
+    server.run([sys.executable, "-V"], name="evaluate", depends_on=["digits"])
+    server.run(["torchrun", "pretrain.py"], name="llm-pretrain", nodes=4, procs=8, resources={"gpus": 8})
+
+
+def lose_a_rank(server: House, name: str) -> None:
+    """SIGKILL to one of its ranks once it has trained for a while; wait until it trains again."""
+
+    def trained(steps: int) -> bool:
+        return int((server.job(name)["status"]["progress"] or {}).get("step") or 0) >= steps
+
+    until(lambda: trained(40), "the training does not report", 120)
+    job = server.job(name)["id"]
+    ranks = [pid for pid in processes_of(job) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(max(ranks), signal.SIGKILL)
+    until(lambda: server.job(name)["status"]["restarts"] > 0, "no restart is seen", 120)
+    until(lambda: trained(60), "the training does not go on", 120)
+
+
+def photograph(browser: Browser, server: House, folder: Path, job: str) -> None:
+    for name, path, width, height, scheme in PICTURES:
+        with visit(browser, server.url, width=width, height=height, color_scheme=scheme) as seen:
+            seen.sign_in(server.token)
+            page = seen.open(path.replace(DEMO, job))
+            if path.endswith(DEMO):
+                page.wait_for_selector(".plot canvas")
+                page.wait_for_selector(".log div")
+            page.wait_for_timeout(1200)
+            save(page, folder / f"{name}.png")
+
+
+def save(page: Page, path: Path) -> None:
+    path.write_bytes(squeezed(page.screenshot()))
+    size = path.stat().st_size
+    print(f"{path.relative_to(ROOT)}: {size / 1000:.0f} kB")
+    if size > MOST_BYTES:
+        raise SystemExit(f"{path} is larger than {MOST_BYTES} bytes")
+
+
+def squeezed(png: bytes) -> bytes:
+    """The same picture with its data deflated as well as zlib can (PNG, third edition, section 5)."""
+    kept, data, at = png[:8], b"", 8
+    while at < len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind == b"IDAT":
+            data += png[at + 8 : at + 8 + length]
+        elif kind == b"IEND":
+            body = b"IDAT" + zlib.compress(zlib.decompress(data), 9)
+            kept += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + png[at:]
+        else:
+            kept += png[at : at + 12 + length]
+        at += 12 + length
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs/screenshots")
+    folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with house("--local-nodes", "2") as server, chromium() as browser:
+        submit(server)
+        lose_a_rank(server, "digits")
+        photograph(browser, server, folder, "digits")
+
+
+if __name__ == "__main__":
+    main()

@@ -85,9 +85,13 @@ def test_an_error_frame_is_raised() -> None:
         wire.send(b"4" + json.dumps({"code": "Conflict", "message": "it ended"}).encode())
         wire.recv()
 
-    with session_server(play) as url, Client(url, "t") as client, client.jobs.exec("x", ["true"]) as terminal:
-        text = pytest.raises(Conflict, list, terminal)
-    assert "it ended" in str(text.value)
+    with (
+        session_server(play) as url,
+        Client(url, "t") as client,
+        client.jobs.exec("x", ["true"]) as terminal,
+        pytest.raises(Conflict, match="it ended"),
+    ):
+        list(terminal)
 
 
 def test_an_end_without_an_exit_code_is_no_success() -> None:
@@ -95,8 +99,13 @@ def test_an_end_without_an_exit_code_is_no_success() -> None:
         wire.recv()
         wire.send(b"0half")
 
-    with session_server(play) as url, Client(url, "t") as client, client.jobs.exec("x", ["true"]) as terminal:
-        pytest.raises(Unavailable, list, terminal)
+    with (
+        session_server(play) as url,
+        Client(url, "t") as client,
+        client.jobs.exec("x", ["true"]) as terminal,
+        pytest.raises(Unavailable),
+    ):
+        list(terminal)
 
 
 def test_nobody_listens(free_port: int) -> None:

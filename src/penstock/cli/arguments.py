@@ -39,6 +39,6 @@ def make_parser(entry: Entry, verb: Verb, width: int | None) -> Parser:
     shared.add_argument("--url", help="the server (PENSTOCK_URL); default: the one of the data folder")
     shared.add_argument("--data-dir", metavar="DIR", help="the data folder (PENSTOCK_DATA_DIR)")
     shared.add_argument("--project", metavar="NAME", help="the project (PENSTOCK_PROJECT)")
-    shared.add_argument("-o", "--output", choices=FORMATS, help="table, json or yaml")
+    shared.add_argument("-o", "--output", choices=FORMATS, metavar="FORMAT", help="table, json or yaml")
     shared.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR)")
     return parser

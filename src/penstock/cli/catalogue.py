@@ -73,7 +73,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
 ENTRIES: dict[str, Entry] = {entry.name: entry for _, entries in CATALOGUE for entry in entries}
 
 GLOBAL_OPTIONS: tuple[tuple[str, str], ...] = (
-    ("--url URL", "the server (PENSTOCK_URL); default: the one of the data folder"),
+    ("--url URL", "the server (PENSTOCK_URL); default: the data folder's"),
     ("--data-dir DIR", "the data folder (PENSTOCK_DATA_DIR)"),
     ("--project NAME", "the project (PENSTOCK_PROJECT); default: default"),
     ("-o, --output FORMAT", "table, json or yaml"),

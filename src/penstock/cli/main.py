@@ -72,7 +72,12 @@ def _call(entry: Entry, argv: list[str], settings: Settings, serve: Callable[[Se
         at = argv.index("--")
         argv, command = argv[:at], argv[at + 1 :]
     parser = parser_of(entry, verb, settings.width)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and verb.takes_command and not rest[0].startswith("-"):
+        hint = f"Write it behind two dashes: penstock {entry.name} ... -- {' '.join(rest)}"
+        raise InvalidInput("the command does not stand behind --", hint=hint)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if verb.takes_command:
         arguments.command = command
     settings = _completed(settings, arguments)

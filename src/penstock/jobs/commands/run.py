@@ -42,7 +42,12 @@ def configure(parser: ArgumentParser) -> None:
     add("--env", action="append", metavar="NAME=VALUE", help="a variable; may be repeated")
     add("--workdir", metavar="DIR", help="the work folder (default: the current one); its files are carried along")
     add("--no-snapshot", action="store_true", help="run in the work folder itself instead of in a copy of it")
-    add("--launcher", choices=LAUNCHERS, help="default: torchrun where there are several ranks, else none")
+    add(
+        "--launcher",
+        choices=LAUNCHERS,
+        metavar="NAME",
+        help="torchrun, accelerate, deepspeed, none; default: torchrun where there are several ranks, else none",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--venv", metavar="DIR", help="a virtual environment (default: the active one); none for none")
     where.add_argument("--conda", metavar="NAME", help="a conda environment, by name or folder")

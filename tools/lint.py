@@ -13,7 +13,7 @@ CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ruff check", (str(BIN / "ruff"), "check", ".")),
     ("ruff format", (str(BIN / "ruff"), "format", "--check", ".")),
     ("mypy --strict", (str(BIN / "mypy"),)),
-    ("import contracts", (str(BIN / "lint-imports"), "--no-logo")),
+    ("import contracts", (str(BIN / "lint-imports"), "--no-logo", "--no-cache")),
     ("ratchets", (sys.executable, "tools/ratchets.py")),
 )
 

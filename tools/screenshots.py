@@ -25,7 +25,7 @@ from tests.system.house import House, house, processes_of, until  # noqa: E402  
 MOST_BYTES = 200_000
 DEMO = "demo"
 PICTURES = (
-    # name, path, width, height, scheme, scroll to
+    # name, path, width, height, scheme
     ("jobs-light", "/", 1280, 800, "light"),
     ("job-light", f"/jobs/default/{DEMO}", 1280, 1500, "light"),
     ("job-dark", f"/jobs/default/{DEMO}", 1280, 1500, "dark"),
@@ -47,7 +47,7 @@ def submit(server: House) -> None:
     server.ended("sweep")
     server.cli("apply", "-f", str(ROOT / "examples/digits/job.yaml"))
     server.run([sys.executable, "-V"], name="evaluate", depends_on=["digits"])
-    server.run(["torchrun", "pretrain.py"], name="llm-pretrain", nodes=4, procs=8, resources={"gpus": 8})
+    server.run(["python", "pretrain.py"], name="llm-pretrain", nodes=2, procs=8, resources={"gpus": 8})
 
 
 def lose_a_rank(server: House, name: str) -> None:

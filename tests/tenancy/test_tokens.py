@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.base.errors import Conflict, NotFound, Unauthenticated, Unavailable
-from penstock.store.store import Store
+from penstock.store.store import Store, Tx
 from penstock.tenancy import accounts, tokens
 from penstock.tenancy.access import FRESH_S, Access
 from penstock.tenancy.bootstrap import bootstrap, read_token, reset_token
@@ -138,9 +138,9 @@ def test_a_change_of_roles_counts_at_once(tmp_path: Path) -> None:
             access = access_of(store, clock, [0.0])
             secret = accounts.new_token(clock.now)
 
-            def make(tx: object) -> None:
-                accounts.add_user(tx, "admin", User("ann", "", clock.now))  # type: ignore[arg-type]
-                accounts.add_token(tx, "admin", "ann", "t", secret=secret)  # type: ignore[arg-type]
+            def make(tx: Tx) -> None:
+                accounts.add_user(tx, "admin", User("ann", "", clock.now))
+                accounts.add_token(tx, "admin", "ann", "t", secret=secret)
 
             await store.write(make)
             actor = await access(secret.text)

@@ -117,7 +117,7 @@ class _Protocol(HttpToolsProtocol):
     _in_body = False
     _timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # because TCP gives asyncio.Transport, as uvicorn says
         super().connection_made(transport)
         self._await_headers()
 

@@ -40,6 +40,7 @@ class House:
     def __init__(self, *flags: str, data_dir: str | None = None) -> None:
         self.flags = flags
         self.data_dir = data_dir or tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp")
+        os.makedirs(self.data_dir, mode=0o755, exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
 

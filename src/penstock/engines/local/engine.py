@@ -406,6 +406,9 @@ class LocalEngine:
             self._ended(seen)
         elif seen.stage is Stage.ABSENT and active.frame is not None:
             self._send_again(attempt_id)
+        elif seen.stage is Stage.ABSENT and not await asyncio.to_thread(procs.marked, attempt_id):
+            message = "its run folder was removed while it ran, so how it ended cannot be known"
+            self._ended(replace(seen, stage=Stage.LOST, ended_at=seen.at, reason=Reason.SupervisorLost, message=message))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

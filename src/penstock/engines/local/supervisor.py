@@ -221,7 +221,8 @@ class Attempt:
             format=folder.FORMAT, started_at=self.started_at, ended_at=ended_at, progress=self.ranks.summary()
         )
         self.setup.remove()
-        folder.write_exit(folder.EXIT, record)
+        with contextlib.suppress(FileNotFoundError):  # somebody removed the run folder: the server is told all the same
+            folder.write_exit(folder.EXIT, record)
         self.notes.send("exited", patient=True, **record)
 
     def _end_everything(self) -> int:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import IO, Any
 
 import uvloop
@@ -52,7 +53,7 @@ from penstock.store.store import Store, Tx
 from penstock.tenancy import accounts, snapshots
 from penstock.tenancy import routes as tenancy_routes
 from penstock.tenancy.access import Access
-from penstock.tenancy.bootstrap import bootstrap
+from penstock.tenancy.bootstrap import bootstrap, reset_token
 from penstock.tenancy.plan import decide
 
 log = logging.getLogger("penstock")
@@ -64,6 +65,8 @@ SYNC_NODES_S = 15.0
 def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; ``environ`` is what jobs may be shown a little of. Raises PenstockError for what keeps it from starting; jobs outlive it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    os.umask(0o077)  # root's data folder can be passed by others: what lies in it is nobody else's to read
     gc.collect()
     gc.freeze()  # what was imported stays: collections need not look at it again
     as_root = os.geteuid() == 0
@@ -113,6 +116,13 @@ def closed_ancestor(path: str) -> str | None:
         parent = os.path.dirname(parent)
 
 
+def close_to_others(data_dir: str) -> None:
+    """Databases made by a server that did not look to its umask."""
+    for name in os.listdir(data_dir):
+        if name.startswith("penstock.db"):
+            os.chmod(os.path.join(data_dir, name), 0o600)
+
+
 def hold(data_dir: str) -> IO[str]:
     """Lock the data folder for this process's life. Raises Conflict that says who holds it."""
     path = os.path.join(data_dir, "lock")
@@ -136,12 +146,11 @@ def hold(data_dir: str) -> IO[str]:
 def holder(data_dir: str) -> str:
     """Who holds the folder, in words."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        with open(os.path.join(data_dir, SERVER_FILE), encoding="utf-8") as file:
-            found = json.load(file)
+        found = json.loads(Path(data_dir, SERVER_FILE).read_text())
         return f"the Penstock server with pid {found['pid']}, listening at {found['url']}"
     with contextlib.suppress(OSError, ValueError, KeyError):
-        with open(os.path.join(data_dir, "lock"), encoding="utf-8") as file:
-            return f"a Penstock server with pid {json.load(file)['pid']} that is starting or stopping"
+        pid = json.loads(Path(data_dir, "lock").read_text())["pid"]
+        return f"a Penstock server with pid {pid} that is starting or stopping"
     return "another Penstock server"
 
 
@@ -316,8 +325,11 @@ async def run(
     """Open the store, take over what runs, serve until told to stop; then let go of everything but the jobs."""
     clock = SystemClock()
     store = Store.open(settings.effective_database_url(), clock=clock.now)
+    close_to_others(settings.data_dir)
     api_snapshots.sweep(settings.data_dir)
     await bootstrap(store, settings.data_dir)
+    if settings.reset_token:
+        await reset_token(store, settings.data_dir)
     config = LocalConfig(environ, settings.local_nodes, url=http.url_of(listening, settings))
     engine = LocalEngine(spawner, config, clock=clock.now)
     house = build_house(settings, store, engine, as_root=as_root)

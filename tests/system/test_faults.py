@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.base.errors import OutOfSpace
+from penstock.base.errors import OutOfSpace, Unauthenticated
+from penstock.client.client import Client
 from tests.system.house import PENSTOCK, House, processes_of, until
 
 
@@ -166,3 +167,20 @@ def test_a_job_that_fills_the_disk_with_its_log(small_disk: Path) -> None:
         name = house.run(["sh", "-c", "yes 0123456789012345678901234567890123456789 | head -c 60000000; exit 2"])
         assert house.ended(name, 120)["status"]["exit_code"] == 2
         assert house.get("version")
+
+
+def test_a_lost_token_is_made_anew(house: House) -> None:
+    old = house.token
+    house.end()
+    (Path(house.data_dir) / "token").unlink()
+    house.start("--reset-token")
+    assert house.token != old
+    assert house.get("whoami")["user"] == "admin"
+    with pytest.raises(Unauthenticated):
+        Client(url=house.url, token=old).whoami()
+
+
+def test_nothing_in_the_data_folder_is_for_others_to_read(house: House) -> None:
+    house.ended(house.run(["true"]))
+    for name in ("penstock.db", "penstock.db-wal", "token"):
+        assert (Path(house.data_dir) / name).stat().st_mode & 0o077 == 0, name

@@ -20,6 +20,7 @@ class Settings:
     database_url: str | None = None  # --database-url, PENSTOCK_DATABASE_URL; default: SQLite in the data folder
     local_nodes: int = 1  # --local-nodes: into how many nodes this machine is split
     job_user: str | None = None  # --job-user, PENSTOCK_JOB_USER: the Unix user of jobs when the server runs as root
+    reset_token: bool = False  # --reset-token: a new token in the data folder; the one before it opens nothing any more
     tls_cert: str | None = None  # --tls-cert
     tls_key: str | None = None  # --tls-key
     insecure: bool = False  # --insecure: a foreign host without TLS, on purpose

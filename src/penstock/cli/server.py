@@ -27,7 +27,7 @@ def _up(call: Invocation, arguments: Namespace) -> int:
         raise InvalidInput(f"--local-nodes {given['local_nodes']}: give 1 or more")
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
         raise InvalidInput("--tls-cert and --tls-key go together")
-    given |= {"insecure": True} if arguments.insecure else {}
+    given |= {name: True for name in ("insecure", "reset_token") if getattr(arguments, name)}
     given |= {"allowed_hosts": tuple(arguments.allowed_host)} if arguments.allowed_host else {}
     return call.serve(replace(call.settings, **given))
 
@@ -42,6 +42,7 @@ def _up_arguments(parser: ArgumentParser) -> None:
     add("--tls-cert", metavar="FILE", help="certificate chain, PEM")
     add("--tls-key", metavar="FILE", help="its private key, PEM")
     add("--insecure", action="store_true", help="listen on a foreign address without TLS, on purpose")
+    add("--reset-token", action="store_true", help="write a new token into the data folder; the old one ends")
     add("--allowed-host", action="append", metavar="NAME", help="a further name to answer to; may be repeated")
     add("--prices", metavar="FILE", help="the price file (YAML); default: the shipped one")
 

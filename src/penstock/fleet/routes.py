@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.quantities import format_memory, format_time
-from penstock.base.resource import Condition
+from penstock.base.resource import Actor, Condition
 from penstock.base.routes import Call, Endpoint, Sample
 from penstock.fleet import inventory
 from penstock.store.store import Store, Tx
+from penstock.tenancy.plan import visible
 
 NODES = "/api/v1/nodes"
 Usage = Callable[[Connection], Mapping[str, Mapping[str, Any]]]
@@ -43,15 +44,15 @@ def endpoints(room: Room) -> list[Endpoint]:
         async def handler(call: Call) -> dict[str, Any]:
             await room.store.read(lambda conn: inventory.get(conn, call.path["name"]))
             await work(call, call.body.reason or f"{name} by {call.actor.user}")
-            return await _one(room, call.path["name"])
+            return await _one(room, call.actor, call.path["name"])
 
         return Endpoint("POST", f"{NODES}/{{name}}/{name}", "nodes.write", handler, summary, body=Why)
 
-    async def listing(_call: Call) -> dict[str, Any]:
-        return {"items": await room.store.read(lambda conn: _all(room, conn)), "next_cursor": None}
+    async def listing(call: Call) -> dict[str, Any]:
+        return {"items": await room.store.read(lambda conn: _all(room, call.actor, conn)), "next_cursor": None}
 
     async def get(call: Call) -> dict[str, Any]:
-        return await _one(room, call.path["name"])
+        return await _one(room, call.actor, call.path["name"])
 
     return [
         Endpoint("GET", NODES, "nodes.read", listing, "List nodes"),
@@ -89,19 +90,20 @@ def _told(room: Room, tell: Callable[[str], Awaitable[None]]) -> Callable[[Call,
     return work
 
 
-async def _one(room: Room, name: str) -> dict[str, Any]:
+async def _one(room: Room, actor: Actor, name: str) -> dict[str, Any]:
     def work(conn: Connection) -> dict[str, Any]:
-        return node(inventory.get(conn, name), room.usage(conn).get(name, {}))
+        return node(inventory.get(conn, name), room.usage(conn).get(name, {}), visible(actor))
 
     return await room.store.read(work)
 
 
-def _all(room: Room, conn: Connection) -> list[dict[str, Any]]:
+def _all(room: Room, actor: Actor, conn: Connection) -> list[dict[str, Any]]:
     usage = room.usage(conn)
-    return [node(row, usage.get(row.name, {})) for row in inventory.all_nodes(conn)]
+    return [node(row, usage.get(row.name, {}), visible(actor)) for row in inventory.all_nodes(conn)]
 
 
-def node(row: Row[Any], used: Mapping[str, Any]) -> dict[str, Any]:
+def node(row: Row[Any], used: Mapping[str, Any], seen: frozenset[str] | None) -> dict[str, Any]:
+    """``seen``: the projects whose jobs may be named, None for all of them."""
     gpus = json.loads(row.gpus)
     ready = Condition(
         "Ready", "True" if row.ready else "False", row.reason, row.message or _capacity(row, gpus), row.changed_at
@@ -123,7 +125,7 @@ def node(row: Row[Any], used: Mapping[str, Any]) -> dict[str, Any]:
         "message": row.message,
         "conditions": [ready.to_dict()],
         "joined_at": format_time(row.joined_at),
-        "jobs": used.get("jobs", []),
+        "jobs": [job for job in used.get("jobs", []) if seen is None or job["project"] in seen],
     }
 
 

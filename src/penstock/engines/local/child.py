@@ -209,7 +209,7 @@ def _exec(argv: list[str], env: dict[str, str], whose: str) -> None:
     refused: tuple[str, OSError] | None = None
     for candidate in candidates:
         try:
-            os.execve(candidate, argv, env)  # noqa: S606
+            os.execve(candidate, argv, env)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.isfile(candidate):
                 continue

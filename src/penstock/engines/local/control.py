@@ -156,8 +156,9 @@ class Control:
         connection.answer(ok=True, pid=os.getpid(), started_at=self.attempt.started_at)
 
     def _stop(self, connection: Connection, request: dict[str, Any]) -> None:
+        reason, message, grace_s = str(request["reason"]), str(request.get("message", "")), float(request["grace_s"])
         connection.answer(ok=True)
-        self.attempt.stop(str(request["reason"]), str(request.get("message", "")), float(request["grace_s"]))
+        self.attempt.stop(reason, message, grace_s)
 
     def _lose(self, connection: Connection, request: dict[str, Any]) -> None:
         connection.answer(ok=True)

@@ -56,23 +56,29 @@ def _become(command: list[str], io: str, rank: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        os.execvp(command[0], command)  # noqa: S606
+        os.execvp(command[0], command)
     except OSError as error:
         _note(io, rank, "refused", **_why(command[0], error))
         os._exit(126 if error.errno in (errno.EACCES, errno.ENOEXEC) else 127)
 
 
 def _why(name: str, error: OSError) -> "dict[str, object]":
-    if error.errno == errno.EACCES:
+    if error.errno == errno.EACCES and _exists(name):
         return {
             "reason": "NotExecutable",
             "message": f"{name} may not be executed: chmod +x it, or name its interpreter",
         }
     if error.errno == errno.ENOEXEC:
         return {"reason": "NotExecutable", "message": f"{name} is no program: begin it with a line such as #!/bin/sh"}
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
         return {"reason": "CommandNotFound", "message": f"{name} was not found: check the spelling and the environment"}
     return {"reason": "LaunchFailed", "message": f"could not execute {name}: {error.strerror}"}
+
+
+def _exists(name: str) -> bool:
+    """EACCES may also come from a folder on PATH that is closed to this user."""
+    folders = [""] if "/" in name else [f"{folder}/" for folder in os.environ.get("PATH", os.defpath).split(":")]
+    return any(os.path.isfile(folder + name) for folder in folders)
 
 
 def _watch(child: int, supervisor: int) -> int:

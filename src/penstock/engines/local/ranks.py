@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -188,13 +189,19 @@ class Ranks:
         elif note["event"] == "exit":
             rank.running = False
             rank.exit_code, rank.signal, rank.at = note["code"], note["signal"], float(note["at"])
-            if note["code"] != 0:
+            consequence = rank.signal == signal.SIGTERM and self._one_failed_before(rank)
+            if note["code"] != 0 and not consequence:
                 failure = Failure(f"rank {int(note['rank'])}", note["code"], note["signal"], rank.at)
                 fields = {"rank": note["rank"], "exit_code": note["code"], "signal": note["signal"]}
                 self._listener.happened("RankExited", str(failure), node=rank.node, **fields)
         elif note["event"] == "refused" and self._refusal is None:
             self._refusal = LaunchError(str(note["reason"]), str(note["message"])[:1000])
             self._listener.stop(self._refusal.reason, self._refusal.message, 0.0)
+
+    def _one_failed_before(self, rank: Ranked) -> bool:
+        """Launchers end the other ranks when one fails: those exits are no news."""
+        others = (other for other in self._ranked.values() if other is not rank and other.restart == rank.restart)
+        return any(other.at is not None and other.exit_code != 0 for other in others)
 
     def _rank_started(self, rank: Ranked, restart: int, pid: int, node_rank: int) -> None:
         rank.running, rank.pid, rank.restart = True, pid, restart
@@ -293,12 +300,12 @@ class Ranks:
     def terminate(self) -> None:
         """SIGTERM: to what the ranks started first and to our own children last, as launchers pass it on."""
         mains = [main.pid for main in self.mains if not main.over]
-        procs.send((pid for pid in self.members() if pid not in mains), 15)
-        procs.send(mains, 15)
+        procs.send((pid for pid in self.members() if pid not in mains), signal.SIGTERM)
+        procs.send(mains, signal.SIGTERM)
 
     def kill_group(self, index: int) -> None:
         if not self._setup.cages[index].kill():
-            procs.send(self.members(index), 9)
+            procs.send(self.members(index), signal.SIGKILL)
 
     def finish(self) -> None:
         """After the last process is gone: read what is left in the pipes."""

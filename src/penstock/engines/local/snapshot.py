@@ -17,7 +17,7 @@ def unpack(source: int, target: str) -> None:
     Only plain files, folders and links that stay inside; nothing outside ``target`` is ever named. Raises LaunchError.
     """
     try:
-        with tarfile.open(fileobj=os.fdopen(os.dup(source), "rb"), mode="r|gz") as archive:
+        with os.fdopen(os.dup(source), "rb") as file, tarfile.open(fileobj=file, mode="r|gz") as archive:
             _unpack_members(archive, os.path.realpath(target))
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise LaunchError("LaunchFailed", f"the job's snapshot is damaged: {error}") from None

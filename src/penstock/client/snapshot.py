@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from penstock.base.errors import InvalidInput, Problem, TooLarge
@@ -263,20 +263,23 @@ class _Tar:
 
 def _header(name: bytes, mode: int, mtime: int, size: int, kind: bytes, link: bytes) -> bytes:
     """One GNU tar header block: numbers in octal, the checksum counted with blanks in its place."""
-    octal: Callable[[int, int], bytes] = lambda value, width: b"%0*o\0" % (width - 1, max(0, value))  # noqa: E731
     head = (
         name.ljust(100, b"\0")
-        + octal(mode, 8)
-        + octal(0, 8)
-        + octal(0, 8)
-        + octal(size, 12)
-        + octal(min(mtime, 0o77777777777), 12)
+        + _octal(mode, 8)
+        + _octal(0, 8)
+        + _octal(0, 8)
+        + _octal(size, 12)
+        + _octal(min(mtime, 0o77777777777), 12)
         + b" " * 8
         + kind
         + link.ljust(100, b"\0")
         + b"ustar  \0"
     ).ljust(_BLOCK, b"\0")
     return head[:148] + b"%06o\0 " % sum(head) + head[156:]
+
+
+def _octal(value: int, width: int) -> bytes:
+    return b"%0*o\0" % (width - 1, max(0, value))
 
 
 def _padded(data: bytes) -> bytes:

@@ -17,25 +17,17 @@ if TYPE_CHECKING:
     from penstock.client.client import Client
     from penstock.client.verb import Live
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 _ENDING_S = 30.0  # the log has ended: how long the job's own end may take to follow
 
 
 def follow_new(call: Invocation, job: Resource) -> int:
-    """Follows a job that was just made; Ctrl-C lets go of it. Answers its exit code."""
+    """Follows a job that was just made; answers its exit code."""
     out = call.output
     if out.format == "table":
         out.note(f"job {job.project}/{job.name} was made")
-    try:
-        if job.spec.get("interactive") and not job.spec.get("command"):
-            return _work_in(call, job)
-        final = follow(call, job)
-    except KeyboardInterrupt:
-        out.note(
-            f"\nno longer following; the job goes on. Follow it: penstock logs -f {job.name}    "
-            f"cancel it: penstock cancel {job.name}"
-        )
-        return INTERRUPTED
+    if job.spec.get("interactive") and not job.spec.get("command"):
+        return _work_in(call, job)
+    final = follow(call, job)
     if out.format == "table":
         out.note(ending(final))
     else:

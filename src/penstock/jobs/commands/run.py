@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from penstock.base.settings import Settings
+    from penstock.client.resources import Resource
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "none")
 _PLAIN = (  # what goes into the spec as it stands
     "nodes",
@@ -86,9 +88,7 @@ def run(call: Invocation, arguments: Namespace) -> int:
     key = arguments.idempotency_key or new_key()
     job = jobs.create(spec, name=arguments.name, labels=pairs(arguments.label, "--label"), key=key)
     if not arguments.detach:
-        from penstock.jobs.commands.follow import follow_new  # noqa: PLC0415 - `--detach` needs no threads
-
-        return follow_new(call, job)
+        return _followed(call, job)
     if call.output.format == "table":
         call.output.line(job.name)
         if call.output.terminal:
@@ -96,6 +96,20 @@ def run(call: Invocation, arguments: Namespace) -> int:
     else:
         call.output.document(job)
     return 0
+
+
+def _followed(call: Invocation, job: Resource) -> int:
+    """Its exit code; Ctrl-C lets go of the job, and says how to find it again."""
+    try:
+        from penstock.jobs.commands.follow import follow_new  # noqa: PLC0415 - `--detach` needs no threads
+
+        return follow_new(call, job)
+    except KeyboardInterrupt:
+        call.output.note(
+            f"\nno longer following; the job goes on. Follow it: penstock logs -f {job.name}    "
+            f"cancel it: penstock cancel {job.name}"
+        )
+        return INTERRUPTED
 
 
 def spec_of(arguments: Namespace, settings: Settings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Commands are those that both a shell and the simulated engine understand: ``word
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -63,6 +64,8 @@ async def stop_keeps_its_reason(world: World, words: Words) -> None:
 
 async def grace_then_kill(world: World, words: Words) -> None:
     launch = await world.begin(*words("sleep 30", ignore_term=True))
+    while await world.log(launch) != "ready\n":  # before that the command may not have said what it ignores
+        await asyncio.sleep(0.01)
     await world.engine.stop(launch.attempt_id, launch.run_dir, reason="Cancelled", grace_s=0.2)
     ended = await world.end_of(launch)
     assert (ended.reason, ended.signal) == ("Cancelled", 9)

@@ -266,7 +266,9 @@ def test_a_claim_that_died_young_is_cleared_and_may_be_run(local: Local) -> None
         assert lock is not None
         assert (await world.engine.adopt(launch.attempt_id, launch.run_dir)).stage is Stage.STARTING
         os.close(lock)
-        await until(lambda: not os.path.exists(launch.run_dir))  # the sweep sees the free lock
+        lost = await world.end_of(launch)  # the sweep sees the free lock
+        assert (lost.stage, lost.reason, "before it began" in lost.message) == (Stage.LOST, "SupervisorLost", True)
+        world.seen.clear()
         assert (await world.engine.adopt(launch.attempt_id, launch.run_dir)).stage is Stage.ABSENT
         await world.engine.submit(launch)
         assert (await world.end_of(launch)).exit_code == 7

@@ -1,7 +1,7 @@
 """A fleet of any size in memory: the same protocol, scripted run times and faults, time from the clock it is given.
 
 Commands are scripts: ``sleep 5`` runs for five seconds, ``exit 3`` fails at once, words may be joined by ``then``
-(``sleep 5 then exit 3``); ``ignore-term`` makes SIGTERM go unheard. Every other command runs for ``default_run_s``.
+(``sleep 5 then exit 3``); ``ignore-term`` says ``ready`` and leaves SIGTERM unheard. Every other command runs for ``default_run_s``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Script:
             elif word == "echo":
                 script = replace(script, prints=next(words, "") + "\n", run_s=0.0)
             elif word == "ignore-term":
-                script = replace(script, ignores_term=True)
+                script = replace(script, ignores_term=True, prints="ready\n")
         return script
 
 

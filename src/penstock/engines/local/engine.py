@@ -52,6 +52,7 @@ class Active:
     nodes: frozenset[str]
     frame: bytes | None = None
     known: bool = False  # its supervisor was heard of by this server
+    began: bool = False  # it was seen running
     since: float = 0.0
 
 
@@ -344,7 +345,7 @@ class LocalEngine:
         elif kind == "refused":
             self._retry(attempt_id, active, str(note["message"]))
         else:
-            active.known, active.frame = True, None
+            active.known, active.began, active.frame = True, True, None
             seen = Observation(attempt_id, Stage.RUNNING, now, restarts=int(note.get("restarts", 0)))
             if kind == "started":
                 seen = replace(seen, started_at=note["at"])
@@ -407,8 +408,12 @@ class LocalEngine:
         elif seen.stage is Stage.ABSENT and active.frame is not None:
             self._send_again(attempt_id)
         elif seen.stage is Stage.ABSENT and not await asyncio.to_thread(procs.marked, attempt_id):
-            message = "its run folder was removed while it ran, so how it ended cannot be known"
-            self._ended(replace(seen, stage=Stage.LOST, ended_at=seen.at, reason=Reason.SupervisorLost, message=message))
+            message = "its supervisor died before it began"
+            if active.began:
+                message = "its run folder was removed while it ran, so how it ended cannot be known"
+            self._ended(
+                replace(seen, stage=Stage.LOST, ended_at=seen.at, reason=Reason.SupervisorLost, message=message)
+            )
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -96,11 +96,11 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=18)
-    parser.add_argument("--batch", type=int, default=64, help="images a step, over all ranks")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=128, help="images a step, over all ranks")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint-every", type=int, default=50, help="steps")
+    parser.add_argument("--checkpoint-every", type=int, default=20, help="steps")
     parser.add_argument("--checkpoints", default="checkpoints", help="where, when Penstock does not say")
     parser.add_argument("--result", default="result.json")
     return parser.parse_args()

@@ -56,7 +56,7 @@ def assert_clean(folder: Path) -> None:
 
 def test_the_demo_ends_well(folder: Path) -> None:
     process = start(folder)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=580)
     assert process.returncode == 0, output
     for line in ("resumed at step", "test accuracy", "RankRestarted", "the ledger's chain of hashes is whole"):
         assert line in output

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.real
 
 TRAIN = Path(__file__).resolve().parents[2] / "examples" / "digits" / "train.py"
-SHORT = ("--epochs", "5", "--checkpoint-every", "20")  # 110 steps
+SHORT = ("--epochs", "10", "--checkpoint-every", "20")  # 110 steps
 
 
 class Run:

@@ -27,8 +27,8 @@ DEMO = "demo"
 PICTURES = (
     # name, path, width, height, scheme
     ("jobs-light", "/", 1280, 800, "light"),
-    ("job-light", f"/jobs/default/{DEMO}", 1280, 1500, "light"),
-    ("job-dark", f"/jobs/default/{DEMO}", 1280, 1500, "dark"),
+    ("job-light", f"/jobs/default/{DEMO}", 1200, 1040, "light"),
+    ("job-dark", f"/jobs/default/{DEMO}", 1200, 1040, "dark"),
     ("waiting-dark", "/jobs/default/llm-pretrain", 1280, 800, "dark"),
     ("nodes-dark", "/nodes", 1280, 560, "dark"),
     ("events-light", "/events", 1280, 800, "light"),

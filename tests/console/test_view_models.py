@@ -149,7 +149,10 @@ def test_the_shown_spec_reads_back() -> None:
         "nodes": 2,
     }
     assert yaml.safe_load(spec_text(odd)) == odd
-    assert spec_text({"priority": 0, "interactive": False, "env": {}, "workdir": None}) == ""
+    assert (
+        spec_text({"environment": {"modules": []}, "priority": 0, "interactive": False, "env": {}, "workdir": None})
+        == ""
+    )
 
 
 def test_a_bare_job_can_be_drawn() -> None:

@@ -184,7 +184,7 @@ def job_row(job: Mapping[str, Any]) -> JobRow:
         user=str(job.get("user") or ""),
         badge=phase_badge(str(status.get("phase"))),
         reason=reason,
-        message=str(status.get("message") or _SENTENCES.get(reason, "")),
+        message=str(status.get("message") or ("" if reason == Reason.Completed else _SENTENCES.get(reason, ""))),
         nodes=tuple(map(str, status.get("nodes") or ())),
         gpus=gpus,
         restarts=int(status.get("restarts") or 0),
@@ -432,9 +432,9 @@ def _block(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterable[str
         if isinstance(item, (Mapping, list, tuple)) and item:
             if isinstance(item, (list, tuple)) and all(isinstance(i, (str, int, float)) for i in item):
                 yield f"{lead} [{', '.join(map(_scalar, item))}]"
-            else:
+            elif inside := list(_block(item, depth + 1)):
                 yield lead
-                yield from _block(item, depth + 1)
+                yield from inside
         elif key is None or item not in _NOTHING:
             yield f"{lead} {_scalar(item)}"
 

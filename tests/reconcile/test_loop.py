@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -100,7 +101,7 @@ def test_a_failing_key_is_tried_again_ever_later_and_holds_up_nobody() -> None:
         await loop.close()
 
     run(main)
-    gaps = [b - a for a, b in zip(tries, tries[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(tries)]
     assert others == 1
     assert gaps == sorted(gaps)
     assert max(gaps) <= BACKOFF_LIMIT_S + 0.1

@@ -99,7 +99,7 @@ def test_first_come_first_served(fleet: list[NodeState], line: list[Workload]) -
 def test_deterministic_and_always_explained(fleet: list[NodeState], line: list[Workload]) -> None:
     one, two = plan(line, fleet), plan(line, fleet)
     assert one == two
-    assert all(w.message and w.helps or w.reason is Reason.WaitingForResources for w in one.wait)
+    assert all((w.message and w.helps) or w.reason is Reason.WaitingForResources for w in one.wait)
 
 
 @given(fleets(), workloads)

@@ -83,7 +83,7 @@ def test_a_server_that_slept_through_its_lease_changes_nothing(pair: tuple[House
 
 def test_kills_in_turns_under_load(pair: tuple[House, House], marks: Path) -> None:
     rng = random.Random(3)
-    first, second = pair
+    first, _ = pair
     loads = [Load(house, marks, pace_s=0.2) for house in pair]
     threads = [threading.Thread(target=load.run, args=(who,)) for who, load in enumerate(loads)]
     for thread in threads:

@@ -56,7 +56,7 @@ def test_others_cannot_be_served_in_the_clear(tmp_path: Path) -> None:
     assert not (tmp_path / "d" / "penstock.db").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a closed folder is closed to root's job user only")
+@pytest.mark.needs("root")
 def test_root_is_told_of_a_folder_its_jobs_cannot_pass() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         done = up("--data-dir", f"{folder}/d", "--port", "0")
@@ -138,7 +138,7 @@ def _submit_many(house: House, count: int) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.needs("root")
 def test_a_full_disk(small_disk: Path) -> None:
     """Told clearly, survived, and over when space returns; the job that ended meanwhile has its exit status."""
     with House(data_dir=str(small_disk / "d")) as house:
@@ -161,7 +161,7 @@ def test_a_full_disk(small_disk: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.needs("root")
 def test_a_job_that_fills_the_disk_with_its_log(small_disk: Path) -> None:
     with House(data_dir=str(small_disk / "d")) as house:
         name = house.run(["sh", "-c", "yes 0123456789012345678901234567890123456789 | head -c 60000000; exit 2"])

@@ -65,7 +65,7 @@ def parse_cpus(text: str | float) -> float:
 
 def parse_time(text: str) -> float:
     """RFC 3339 -> epoch seconds. Raises ValueError."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(text).timestamp()
 
 
 def format_time(at: float | None) -> str | None:

@@ -154,10 +154,10 @@ def holder(data_dir: str) -> str:
     return "another Penstock server"
 
 
-def write_server_file(data_dir: str, url: str) -> None:
+def write_server_file(data_dir: str, url: str, tls_cert: str | None = None) -> None:
     """What the local CLI reads to find this server; replaced in one step."""
     with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".server-", delete=False, encoding="utf-8") as file:
-        json.dump({"url": url, "pid": os.getpid(), "version": version("penstock")}, file)
+        json.dump({"url": url, "pid": os.getpid(), "version": version("penstock"), "ca": tls_cert}, file)
     os.chmod(file.name, 0o644)
     os.replace(file.name, os.path.join(data_dir, SERVER_FILE))
 

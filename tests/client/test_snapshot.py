@@ -127,6 +127,13 @@ def test_what_is_always_left_out(tmp_path: Path) -> None:
     assert names(take(str(work))) == ["a", "b", "keep.py"]
 
 
+def test_virtual_environments_are_left_out_whatever_their_name(tmp_path: Path) -> None:
+    work = lay(tmp_path, {"env/pyvenv.cfg": "", "env/lib/x.py": "", "train.py": ""})
+    (work / "env/bin").mkdir()
+    (work / "env/bin/python").symlink_to("/usr/bin/python3")
+    assert names(take(str(work))) == ["env", "train.py"]
+
+
 def test_ignore_files(tmp_path: Path) -> None:
     work = lay(
         tmp_path,

@@ -12,12 +12,12 @@ from typing import NamedTuple
 from penstock.base.errors import Unavailable
 from penstock.client.transport import parse_url
 
-SERVER_FILE = "server.json"  # {"url", "pid", "ca"?}: written by the server when it listens
+SERVER_FILE = "server.json"  # {"url", "pid", "version", "ca"}: written by the server when it listens
 TOKEN_FILE = "token"  # noqa: S105 - a file's name; the file is readable by its owner alone
 
 
 class Place(NamedTuple):
-    """A server's URL, the token to show it, certificates to trust (a PEM file), and where this was learnt."""
+    """A server's URL, the token to show it, the one certificate to trust (a PEM file; None: the system's), and where this was learnt."""
 
     url: str
     token: str | None

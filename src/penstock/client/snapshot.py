@@ -25,6 +25,7 @@ MAX_BYTES = 256 << 20
 MAX_FILES = 20_000
 LOOK_ON = 10  # a folder over the limits is read on, up to so many times MAX_FILES, to name its biggest entries
 ALWAYS_OUT = frozenset({".git", "__pycache__", ".venv", "node_modules"})
+VENV_MARK = "pyvenv.cfg"
 IGNORE_FILES = (".gitignore", ".penstockignore")  # later ones win
 _BLOCK = 512
 _LEVEL = 1  # zlib's fastest: a snapshot goes to a server near by, and level 6 costs three times the CPU
@@ -104,7 +105,10 @@ class _Walk:
             return  # it went away meanwhile
         except OSError as error:
             raise _unreadable(path, error) from error
-        rules = rules + self._rules(path, {entry.name for entry in inside})
+        present = {entry.name for entry in inside}
+        if path and VENV_MARK in present:
+            return  # a virtual environment under a name of its own: it is named, not carried
+        rules = rules + self._rules(path, present)
         for item in inside:
             here = f"{path}/{item.name}" if path else item.name
             is_folder = item.is_dir(follow_symlinks=False)

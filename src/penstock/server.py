@@ -154,7 +154,7 @@ def holder(data_dir: str) -> str:
     return "another Penstock server"
 
 
-def write_server_file(data_dir: str, url: str, tls_cert: str | None = None) -> None:
+def write_server_file(data_dir: str, url: str, tls_cert: str | None) -> None:
     """What the local CLI reads to find this server; replaced in one step."""
     with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".server-", delete=False, encoding="utf-8") as file:
         json.dump({"url": url, "pid": os.getpid(), "version": version("penstock"), "ca": tls_cert}, file)
@@ -344,7 +344,7 @@ async def run(
         nodes = asyncio.create_task(_watch_nodes(house))
         await served.start()
         try:
-            write_server_file(settings.data_dir, served.url)
+            write_server_file(settings.data_dir, served.url, settings.tls_cert)
             print(f"Penstock is ready: {served.url}", flush=True)
             gc.collect()
             gc.freeze()

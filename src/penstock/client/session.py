@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import connect
 
 from penstock.base.errors import LEAVES, PenstockError, Unavailable, from_dict
-from penstock.client.transport import CONNECT_TIMEOUT_S, Answer, check, target
+from penstock.client.transport import CONNECT_TIMEOUT_S, Answer, check, target, unreachable
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -109,7 +109,7 @@ def open_socket(transport: Transport, path: str, query: Mapping[str, Any]) -> Cl
         check(Answer(answer.status_code, {}, bytes(answer.body or b"")))
         raise Unavailable(f"{address.url} answered {answer.status_code} where a session was to open") from error
     except (OSError, InvalidHandshake) as error:  # TimeoutError is an OSError
-        raise Unavailable(f"cannot open a session at {address.url}: {error}") from error
+        raise unreachable(address, error) from error
 
 
 class Forward:

@@ -477,9 +477,14 @@ def _connect(address: Address, context: SSLContext | None) -> socket.socket:
                 error = failed
     except OSError as unresolved:
         error = unresolved
+    raise unreachable(address, error) from error
+
+
+def unreachable(address: Address, error: Exception | None) -> Unavailable:
+    """Nobody answers there, or nobody whose certificate is known."""
     doubted = type(error).__name__ == "SSLCertVerificationError"
     hint = "If you know its certificate: SSL_CERT_FILE=cert.pem, or run where the server's data folder is."
-    raise Unavailable(f"no server answers at {address.url}: {_why(error)}", hint=hint if doubted else None) from error
+    return Unavailable(f"no server answers at {address.url}: {_why(error)}", hint=hint if doubted else None)
 
 
 def _open(sock: socket.socket, place: Any, host: str, context: SSLContext | None) -> socket.socket:
@@ -511,8 +516,10 @@ def _plain(value: str) -> str:
     return value
 
 
-def _why(error: OSError | None) -> str:
-    return (error.strerror or str(error)) if error is not None else "it has no address"
+def _why(error: Exception | None) -> str:
+    if error is None:
+        return "it has no address"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _broken(address: Address, error: BrokenConnection, *, may_repeat: bool) -> str:

@@ -320,12 +320,18 @@ class Demo:
         progress = job.status.get("progress") or {}
         return bool(progress.get("total_steps")) and progress["step"] * 2 >= progress["total_steps"]
 
-    @staticmethod
-    def _restarted(client: Client) -> Any:
+    def _restarted(self, client: Client) -> Any:
         job = client.jobs.get(JOB)
         if job.phase in FINAL:
-            raise DemoFailedError(f"the job is {job.phase}: {job.status.get('message')}")
+            raise DemoFailedError(self._autopsy(client, job))
         return job if job.status.get("restarts") else None
+
+    def _autopsy(self, client: Client, job: Any) -> str:
+        happened = [f"{event['reason']}: {event['message']}" for event in client.jobs.events(JOB)]
+        with client.jobs.logs(JOB, tail=40) as log:
+            words = log.read().decode(errors="replace")
+        message = f"{job.reason}: {job.status.get('message')}"
+        return "\n".join([f"the job is {job.phase} ({message})", *happened, "the end of its log:", words])
 
     def _resumed(self, client: Client) -> re.Match[str] | None:
         self._restarted(client)

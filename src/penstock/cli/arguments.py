@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from penstock.base.errors import InvalidInput
 
@@ -16,10 +16,21 @@ _WIDTH = 100  # columns of help where the terminal's width is not known
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises InvalidInput where argparse would print and leave."""
+    """Raises InvalidInput where argparse would print and leave; its subcommands take the options of every verb too."""
+
+    def add_subparsers(self, **keywords: Any) -> argparse._SubParsersAction[Any]:
+        return super().add_subparsers(parser_class=_Sub, **keywords)
 
     def error(self, message: str) -> NoReturn:
         raise InvalidInput(message, hint=f"`{self.prog} --help` explains the verb, with an example.")
+
+
+class _Sub(Parser):
+    """A verb's subcommand (``penstock token list``)."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(allow_abbrev=False, **keywords)
+        _share(self.add_argument_group("options of every verb"), default=argparse.SUPPRESS)
 
 
 def make_parser(entry: Entry, verb: Verb, width: int | None) -> Parser:
@@ -35,10 +46,15 @@ def make_parser(entry: Entry, verb: Verb, width: int | None) -> Parser:
         allow_abbrev=False,
         usage=f"penstock {entry.name} [OPTIONS] -- COMMAND..." if verb.takes_command else None,
     )
-    shared = parser.add_argument_group("options of every verb")
-    shared.add_argument("--url", help="the server (PENSTOCK_URL); default: the one of the data folder")
-    shared.add_argument("--data-dir", metavar="DIR", help="the data folder (PENSTOCK_DATA_DIR)")
-    shared.add_argument("--project", metavar="NAME", help="the project (PENSTOCK_PROJECT)")
-    shared.add_argument("-o", "--output", choices=FORMATS, metavar="FORMAT", help="table, json or yaml")
-    shared.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR)")
+    _share(parser.add_argument_group("options of every verb"), default=None)
     return parser
+
+
+def _share(group: argparse._ArgumentGroup, default: str | None) -> None:
+    """``default`` SUPPRESS leaves what stood before the subcommand as it was."""
+    add = group.add_argument
+    add("--url", default=default, help="the server (PENSTOCK_URL); default: the one of the data folder")
+    add("--data-dir", default=default, metavar="DIR", help="the data folder (PENSTOCK_DATA_DIR)")
+    add("--project", default=default, metavar="NAME", help="the project (PENSTOCK_PROJECT)")
+    add("-o", "--output", default=default, choices=FORMATS, metavar="FORMAT", help="table, json or yaml")
+    add("--no-color", default=default or False, action="store_true", help="no colours (NO_COLOR)")

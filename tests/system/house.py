@@ -108,9 +108,7 @@ class House:
         """Run the command line against this house; ``code`` None takes any."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
         done = subprocess.run(
-            [PENSTOCK, *words, "--data-dir", self.data_dir]
-            if "--" not in words
-            else _before_dashes(words, self.data_dir),
+            [PENSTOCK, "--data-dir", self.data_dir, *words],
             capture_output=True,
             text=True,
             timeout=120,
@@ -164,11 +162,6 @@ class House:
 
     def reasons(self, name: str) -> list[str]:
         return [e["reason"] for e in self.get(f"projects/default/jobs/{name}/events?limit=500")["items"]]
-
-
-def _before_dashes(words: Sequence[str], data_dir: str) -> list[str]:
-    at = list(words).index("--")
-    return [PENSTOCK, *words[:at], "--data-dir", data_dir, *words[at:]]
 
 
 def processes_of(job_id: str) -> list[int]:

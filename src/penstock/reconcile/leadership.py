@@ -19,7 +19,8 @@ RENEW_S = 1.0
 @dataclass(slots=True)
 class Leadership:
     """``lead`` is called when the lease was won, ``follow`` when it was lost. ``sole``: the database is this process's
-    alone (SQLite under the data folder's lock), so nobody can win it away and no renewal is needed."""
+    alone (SQLite under the data folder's lock), so nobody can win it away and no renewal is needed.
+    """
 
     lease: Lease
     lead: Callable[[], Awaitable[None]]

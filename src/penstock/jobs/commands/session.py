@@ -88,7 +88,7 @@ def _raw_mode() -> Iterator[None]:
     source = sys.stdin.fileno()
     before = termios.tcgetattr(source)
     try:
-        tty.setraw(source)
+        tty.setraw(source, termios.TCSADRAIN)  # what was typed ahead is kept
         yield
     finally:
         termios.tcsetattr(source, termios.TCSADRAIN, before)
@@ -96,7 +96,8 @@ def _raw_mode() -> Iterator[None]:
 
 def _size() -> tuple[int, int]:
     try:
-        return os.get_terminal_size(sys.stdout.fileno())
+        size = os.get_terminal_size(sys.stdout.fileno())
+        return size if size.columns and size.lines else os.terminal_size((80, 24))  # some terminals know none
     except (OSError, ValueError):
         return 80, 24
 

@@ -48,17 +48,25 @@ class CpuAccount:
         return int(fields["usage_usec"]) / 1e6
 
     def close(self) -> None:
-        """Remove the group. What still lives in it goes back to the root group."""
+        """Remove the group once what was in it has died; after 10 s, what still lives goes back to the root group."""
         if self._folder is None:
             return
+        with contextlib.suppress(RuntimeError):
+            until(self._removed, "an empty control group", timeout=10, every=0.1)
+            return
         root = _V1 if self._folder.is_relative_to(_V1) else _V2
-        groups = sorted((p for p in self._folder.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts))
-        for group in [*groups, self._folder]:
-            for pid in (group / "cgroup.procs").read_text().split():
-                with contextlib.suppress(OSError):
-                    (root / "cgroup.procs").write_text(pid)
+        for pid in (self._folder / "cgroup.procs").read_text().split():
             with contextlib.suppress(OSError):
-                group.rmdir()
+                (root / "cgroup.procs").write_text(pid)
+        self._removed()
+
+    def _removed(self) -> bool:
+        assert self._folder is not None
+        try:
+            self._folder.rmdir()
+        except OSError:
+            return False
+        return True
 
 
 def _make_group(name: str) -> Path | None:

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +31,7 @@ from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.base.routes import Endpoint, Sample
 from penstock.base.settings import Settings
+from penstock.base.version import VERSION
 from penstock.console import asgi as console
 from penstock.cost import ledger, prices
 from penstock.cost import routes as cost_routes
@@ -67,8 +67,8 @@ def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> in
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     os.umask(0o077)  # root's data folder can be passed by others: what lies in it is nobody else's to read
-    gc.collect()
     gc.freeze()  # what was imported stays: collections need not look at it again
+    gc.enable()
     as_root = os.geteuid() == 0
     http.check_exposure(settings)
     prepare_folders(settings, as_root=as_root)
@@ -157,7 +157,7 @@ def holder(data_dir: str) -> str:
 def write_server_file(data_dir: str, url: str, tls_cert: str | None) -> None:
     """What the local CLI reads to find this server; replaced in one step."""
     with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".server-", delete=False, encoding="utf-8") as file:
-        json.dump({"url": url, "pid": os.getpid(), "version": version("penstock"), "ca": tls_cert}, file)
+        json.dump({"url": url, "pid": os.getpid(), "version": VERSION, "ca": tls_cert}, file)
     os.chmod(file.name, 0o644)
     os.replace(file.name, os.path.join(data_dir, SERVER_FILE))
 
@@ -254,7 +254,7 @@ def _application(
     async def restore(file: IO[bytes], actor: str) -> dict[str, Any]:
         return await _restore(store, reconciler, file, actor)
 
-    house = api_routes.House(store, settings, version("penstock"), restore, (_job_samples(store),))
+    house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store),))
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
         *tenancy_routes.endpoints(store),
@@ -346,7 +346,6 @@ async def run(
         try:
             write_server_file(settings.data_dir, served.url, settings.tls_cert)
             print(f"Penstock is ready: {served.url}", flush=True)
-            gc.collect()
             gc.freeze()
             await stop.wait()
         finally:

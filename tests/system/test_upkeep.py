@@ -61,7 +61,7 @@ def test_a_newer_version_finds_the_jobs_of_an_older_one(house: House) -> None:
     house.reach(name, "Running")
     house.end()
     code = (
-        "import importlib.metadata as m; m.version = lambda _name: '9.9.9'\n"
+        "import penstock.base.version as v; v.VERSION = '9.9.9'\n"
         "import sys; from penstock.app import main; sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "up", "--data-dir", house.data_dir, "--port", "0", "--local-nodes", "2"]

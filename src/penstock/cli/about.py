@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import PenstockError, Unavailable
+from penstock.base.version import VERSION
 from penstock.client.verb import Column, Invocation, Verb, no_arguments
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def _version(call: Invocation, _arguments: Namespace) -> int:
-    own, server = version("penstock"), None
+    own, server = VERSION, None
     try:
         server = call.client.version().get("version")
     except PenstockError as error:
@@ -68,7 +68,7 @@ def _checks(call: Invocation, rows: list[dict[str, Any]]) -> None:
         tell("encryption", "the token and all else travel readable: use https", "warning")
     client.transport.request("GET", "/healthz")
     tell("reachable", "it answers")
-    own, there = version("penstock"), str(client.version().get("version"))
+    own, there = VERSION, str(client.version().get("version"))
     tell("versions", f"{own} here, {there} there", "ok" if own == there else "warning")
     if client.transport.token is None:
         raise Unavailable(

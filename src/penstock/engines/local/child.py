@@ -76,8 +76,8 @@ class Start:
         "env",
         "fallback_home",
         "needs",
-        "nofile",
         "out",
+        "processes",
         "report",
         "stdin",
         "tty",
@@ -96,7 +96,7 @@ class Start:
         self.cage: Cage | None = None
         self.needs: list[str] = []
         self.fallback_home = cwd
-        self.nofile: tuple[int, int] | None = None
+        self.processes: int | None = None  # RLIMIT_NPROC, where no control group counts processes
 
 
 def spawn(start: Start, errors: int) -> int:
@@ -137,12 +137,19 @@ def _prepare(start: Start, parent: int) -> None:
     if start.tty:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.umask(0o022)
-    if start.nofile is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, start.nofile)
+    if start.processes is not None:
+        _limit_processes(start.processes)
     if start.who is not None:
         start.who.become()
     kernel.die_with(parent)
     kernel.default_signals()
+
+
+def _limit_processes(count: int) -> None:
+    """Of this user's processes and threads, all of its jobs together: the best that there is without control groups."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    wanted = count if soft == resource.RLIM_INFINITY else min(count, soft)
+    resource.setrlimit(resource.RLIMIT_NPROC, (wanted, hard))
 
 
 def _execute(start: Start) -> None:

@@ -15,18 +15,35 @@ import socket
 import struct
 import termios
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from penstock.engines.local import child, folder, procs
-from penstock.engines.local.ending import split
-
-if TYPE_CHECKING:
-    from penstock.engines.local.supervisor import Attempt
+from penstock.engines.local.ending import Ending, split
+from penstock.engines.local.loop import Loop
+from penstock.engines.local.notes import Notes
+from penstock.engines.local.ranks import Ranks
+from penstock.engines.local.setup import Setup
 
 _REQUEST_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")
 _BUSY_CORES = 0.05  # a job that uses more than this is not idle, though nobody types
 _TICKS_S = os.sysconf("SC_CLK_TCK")
+
+
+class Attempt(Protocol):
+    """What is asked for, of the attempt that is being supervised."""
+
+    launch: dict[str, Any]
+    notes: Notes
+    loop: Loop
+    started_at: float | None
+    ending: Ending
+    setup: Setup
+    ranks: Ranks
+
+    def stop(self, reason: str, message: str, grace_s: float) -> None: ...
+    def lose(self, node: str) -> None: ...
+    def tell_status(self) -> None: ...
 
 
 class Refusal(Exception):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from penstock.engines.local.ranks import Ranks
+from typing import Any, Protocol
 
 _TOGETHER_S = 0.1  # ranks that fail within this of the first may have failed because of it
 
@@ -54,6 +51,16 @@ def root_cause(failures: list[Failure]) -> Failure | None:
     return min((f for f in failures if f.at - first <= _TOGETHER_S), key=lambda f: (f.weight, f.at))
 
 
+class Exits(Protocol):
+    """What the ranks know of their ends."""
+
+    restarts: int
+
+    def first_failure(self) -> Failure | None: ...
+    def plain_exit(self) -> tuple[int | None, int | None]: ...
+    def exits(self) -> list[dict[str, Any]]: ...
+
+
 class Ending:
     """Collects why the attempt ends; the first cause stays."""
 
@@ -80,7 +87,7 @@ class Ending:
         self._failure = failure
         self.decide("Failed", str(failure))
 
-    def record(self, ranks: Ranks, *, out_of_memory: list[str], stuck: int) -> dict[str, Any]:
+    def record(self, ranks: Exits, *, out_of_memory: list[str], stuck: int) -> dict[str, Any]:
         """What exit.json says (times apart)."""
         failure = self._failure or ranks.first_failure()
         reason, message = self._reason, self._message

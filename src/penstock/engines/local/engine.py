@@ -76,7 +76,10 @@ class LocalEngine:
         self._offers = split(machine(), config.local_nodes)
         self._lost: set[str] = set()
         self._layout = cgroups.discover()
-        self._renderer = rendering.Renderer(config.host_env, config.max_pids, config.url, sys.executable)
+        counted = "pids" in self._layout.limits
+        self._renderer = rendering.Renderer(
+            config.host_env, config.max_pids, config.url, sys.executable, counted=counted
+        )
         self._active: dict[str, Active] = {}
         self._sink: Callable[[Observation], None] = lambda _seen: None
         self._outbox: Outbox | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.engines.spec import Gpu, NodeOffer
 
@@ -58,7 +59,7 @@ def _read(path: str) -> str:
 def _gpus() -> tuple[Gpu, ...]:
     """Every GPU that NVML shows, by UUID. Empty without the ``pynvml`` module, a driver or a device."""
     try:
-        import pynvml  # type: ignore[import-untyped,unused-ignore]  # optional: only machines with NVIDIA GPUs have it
+        import pynvml
     except ImportError:
         return ()
     try:
@@ -73,10 +74,12 @@ def _gpus() -> tuple[Gpu, ...]:
         pynvml.nvmlShutdown()
 
 
-def _gpu(pynvml: object, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
-    name, uuid = (
-        value.decode() if isinstance(value, bytes) else str(value)
-        for value in (pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle))  # type: ignore[attr-defined]
-    )
-    return Gpu(uuid, name, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))  # type: ignore[attr-defined]
+def _gpu(nvml: Any, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    name, uuid = (_text(value) for value in (nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)))
+    return Gpu(uuid, name, int(nvml.nvmlDeviceGetMemoryInfo(handle).total))
+
+
+def _text(value: bytes | str) -> str:
+    """Older bindings answer with bytes."""
+    return value.decode() if isinstance(value, bytes) else value

@@ -102,6 +102,16 @@ def kill_below(pid: int, spare: Iterable[int] = ()) -> bool:
     return bool(seen)
 
 
+def threads_of_user(uid: int) -> int:
+    """How many threads this user's processes have: what RLIMIT_NPROC counts."""
+    count = 0
+    for pid in _all_pids():
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == uid and (fields := _stat(pid)):
+                count += int(fields[17])
+    return count
+
+
 def marked(attempt_id: str) -> list[int]:
     """Processes whose environment names this attempt: the last resort for what a dead supervisor left behind."""
     mark = b"PENSTOCK_ATTEMPT_ID=" + attempt_id.encode()

@@ -45,6 +45,7 @@ def _die_with_parent() -> None:
 
 def _become(command: list[str], io: str, rank: int) -> None:
     """In the child: take the pipes, give signals back, exec."""
+    os.setpgid(0, 0)  # launchers signal our whole group: the rank shall hear of it once, from us
     _die_with_parent()
     out = os.open(f"{io}/{rank}.out", os.O_WRONLY)
     os.dup2(out, 1)
@@ -109,6 +110,10 @@ def main() -> None:
     node_rank = int(os.environ.get("PENSTOCK_NODE_RANK", "0"))
     _note(io, rank, "start", pid=child, restart=restart, node_rank=node_rank)
     status = _watch(child, supervisor)
+    try:  # what the rank left in its group would be in the way of its next start
+        os.killpg(child, signal.SIGKILL)
+    except OSError:
+        pass
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = None if number is not None else os.WEXITSTATUS(status)
     _note(io, rank, "exit", code=code, signal=number, restart=restart)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from penstock.engines.local import child, folder, procs
 from penstock.engines.local.child import LaunchError
@@ -15,10 +15,8 @@ from penstock.engines.local.ending import Failure, root_cause, split
 from penstock.engines.local.logwriter import LogWriter
 from penstock.engines.local.loop import Loop
 from penstock.engines.local.reports import Progress
+from penstock.engines.local.setup import Setup
 from penstock.engines.local.streams import Output, Reports
-
-if TYPE_CHECKING:
-    from penstock.engines.local.setup import Setup
 
 _NOTE_BYTES = 1 << 16
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from penstock.engines import launchers
-from penstock.engines.local import environment, folder
+from penstock.engines.local import environment, folder, procs
 from penstock.engines.local.users import Users
 from penstock.engines.spec import Launch, RankExit, RankGroup
 
 _HOST = "127.0.0.1"
+_COUNT_EVERY_S = 10.0
 # Below Linux's ephemeral range (ip_local_port_range begins at 32768), so that no outgoing connection takes them.
 _PORTS = range(20_000, 32_000)
 
@@ -23,12 +26,17 @@ _PORTS = range(20_000, 32_000)
 class Renderer:
     """Knows what of the server's own environment jobs may see, and which Python runs the shim."""
 
-    def __init__(self, host_env: Mapping[str, str], max_pids: int, url: str | None, python: str) -> None:
+    def __init__(
+        self, host_env: Mapping[str, str], max_pids: int, url: str | None, python: str, *, counted: bool = True
+    ) -> None:
+        """``counted``: whether a control group counts a job's processes; otherwise RLIMIT_NPROC has to do."""
         own = os.path.dirname(python)
         self._base = environment.scrub(
             host_env, own_prefix=own if own != os.path.dirname(os.path.realpath(python)) else None
         )
         self._max_pids = max_pids
+        self._counted = counted
+        self._processes: dict[int, tuple[float, int]] = {}
         self._users = Users()
         self._url = url
         self._python = os.path.realpath(python)
@@ -39,11 +47,13 @@ class Renderer:
         prepared = environment.prepare(launch.environment, self._base, folders=(launch.job_dir, launch.workdir or ""))
         shimmed = launchers.effective_launcher(launch) != "none"
         port = self._free_port()
+        identity = self._users.look_up(launch.unix_user)
         value: dict[str, Any] = asdict(launch)
         value |= {
             "format": folder.FORMAT,
             "max_pids": self._max_pids,
-            "identity": self._users.look_up(launch.unix_user),
+            "max_processes": None if self._counted else self._process_limit(identity),
+            "identity": identity,
             "needs": prepared.needs,
             "hostfile": launchers.hostfile(launch) if len(launch.groups) > 1 or launch.procs > 1 else None,
             "rendered": [self._group(launch, group, prepared, port, shimmed=shimmed) for group in launch.groups],
@@ -69,6 +79,16 @@ class Renderer:
             for local in range(launchers.processes_per_node(launch))
         ]
         return {"argv": (*prepared.wrap, *told.argv), "env": env, "workers": workers, "shimmed": shimmed}
+
+    def _process_limit(self, identity: Mapping[str, Any] | None) -> int:
+        """What the job's user has running already, and ``max_pids`` on top; counted every few seconds at the most."""
+        uid = os.getuid() if identity is None else identity.get("uid", 0)
+        now = time.monotonic()
+        counted_at, count = self._processes.get(uid, (-math.inf, 0))
+        if now - counted_at > _COUNT_EVERY_S:
+            count = procs.threads_of_user(uid)
+            self._processes[uid] = (now, count)
+        return count + self._max_pids
 
     def _free_port(self) -> int:
         """One on which nothing listens now, handed out in turn so that jobs started together get different ones."""

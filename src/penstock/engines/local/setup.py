@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 from typing import Any
 
 from penstock.engines.local import child
@@ -36,7 +35,7 @@ class Setup:
         self._own_folder(f"{self.launch['job_dir']}/checkpoints")
         if self.launch["snapshot"]:
             self._unpack()
-        else:
+        elif self.cwd == self.work:
             self._own_folder(self.work)
         if hostfile := self.launch.get("hostfile"):
             with open("hostfile", "w", encoding="utf-8") as file:
@@ -49,7 +48,8 @@ class Setup:
         start.who = self.who
         start.cage = self.cages[group]
         start.needs = list(self.launch["needs"])
-        start.fallback_home = self.work
+        start.fallback_home = f"{self.launch['job_dir']}/checkpoints"
+        start.processes = self.launch["max_processes"]
         return start
 
     def give(self, fd: int) -> None:
@@ -125,10 +125,3 @@ def _extract(source: int, target: str) -> None:
     from penstock.engines.local import snapshot  # noqa: PLC0415 - tarfile is heavy; only jobs with a snapshot need it
 
     snapshot.unpack(source, target)
-
-
-def raise_open_files() -> None:
-    """As many descriptors as the hard limit allows, for this process."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

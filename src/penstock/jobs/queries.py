@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Select, func, or_, select
@@ -20,6 +22,7 @@ from penstock.jobs.tables import attempts, jobs
 from penstock.scheduling.plan import explain
 from penstock.scheduling.state import Wait
 
+AnyRow = Row[Any] | SimpleNamespace  # a job's row, read or just written
 _GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}
 
 
@@ -33,24 +36,30 @@ def listing(
     before: int | None = None,
 ) -> list[Row[Any]]:
     """Newest first; ``projects`` None means all; ``before`` is the last seq of the page before."""
-    query = _filtered(select(jobs), projects, phases, text)
+    query = _filtered(select(jobs), projects, text).order_by(jobs.c.seq.desc()).limit(limit)
     if before is not None:
         query = query.where(jobs.c.seq < before)
-    return list(conn.execute(query.order_by(jobs.c.seq.desc()).limit(limit)))
+    wanted = _phases(phases)
+    if not wanted:
+        return list(conn.execute(query))
+    # A phase at a time, each from its index in order: all of them at once would be sorted, with thousands that have ended.
+    found = [row for phase in wanted for row in conn.execute(query.where(jobs.c.phase == phase))]
+    return sorted(found, key=lambda row: row.seq, reverse=True)[:limit]
 
 
-def _filtered(
-    query: Select[Any], projects: Collection[str] | None, phases: Collection[str], text: str | None
-) -> Select[Any]:
-    if projects is not None:
-        query = query.where(jobs.c.project.in_(sorted(projects)))
-    wanted = [p for name in phases for p in _GROUPS.get(name, [name])]
+def _phases(names: Collection[str]) -> list[str]:
+    """What the filter's words stand for. Raises InvalidInput."""
+    wanted = dict.fromkeys(p for name in names for p in _GROUPS.get(name, [name]))
     unknown = [p for p in wanted if p not in list(Phase)]
     if unknown:
         known = ", ".join([*Phase, *_GROUPS])
         raise InvalidInput("unknown phase", details=[Problem("phase", f"{unknown[0]!r} is none of {known}")])
-    if wanted:
-        query = query.where(jobs.c.phase.in_(wanted))
+    return list(wanted)
+
+
+def _filtered(query: Select[Any], projects: Collection[str] | None, text: str | None) -> Select[Any]:
+    if projects is not None:
+        query = query.where(jobs.c.project.in_(sorted(projects)))
     if text:
         like = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         query = query.where(or_(jobs.c.name.like(like, escape="\\"), jobs.c.user.like(like, escape="\\")))
@@ -59,7 +68,7 @@ def _filtered(
 
 def counts(conn: Connection, projects: Collection[str] | None, text: str | None = None) -> dict[str, int]:
     """How many jobs of each phase."""
-    query = _filtered(select(jobs.c.phase, func.count()), projects, (), text).group_by(jobs.c.phase)
+    query = _filtered(select(jobs.c.phase, func.count()), projects, text).group_by(jobs.c.phase)
     return {phase: int(count) for phase, count in conn.execute(query)}
 
 
@@ -87,7 +96,7 @@ def usage(conn: Connection) -> dict[str, dict[str, Any]]:
     return found
 
 
-def restarts_in_play(conn: Connection, rows: Collection[Row[Any]]) -> dict[str, int]:
+def restarts_in_play(conn: Connection, rows: Collection[AnyRow]) -> dict[str, int]:
     """Restarts in place of attempts that still run, by job id: the job's own count has those of ended ones only."""
     ids = [row.id for row in rows if row.phase in ACTIVE]
     if not ids:
@@ -98,7 +107,7 @@ def restarts_in_play(conn: Connection, rows: Collection[Row[Any]]) -> dict[str, 
     return {row.job_id: row.restarts for row in conn.execute(query)}
 
 
-def job(row: Row[Any], progress: Mapping[str, Any] | None = None, in_play: int = 0) -> dict[str, Any]:
+def job(row: AnyRow, progress: Mapping[str, Any] | None = None, in_play: int = 0) -> dict[str, Any]:
     """A Job as JSON; ``progress`` is the last report while it runs."""
     shown = progress if progress is not None else json.loads(row.progress) if row.progress else None
     body: dict[str, Any] = {
@@ -134,15 +143,21 @@ def job(row: Row[Any], progress: Mapping[str, Any] | None = None, in_play: int =
     return body
 
 
-def spec(row: Row[Any]) -> dict[str, Any]:
-    """The spec with its defaults filled in."""
-    model = JobSpec.model_validate_json(row.spec)
+def spec(row: AnyRow) -> dict[str, Any]:
+    """The spec with its defaults filled in. Shared between answers: not to be changed."""
+    return _spec(row.spec)
+
+
+@lru_cache(maxsize=2048)
+def _spec(text: str) -> dict[str, Any]:
+    """By the stored text, since many jobs of a sweep or a benchmark have the same."""
+    model = JobSpec.model_validate_json(text)
     body = model.model_dump(mode="json", exclude_none=True)
     body["launcher"] = model.effective_launcher()
     return body
 
 
-def conditions(row: Row[Any]) -> list[Condition]:
+def conditions(row: AnyRow) -> list[Condition]:
     """Admitted, Running, Finished: derived from the row, so that they cannot disagree with it."""
     phase, since = row.phase, row.phase_at
     admitted = phase in ACTIVE or (phase in FINAL and row.attempt > 0)
@@ -159,7 +174,7 @@ def _truth(value: bool) -> str:
     return "True" if value else "False"
 
 
-def array_counts(conn: Connection, row: Row[Any]) -> dict[str, int] | None:
+def array_counts(conn: Connection, row: AnyRow) -> dict[str, int] | None:
     """Tasks of an array by phase; None for what is no array."""
     if row.array_count is None or row.array_of is not None:
         return None

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy.engine import Connection, Row
@@ -81,7 +82,7 @@ class Room:
         """The Job as JSON, with its array's counts and its last report."""
         return await self.store.read(lambda conn: self.to_json(conn, submit.find(conn, project, name)))
 
-    def to_json(self, conn: Connection, row: Row[Any]) -> dict[str, Any]:
+    def to_json(self, conn: Connection, row: Row[Any] | SimpleNamespace) -> dict[str, Any]:
         in_play = queries.restarts_in_play(conn, [row]).get(row.id, 0)
         body = queries.job(row, self.progress.get(row.id), in_play)
         counts = queries.array_counts(conn, row)
@@ -108,8 +109,8 @@ class Room:
             problems.append(Problem("project", error.message))
         return problems
 
-    def create(self, tx: Tx, actor: Actor, new: submit.NewJob) -> str:
-        """Check and insert. Raises InvalidInput with all that is wrong, Conflict."""
+    def create(self, tx: Tx, actor: Actor, new: submit.NewJob) -> SimpleNamespace:
+        """Check and insert; the new row. Raises InvalidInput with all that is wrong, Conflict."""
         problems = self.check(tx.conn, actor, new.project, new.spec) + homeless(new.spec, "spec")
         if problems:
             raise InvalidInput("the job cannot run here", details=problems)

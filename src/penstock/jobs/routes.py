@@ -120,11 +120,10 @@ class _Routes:
                 if earlier is not None:
                     row = submit.by_id(tx.conn, earlier["id"])
                     return self.room.to_json(tx.conn, row) if row is not None else earlier
-            job_id = self.room.create(tx, actor, new)
-            row = submit.by_id(tx.conn, job_id)
-            if key is not None and row is not None:
-                idempotency.remember(tx, key, actor.user, digest, {"kind": "Job", "id": job_id, "name": row.name})
-            return self.room.to_json(tx.conn, row) if row is not None else {}
+            made = self.room.create(tx, actor, new)
+            if key is not None:
+                idempotency.remember(tx, key, actor.user, digest, {"kind": "Job", "id": made.id, "name": made.name})
+            return self.room.to_json(tx.conn, made)
 
         return await self.room.store.write(work)
 

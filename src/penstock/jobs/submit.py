@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, select
@@ -66,8 +67,10 @@ def move(tx: Tx, row: Row[Any], phase: Phase, reason: str, message: str, **value
     update(tx, row.id, phase=phase, reason=reason, message=message, **values)
 
 
-def create(tx: Tx, new: NewJob) -> str:
-    """Insert a job (and its array tasks). Returns its id. Raises Conflict for a name that is taken, InvalidInput."""
+def create(tx: Tx, new: NewJob) -> SimpleNamespace:
+    """Insert a job (and its array tasks). Returns what a read of its row would. Raises Conflict for a name that is taken,
+    InvalidInput.
+    """
     name = new.name or _free_name(tx, new)
     if new.name is not None and tx.conn.execute(_BY_NAME, {"project": new.project, "name": name}).first() is not None:
         raise Conflict(
@@ -94,7 +97,7 @@ def create(tx: Tx, new: NewJob) -> str:
         )
     if array:
         _create_tasks(tx, new, job_id, name, bool(needs))
-    return job_id
+    return SimpleNamespace(**values)
 
 
 def _values(tx: Tx, new: NewJob, job_id: str, name: str) -> dict[str, Any]:

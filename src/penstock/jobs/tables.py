@@ -42,7 +42,10 @@ jobs = Table(
     Column("cancelled_by", Text),
 )
 Index("jobs_by_name", jobs.c.project, jobs.c.name, unique=True)
-Index("jobs_by_phase", jobs.c.phase, jobs.c.queued_at, jobs.c.seq)
+Index("jobs_by_project", jobs.c.project, jobs.c.seq)
+Index("jobs_by_phase", jobs.c.phase, jobs.c.seq)
+# The line, in its order of service.
+Index("jobs_in_line", jobs.c.phase, jobs.c.held, jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.seq)
 Index("jobs_by_array", jobs.c.array_of, jobs.c.array_index)
 
 dependencies = Table(

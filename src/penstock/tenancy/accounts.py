@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import Conflict, NotFound
@@ -92,6 +92,9 @@ def _role_words(role: str) -> str:
 # ---- projects and their members
 
 
+_PROJECT = select(projects.c.name).where(projects.c.name == bindparam("name"))  # asked at every submission: made once
+
+
 def add_project(tx: Tx, actor: str, name: str) -> None:
     if project_exists(tx.conn, name):
         raise Conflict(f"there is a project {name!r} already")
@@ -100,7 +103,7 @@ def add_project(tx: Tx, actor: str, name: str) -> None:
 
 
 def project_exists(conn: Connection, name: str) -> bool:
-    return conn.execute(select(projects.c.name).where(projects.c.name == name)).first() is not None
+    return conn.execute(_PROJECT, {"name": name}).first() is not None
 
 
 def require_project(conn: Connection, name: str) -> None:

@@ -159,7 +159,11 @@ def _jobs() -> None:
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.create_index("jobs_by_array", ["array_of", "array_index"], unique=False)
         batch_op.create_index("jobs_by_name", ["project", "name"], unique=True)
-        batch_op.create_index("jobs_by_phase", ["phase", "queued_at", "seq"], unique=False)
+        batch_op.create_index("jobs_by_phase", ["phase", "seq"], unique=False)
+        batch_op.create_index("jobs_by_project", ["project", "seq"], unique=False)
+        batch_op.create_index(
+            "jobs_in_line", ["phase", "held", sa.literal_column("priority DESC"), "queued_at", "seq"], unique=False
+        )
 
 
 def _leases() -> None:

@@ -71,7 +71,7 @@ def test_a_fork_bomb_is_bounded_and_ends(local: Local) -> None:
         launch = await world.begin("sh", "-c", bomb)
         await alive_inside(world, launch, "lit")
         await world.engine.stop(launch.attempt_id, launch.run_dir, reason="Cancelled", grace_s=0.3)
-        assert (await world.end_of(launch)).reason == "Cancelled"
+        assert (await world.end_of(launch)).reason in ("Cancelled", "Failed")  # a shell that cannot fork may give up
         assert left(launch) == []
         assert groups_left(launch) == []
 

@@ -248,3 +248,13 @@ def test_ports_are_not_handed_out_twice() -> None:
 def _bare(name: str) -> Launch:
     group = RankGroup("node-0", 0, 1.0, None)
     return Launch(f"{name}.1", name, name, "p", "u", 1, f"/d/{name}/1", f"/d/{name}", (group,), 1, "none", ("true",))
+
+
+def test_signals_are_as_a_shell_leaves_them(local: Local) -> None:
+    async def body(world: World) -> None:
+        launch = await world.begin("grep", "^Sig[BI]", "/proc/self/status", wait=False)
+        await world.end_of(launch)
+        masks = [line.split()[1] for line in (await world.log(launch)).splitlines()]
+        assert masks == ["0" * 16, "0" * 16]
+
+    local(body)

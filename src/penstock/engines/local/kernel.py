@@ -12,20 +12,8 @@ _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_RESET = tuple(
-    number
-    for number in (
-        signal.SIGPIPE,
-        signal.SIGXFSZ,
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-        signal.SIGCHLD,
-        signal.SIGQUIT,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    )
-)
+# What Python or a server ignores, and exec would hand on as ignored.
+_HEARD = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def _prctl(option: int, value: int) -> None:
@@ -51,11 +39,15 @@ def name_process(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0)
 
 
-def default_signals() -> None:
-    """Give a child the dispositions and the mask that a shell would: Python ignores SIGPIPE, and exec keeps that."""
-    for number in _RESET:
-        signal.signal(number, signal.SIG_DFL)
+def hear_and_ignore() -> None:
+    """Ignore these signals by handlers that do nothing: exec turns those into the defaults, so that no child need to."""
+    for number in _HEARD:
+        signal.signal(number, _nothing)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    return
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -81,8 +81,7 @@ def open_notes() -> tuple[int, int]:
 def serve(channel: socket.socket, notes_fd: int) -> None:
     """The spawner's life: fork a supervisor for every frame, until the server closes the channel."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    kernel.hear_and_ignore()
     _leave_starter(keep={channel.fileno(), notes_fd})
     os.umask(0o066)  # folders 0711: a job's user may pass through to what is its own
     kernel.become_subreaper()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.real
 
 TRAIN = Path(__file__).resolve().parents[2] / "examples" / "digits" / "train.py"
@@ -62,10 +62,10 @@ class Run:
 
     def end(self) -> dict[str, Any]:
         assert self.process.wait(timeout=240) == 0, self.log()
-        return json.loads((self.folder / "result.json").read_text())
+        return dict(json.loads((self.folder / "result.json").read_text()))
 
     def weights(self) -> dict[str, Any]:
-        return torch.load(self.folder / "checkpoints" / "last.pt", weights_only=True)["model"]
+        return dict(torch.load(self.folder / "checkpoints" / "last.pt", weights_only=True)["model"])
 
 
 @pytest.fixture(scope="module")

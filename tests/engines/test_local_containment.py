@@ -114,6 +114,40 @@ def test_without_control_groups_the_subreaper_alone_contains(local: Local, monke
     local(body)  # forks its spawner after the patch
 
 
+def test_a_freezer_ends_a_group_where_there_is_no_cgroup_kill(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cgroups.discover()
+    monkeypatch.setattr(cgroups, "discover", lambda: cgroups.Layout(None, real.limits, real.freezer))
+
+    async def body(world: World) -> None:
+        launch = await world.begin(
+            "sh", "-c", "setsid sh -c 'trap : TERM; while :; do sleep 0.05; done' & echo up; wait"
+        )
+        await alive_inside(world, launch, "up")
+        await world.engine.stop(launch.attempt_id, launch.run_dir, reason="Cancelled", grace_s=0.1)
+        assert (await world.end_of(launch)).reason == "Cancelled"
+        assert left(launch) == []
+        assert groups_left(launch) == []
+
+    local(body)
+
+
+def test_mounts_are_read_as_they_are(tmp_path: Path) -> None:
+    """A hybrid machine, with a v2 hierarchy that has no controllers: each duty goes to the hierarchy that can do it."""
+    mounts, own = tmp_path / "mounts", tmp_path / "own"
+    for name in ("unified/user.slice", "cpu,cpuacct", "pids"):
+        (tmp_path / name).mkdir(parents=True)
+    mounts.write_text(
+        f"cgroup2 {tmp_path}/unified cgroup2 rw 0 0\ncgroup {tmp_path}/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n"
+        f"cgroup {tmp_path}/pids cgroup rw,pids 0 0\ncgroup {tmp_path}/memory cgroup rw,memory 0 0\n"
+    )
+    own.write_text("3:cpu,cpuacct:/\n2:pids:/\n1:memory:/\n0::/user.slice\n")
+    (tmp_path / "memory").write_text("no folder: nothing can be made here")
+    layout = cgroups.discover(str(mounts), str(own))
+    assert layout.unified == f"{tmp_path}/unified/user.slice/penstock"
+    assert layout.limits == {"cpu": f"{tmp_path}/cpu,cpuacct/penstock", "pids": f"{tmp_path}/pids/penstock"}
+    assert cgroups.discover("/nowhere", str(own)).contains is False
+
+
 def test_a_killed_spawner_is_replaced_and_harms_nobody(local: Local) -> None:
     async def body(world: World) -> None:
         running = await world.begin("sleep", "300")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributed.elastic.utils import macros
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.utils.api import macros
 
 from penstock.engines.launchers import (
     LAUNCHERS,
@@ -29,7 +32,7 @@ from penstock.engines.spec import Launch, RankGroup
 SHIM = ("/usr/bin/python3", "-S", "/p/rank.py", "--run-dir", "/d/j/1", "--")
 
 # Words as nasty as execve takes them: any text without NUL, leading dashes, quotes, newlines.
-words = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20) | st.sampled_from(
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     [
         "--",
         "-m",
@@ -52,9 +55,7 @@ programs = st.sampled_from(
 commands = st.tuples(programs, st.lists(words, max_size=6)).map(lambda pair: (pair[0], *pair[1]))
 
 
-def launch(
-    command: tuple[str, ...] = ("python", "train.py", "--lr", "1"), *, nodes: int = 1, **changes: object
-) -> Launch:
+def launch(command: tuple[str, ...] = ("python", "train.py", "--lr", "1"), *, nodes: int = 1, **changes: Any) -> Launch:
     groups = tuple(RankGroup(f"node-{i}", i, cpus=8.0, memory=None) for i in range(nodes))
     base = Launch(
         attempt_id="01J.1", job_id="01J", job_name="digits", project="default", user="ann", attempt=1,
@@ -146,9 +147,8 @@ def test_the_users_words_arrive_unchanged(command: tuple[str, ...], launcher: st
 
 @given(command=commands)
 def test_torchs_own_parser_reads_the_line_as_meant(command: tuple[str, ...]) -> None:
-    run = pytest.importorskip("torch.distributed.run")
     what = launch(command)
-    args = run.parse_args(list(rendered(what).argv[3:])) if effective_launcher(what) == "torchrun" else None
+    args = torchrun.parse_args(list(rendered(what).argv[3:])) if effective_launcher(what) == "torchrun" else None  # type: ignore[no-untyped-call]  # torch is half typed
     if args is not None:
         assert delivered(what, (args.training_script, *args.training_script_args)) == (*SHIM, *user_argv(command))
         assert (args.nnodes, args.nproc_per_node, args.max_restarts, args.no_python) == ("1", "2", 3, True)
@@ -157,10 +157,9 @@ def test_torchs_own_parser_reads_the_line_as_meant(command: tuple[str, ...]) -> 
 
 @given(command=commands)
 def test_accelerates_own_parser_reads_the_line_as_meant(command: tuple[str, ...]) -> None:
-    accelerate = pytest.importorskip("accelerate.commands.launch")
     what = launch(command, launcher="accelerate")
     if effective_launcher(what) == "accelerate":
-        args = accelerate.launch_command_parser().parse_args(list(rendered(what).argv[3:]))
+        args = launch_command_parser().parse_args(list(rendered(what).argv[3:]))
         assert delivered(what, (args.training_script, *args.training_script_args)) == (*SHIM, *user_argv(command))
         assert (args.num_processes, args.num_machines, args.max_restarts, args.no_python) == (2, 1, 3, True)
 

@@ -85,7 +85,7 @@ class Place:
         return [process.wait(timeout=120) for process in self.started]
 
     def proof(self, rank: int, restart: str = "0") -> dict[str, Any]:
-        return json.loads((self.folder / "proof" / f"{rank}-{restart}.json").read_text())
+        return dict(json.loads((self.folder / "proof" / f"{rank}-{restart}.json").read_text()))
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -175,8 +175,8 @@ def test_a_bare_torchrun_takes_nodes_ranks_and_rendezvous_from_the_variables(pla
     assert [place.proof(rank)["env"]["WORLD_SIZE"] for rank in range(4)] == ["4"] * 4
 
 
+@pytest.mark.needs("deepspeed")
 def test_deepspeeds_launcher_starts_the_ranks(place: Place) -> None:
-    pytest.importorskip("deepspeed")
     place.start_all(place.launch("deepspeed", nodes=2), free_port())
     assert place.end() == [0, 0], place.logs()
     assert_ranks(place, 4, restart="None")

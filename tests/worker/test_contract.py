@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ def test_it_reads_what_the_engine_writes() -> None:
         job_dir="/r/01J", groups=groups, procs=2, launcher="none", command=("x",),
         env={"PENSTOCK_URL": "http://127.0.0.1:7070", "PENSTOCK_ARRAY_INDEX": "3", "PENSTOCK_ARRAY_COUNT": "9"},
     )  # fmt: skip
-    where = {"rdzv_host": "127.0.0.1", "rdzv_port": 4711}
+    where: dict[str, Any] = {"rdzv_host": "127.0.0.1", "rdzv_port": 4711}
     env = node_env(launch, groups[1], **where) | worker_env(launch, groups[1], 1, **where) | {"PENSTOCK_REPORT_FD": "7"}
     assert LaunchContract.from_environ(env) == LaunchContract(
         job_id="01J", job_name="n", project="p", attempt=2, restart_count=0, nnodes=2, node_rank=1, node_name="b",

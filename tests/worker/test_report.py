@@ -13,8 +13,11 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,10 +41,10 @@ def channel_to(writer: int, rank: int = 0) -> Channel:
     return channel
 
 
-def received(reader: int) -> dict[str, object]:
+def received(reader: int) -> dict[str, Any]:
     line = os.read(reader, 65536)
     assert line.endswith(b"\n") and line.count(b"\n") == 1
-    return json.loads(line, parse_constant=pytest.fail)
+    return dict(json.loads(line, parse_constant=pytest.fail))
 
 
 def test_a_report_is_one_line_of_json(pipe: tuple[int, int]) -> None:
@@ -66,20 +69,18 @@ def test_what_is_not_finite_becomes_null(pipe: tuple[int, int]) -> None:
 
 
 def test_scalars_of_numpy_and_torch_are_numbers(pipe: tuple[int, int]) -> None:
-    numpy, torch = pytest.importorskip("numpy"), pytest.importorskip("torch")
     metrics = {
-        "np": numpy.float32(0.5), "np_int": numpy.int64(4), "np_one": numpy.array([2.0]), "t": torch.tensor(0.75),
+        "np": np.float32(0.5), "np_int": np.int64(4), "np_one": np.array([2.0]), "t": torch.tensor(0.75),
         "grad": torch.tensor([1.25], requires_grad=True), "t_bool": torch.tensor(True),
     }  # fmt: skip
-    channel_to(pipe[1]).send(torch.tensor(5), numpy.int32(9), metrics)
+    channel_to(pipe[1]).send(torch.tensor(5), np.int32(9), metrics)
     body = received(pipe[0])
     assert (body["step"], body["total_steps"]) == (5, 9)
     assert body["metrics"] == {"np": 0.5, "np_int": 4, "np_one": 2.0, "t": 0.75, "grad": 1.25, "t_bool": 1}
 
 
 def test_what_is_no_number_is_left_out(pipe: tuple[int, int]) -> None:
-    numpy = pytest.importorskip("numpy")
-    channel_to(pipe[1]).send("soon", None, {"name": "x", "many": numpy.zeros(3), "none": None, "c": 1j, "ok": 1})
+    channel_to(pipe[1]).send("soon", None, {"name": "x", "many": np.zeros(3), "none": None, "c": 1j, "ok": 1})
     body = received(pipe[0])
     assert body["metrics"] == {"ok": 1} and "step" not in body
 

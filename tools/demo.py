@@ -46,21 +46,33 @@ def main() -> int:
     keep = parser.parse_args().keep
     signal.signal(signal.SIGTERM, _interrupt)
     demo = Demo(Story())
+    left = False
+    try:
+        code = perform(demo)
+        if keep and code == 0:
+            demo.leave()
+            left = True
+    finally:  # also when nobody reads any more what is said (a broken pipe)
+        if not left:
+            demo.clean()
+    if code == 0 and not left:
+        demo.story.say("The server is stopped and its folder removed. `make demo KEEP=1` leaves it running.")
+    return code
+
+
+def perform(demo: Demo) -> int:
+    """The exit code, after what went wrong was told."""
     try:
         demo.play()
     except KeyboardInterrupt:
         demo.story.say("\nInterrupted: ending the job, stopping the server, removing the folder.")
-        demo.clean()
         return 130
+    except BrokenPipeError:  # `make demo | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (DemoFailedError, PenstockError, OSError, subprocess.SubprocessError) as error:
         demo.story.failure(f"{type(error).__name__}: {error}", demo.log)
-        demo.clean()
         return 1
-    if keep:
-        demo.leave()
-    else:
-        demo.clean()
-        demo.story.say("The server is stopped and its folder removed. `make demo KEEP=1` leaves it running.")
     return 0
 
 

@@ -10,12 +10,17 @@ import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from penstock.base.settings import Settings
+if TYPE_CHECKING:
+    from penstock.base.settings import Settings
+    from penstock.engines.local.spawner import Spawner
 
 
 def settings_from(environ: Mapping[str, str]) -> Settings:
     """The settings before any flag was read. The only place that reads the environment (worker/ aside)."""
+    from penstock.base.settings import Settings  # noqa: PLC0415 - after the spawner was forked: dataclasses weigh 1.5 MB
+
     return Settings(
         data_dir=environ.get("PENSTOCK_DATA_DIR") or default_data_dir(environ),
         url=environ.get("PENSTOCK_URL") or None,
@@ -38,11 +43,8 @@ def default_data_dir(environ: Mapping[str, str]) -> str:
     return os.path.join(base, "penstock")
 
 
-def serve(settings: Settings) -> int:
-    """``penstock up``: hold the data folder, fork the spawner while this process is small, then build the server."""
-    from penstock.engines.local import spawner  # noqa: PLC0415 - only the server needs it
-
-    forked = spawner.Spawner.fork()
+def serve(settings: Settings, forked: Spawner) -> int:
+    """``penstock up``: build the server and run it. Its rooms are imported only now that the spawner was forked."""
     gc.disable()  # a tenth of the start would go into looking for garbage in what stays; server.main goes on collecting
     from penstock import server  # noqa: PLC0415 - heavy on purpose, and only now
 
@@ -51,9 +53,15 @@ def serve(settings: Settings) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the ``penstock`` command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    forked: list[Spawner] = []
+    if "up" in words:  # before anything else: what is in memory now is copied for every job that ever runs
+        from penstock.engines.local.spawner import Spawner  # noqa: PLC0415 - only the server needs it
+
+        forked.append(Spawner.fork())
     from penstock.cli.main import run  # noqa: PLC0415 - `import penstock.app` stays light for those who want Settings
 
-    return run(list(sys.argv[1:] if argv is None else argv), settings_from(os.environ), serve=serve)
+    return run(words, settings_from(os.environ), serve=lambda settings: serve(settings, forked.pop()))
 
 
 if __name__ == "__main__":

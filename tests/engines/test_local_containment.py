@@ -148,6 +148,17 @@ def test_mounts_are_read_as_they_are(tmp_path: Path) -> None:
     assert cgroups.discover("/nowhere", str(own)).contains is False
 
 
+def test_empty_groups_of_the_dead_are_swept_and_young_ones_left(tmp_path: Path) -> None:
+    for name in ("old", "old/0", "full", "full/task"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full/task/process").touch()  # as a group with a process, it cannot be removed
+    layout = cgroups.Layout(str(tmp_path), {"cpu": str(tmp_path)}, None)
+    assert cgroups.sweep(layout) == 0
+    cgroups.sweep(layout, older_than_s=-1.0)
+    cgroups.sweep(layout, older_than_s=-1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
 def test_a_killed_spawner_is_replaced_and_harms_nobody(local: Local) -> None:
     async def body(world: World) -> None:
         running = await world.begin("sleep", "300")

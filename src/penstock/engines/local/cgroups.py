@@ -15,7 +15,7 @@ from penstock.engines.local import procs
 
 _CONTROLLERS = ("memory", "cpu", "pids")
 _PERIOD_US = 100_000  # the kernel's default CFS period
-_UNLIMITED_V1 = -1
+_STALE_S = 300.0
 
 
 def _read(path: str) -> str:
@@ -161,7 +161,7 @@ class Cage:
             folder = stack.pop()
             with contextlib.suppress(OSError):
                 found.extend(map(int, _read(f"{folder}/cgroup.procs").split()))
-                stack.extend(entry.path for entry in os.scandir(folder) if entry.is_dir())
+                stack.extend(_subfolders(folder))
         return found
 
     def out_of_memory(self) -> bool:
@@ -227,6 +227,21 @@ def _make(folder: str, unified: str | None) -> None:
         return
 
 
+def sweep(layout: Layout, older_than_s: float = _STALE_S) -> int:
+    """Remove groups that were left empty by supervisors which were killed together with all who would have tidied up.
+
+    Only old ones, so that a group which was just made, and is still empty, is left alone. The number removed.
+    """
+    removed = 0
+    now = time.time()
+    for base in {layout.unified, layout.freezer, *layout.limits.values()} - {None}:
+        for path in _subfolders(base or ""):
+            with contextlib.suppress(OSError):
+                if now - os.stat(path).st_ctime > older_than_s:
+                    removed += _remove(path)
+    return removed
+
+
 def _remove(folder: str) -> bool:
     """rmdir of a group and those below it. True when it is gone."""
     try:
@@ -234,9 +249,16 @@ def _remove(folder: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(folder):
-                if entry.is_dir():
-                    _remove(entry.path)
+        for path in _subfolders(folder):
+            _remove(path)
         return False
     return True
+
+
+def _subfolders(folder: str) -> list[str]:
+    """Empty when the folder is gone."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except OSError:
+        return []

@@ -95,6 +95,7 @@ class LocalEngine:
         self._sink = sink
         asyncio.get_running_loop().add_reader(self._spawner.notes[0], self._read_notes)
         self._outbox = Outbox(self._spawner.channel, self._spawner_lost)
+        self._spawn(asyncio.to_thread(cgroups.sweep, self._layout))
 
     async def close(self) -> None:
         """The spawner ends; jobs and their supervisors go on."""

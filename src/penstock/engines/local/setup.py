@@ -31,7 +31,6 @@ class Setup:
     def prepare(self) -> None:
         """Raises LaunchError, or OSError where the machine fails."""
         self.who = child.identity(self.launch["identity"])
-        self._make_cages()
         self._own_folder(f"{self.launch['job_dir']}/checkpoints")
         if self.launch["snapshot"]:
             self._unpack()
@@ -41,6 +40,7 @@ class Setup:
             with open("hostfile", "w", encoding="utf-8") as file:
                 file.write(hostfile)
             os.chmod("hostfile", 0o644)
+        self._make_cages()  # last: groups that stay empty for long are swept away (cgroups.sweep)
 
     def start(self, group: int, argv: list[str], env: dict[str, str], out: int) -> Start:
         """A process of ``group``, not started yet."""

@@ -172,11 +172,11 @@ def test_interactive_jobs_end_when_nobody_uses_them(local: Local) -> None:
     async def body(world: World) -> None:
         ended = await world.run("sleep", "300", interactive=True, idle_timeout_s=0.3)
         assert ended.reason == "IdleTimeout"
-        busy = await world.begin("sh", "-c", "while :; do :; done", interactive=True, idle_timeout_s=0.3)
+        busy = await world.begin("sh", "-c", "while :; do :; done", interactive=True, idle_timeout_s=2.0)
         talks = await world.begin(
             "sh", "-c", "while :; do echo x; sleep 0.05; done", interactive=True, idle_timeout_s=0.5
         )
-        while len(await world.log(talks)) < 60:  # 30 lines: three time-outs long
+        while len(await world.log(talks)) < 120:  # 60 lines: longer than either time-out
             await asyncio.sleep(0.05)
         assert world.over(busy) is None
         assert world.over(talks) is None

@@ -184,3 +184,23 @@ def test_nothing_in_the_data_folder_is_for_others_to_read(house: House) -> None:
     house.ended(house.run(["true"]))
     for name in ("penstock.db", "penstock.db-wal", "token"):
         assert (Path(house.data_dir) / name).stat().st_mode & 0o077 == 0, name
+
+
+def test_a_supervisor_that_cannot_begin_is_not_tried_for_ever() -> None:
+    """A broken installation: the job fails with the supervisor's own last words instead of waiting in Starting."""
+    code = (
+        "from penstock.engines.local import cgroups\n"
+        "def broken(*a, **k): raise RuntimeError('no such luck')\n"
+        "cgroups.Cage.create = broken\n"
+        "import sys; from penstock.app import main; sys.exit(main(sys.argv[1:]))"
+    )
+    with House() as house:
+        house.end()
+        with open(Path(house.data_dir) / "server.log", "ab") as log:
+            words = [sys.executable, "-c", code, "up", "--data-dir", house.data_dir, "--port", "0"]
+            house.process = subprocess.Popen(words, stdout=log, stderr=log)
+        until((Path(house.data_dir) / "server.json").exists, "it does not start")
+        house._client = None
+        status = house.ended(house.run(["true"]))["status"]
+        assert status["reason"] == "LaunchFailed"
+        assert "died 3 times before it could begin: RuntimeError: no such luck" in status["message"]

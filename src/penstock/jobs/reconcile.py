@@ -238,6 +238,10 @@ class JobReconciler:
                 seen = await self.engine.adopt(f"{job.id}.{attempt.number}", attempt.run_dir)
                 if seen.stage is Stage.ABSENT and attempt.started_at is None and attempt.stop_reason is None:
                     await self._submit(job, attempt._asdict())
+                elif seen.stage is Stage.ABSENT and attempt.started_at is None:
+                    # Told to the engine too: it leaves a record, so that a late start finds the attempt over.
+                    await self.engine.stop(seen.attempt_id, attempt.run_dir, reason=attempt.stop_reason, grace_s=0)
+                    self.observed(_vanished(seen, attempt, self.store.clock()))
                 elif seen.stage is Stage.ABSENT:
                     self.observed(_vanished(seen, attempt, self.store.clock()))
                 else:

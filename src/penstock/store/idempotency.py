@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from penstock.base.errors import Conflict, InvalidInput, Problem
 from penstock.store.store import Tx
@@ -14,6 +14,12 @@ from penstock.store.tables import idempotency
 
 KEPT_S = 24 * 3600.0  # how long a key is remembered
 KEY_LIMIT = 255  # characters, as in the IETF draft's common implementations
+
+SWEEP_EVERY = 60  # seconds of the clock, of which one sweeps
+_OWN = (idempotency.c.key == bindparam("mine_key")) & (idempotency.c.user == bindparam("mine_user"))
+_MINE = select(idempotency).where(_OWN)
+_FORGET = delete(idempotency).where(_OWN)
+_INSERT = insert(idempotency)
 
 
 def digest(body: bytes) -> str:
@@ -31,8 +37,7 @@ def recall(tx: Tx, key: str, user: str, digest: str) -> Any | None:
             "the Idempotency-Key cannot be used",
             details=[Problem("Idempotency-Key", f"must be 1 to {KEY_LIMIT} printable ASCII characters")],
         )
-    mine = (idempotency.c.key == key) & (idempotency.c.user == user)
-    row = tx.conn.execute(select(idempotency).where(mine)).first()
+    row = tx.conn.execute(_MINE, {"mine_key": key, "mine_user": user}).first()
     if row is None or row.created_at < tx.now - KEPT_S:
         return None
     if row.digest != digest:
@@ -45,6 +50,8 @@ def recall(tx: Tx, key: str, user: str, digest: str) -> Any | None:
 
 def remember(tx: Tx, key: str, user: str, digest: str, answer: Any) -> None:
     """Keep ``answer`` (JSON-able) in the same transaction as what it tells of; forget the keys that have expired."""
-    tx.conn.execute(delete(idempotency).where(idempotency.c.created_at < tx.now - KEPT_S))
+    if int(tx.now) % SWEEP_EVERY == 0:  # not at every submission: what has expired does no harm
+        tx.conn.execute(delete(idempotency).where(idempotency.c.created_at < tx.now - KEPT_S))
     values = {"key": key, "user": user, "digest": digest, "answer": json.dumps(answer), "created_at": tx.now}
-    tx.conn.execute(insert(idempotency).values(**values))
+    tx.conn.execute(_FORGET, {"mine_key": key, "mine_user": user})  # one that has expired, by the same key
+    tx.conn.execute(_INSERT, values)

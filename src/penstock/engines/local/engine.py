@@ -30,6 +30,7 @@ from penstock.engines.spec import JobNeeds, Launch, LogReader, NodeOffer, Observ
 SWEEP_S = 5.0  # how often attempts are looked at whose supervisor might have died without a word
 _QUICK_SWEEP_S = 0.5  # while one is there whose supervisor could not be asked yet
 _RETRY_S = 1.0
+_MOST_DEATHS = 3  # of supervisors of one attempt before any began: more is no accident
 _STOP_PATIENCE_S = 20.0
 _NOTES_READ = 1 << 18
 
@@ -54,6 +55,7 @@ class Active:
     known: bool = False  # its supervisor was heard of by this server
     began: bool = False  # it was seen running
     since: float = 0.0
+    deaths: int = 0  # supervisors that died before they could begin
 
 
 class LocalEngine:
@@ -257,7 +259,8 @@ class LocalEngine:
                     pass  # it ended while we asked: seen below
                 finally:
                     link.close()
-            seen = await asyncio.to_thread(self._look_or_forestall, attempt_id, run_dir, reason)
+            message = "stopped before it began"
+            seen = await asyncio.to_thread(self._look_or_forestall, attempt_id, run_dir, reason, message)
             if seen.stage in (Stage.EXITED, Stage.LOST):
                 self._ended(seen)
                 return
@@ -265,13 +268,13 @@ class LocalEngine:
             pause = min(0.2, pause * 2)
         raise EngineFailure(f"the supervisor of {attempt_id} cannot be reached in {run_dir}")
 
-    def _look_or_forestall(self, attempt_id: str, run_dir: str, reason: str) -> Observation:
+    def _look_or_forestall(self, attempt_id: str, run_dir: str, reason: str, message: str) -> Observation:
         """Blocking: what is; and where nothing is, take the claim, so that nothing will ever be."""
         seen = self._look(attempt_id, run_dir)
         if seen.stage is not Stage.ABSENT:
             return seen
         now = self._clock()
-        record = {"format": folder.FORMAT, "reason": reason, "message": "stopped before it began", "exit_code": None}
+        record = {"format": folder.FORMAT, "reason": reason, "message": message, "exit_code": None}
         record |= {"signal": None, "started_at": None, "ended_at": now, "restarts": 0, "ranks": []}
         try:
             lock = folder.claim(run_dir)
@@ -406,11 +409,20 @@ class LocalEngine:
         active = self._active.get(attempt_id)
         if active is None:
             return
+        last_words = _last_words(active.run_dir)
         seen = await asyncio.to_thread(self._look, attempt_id, active.run_dir)
         if seen.stage in (Stage.EXITED, Stage.LOST):
             self._ended(seen)
         elif seen.stage is Stage.ABSENT and active.frame is not None:
-            self._send_again(attempt_id)
+            active.deaths += 1
+            if active.deaths < _MOST_DEATHS:
+                self._send_again(attempt_id)
+            else:
+                message = f"its supervisor died {active.deaths} times before it could begin{last_words}"
+                reason = Reason.LaunchFailed
+                self._ended(
+                    await asyncio.to_thread(self._look_or_forestall, attempt_id, active.run_dir, reason, message)
+                )
         elif seen.stage is Stage.ABSENT and not await asyncio.to_thread(procs.marked, attempt_id):
             message = "its supervisor died before it began"
             if active.began:
@@ -423,6 +435,16 @@ class LocalEngine:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _last_words(run_dir: str) -> str:
+    """The last line of the traceback that a dying supervisor left, if any: its folder is cleared when it is looked at."""
+    try:
+        with open(f"{run_dir}/{folder.TRACEBACK}", "rb") as file:
+            lines = file.read()[-4096:].decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return ": " + next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _alive(run_dir: str) -> bool:

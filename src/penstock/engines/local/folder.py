@@ -19,6 +19,7 @@ from penstock.engines.local.kernel import write_all
 
 FORMAT = 1
 LOCK, LAUNCH, STARTED, EXIT = "lock", "launch.json", "started.json", "exit.json"
+TRACEBACK = "supervisor.err"  # of a supervisor that died
 EVENTS, PROGRESS, LOGS, IO, CONTROL = "events.jsonl", "progress.jsonl", "logs", "io", "control.sock"
 
 

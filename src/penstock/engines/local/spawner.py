@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 
-from penstock.engines.local import cgroups, kernel, procs
+from penstock.engines.local import cgroups, folder, kernel, procs
 from penstock.engines.local.cgroups import Cage, Layout
 from penstock.engines.local.notes import Notes
 from penstock.engines.local.supervisor import supervise
@@ -199,7 +199,7 @@ class Nursery:
 def _write_traceback(run_dir: str) -> None:
     import traceback  # noqa: PLC0415 - only for a supervisor that fails
 
-    with contextlib.suppress(OSError), open(f"{run_dir}/supervisor.err", "a", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), open(f"{run_dir}/{folder.TRACEBACK}", "a", encoding="utf-8") as file:
         traceback.print_exc(file=file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.reasons import Reason
 from penstock.engines.spec import Engine, Observation, Stage
 from penstock.fleet import inventory
-from penstock.jobs import admission, progression, submit
+from penstock.jobs import admission, progression, series, submit
 from penstock.jobs.launch import Site, launch
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
@@ -26,6 +27,7 @@ from penstock.store.store import Store, Tx
 
 log = logging.getLogger("penstock.jobs")
 ADOPT_AT_ONCE = 32
+REPORTS_KEPT = 20  # over which the pace is taken
 FOLD_S = 0.01  # a start is written this much later, so that a job that is over by then costs one write, not two
 Fence = Callable[[Tx], int]  # raises when leadership is lost; answers the lease's epoch
 
@@ -42,6 +44,7 @@ class JobReconciler:
     site: Site
     progress: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # the last report, by job id
     on_progress: Callable[[str], None] = lambda _job_id: None
+    _reports: dict[str, deque[Mapping[str, Any]]] = field(default_factory=dict)
     _seen: dict[str, Observation] = field(default_factory=dict)  # not yet taken in, by job id
     _folds: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     _memory: admission.Memory = field(default_factory=admission.Memory)
@@ -82,8 +85,7 @@ class JobReconciler:
         """The engine's sink: keeps the newest, folds the happenings of those not yet taken in."""
         job_id = seen.attempt_id.rpartition(".")[0]
         if seen.progress is not None:
-            self.progress[job_id] = seen.progress
-            self.on_progress(job_id)
+            self._reported(job_id, seen.progress)
             if (
                 seen.stage is Stage.RUNNING
                 and not seen.happened
@@ -106,6 +108,15 @@ class JobReconciler:
             self._folds[job_id] = asyncio.get_running_loop().call_later(FOLD_S, self._unfold, job_id)
         else:
             self.loop.enqueue("job", job_id)
+
+    def _reported(self, job_id: str, point: Mapping[str, Any]) -> None:
+        """Keep the newest report, with the pace of the last few of the same rank."""
+        last = self._reports.setdefault(job_id, deque(maxlen=REPORTS_KEPT))
+        if last and last[-1].get("rank") != point.get("rank"):
+            last.clear()
+        last.append(point)
+        self.progress[job_id] = series.latest(point) | series.pace(last)
+        self.on_progress(job_id)
 
     def _unfold(self, job_id: str) -> None:
         self._folds.pop(job_id, None)
@@ -162,6 +173,7 @@ class JobReconciler:
             self.loop.enqueue("schedule", "all", effects.again_in_s)
         if effects.ended:
             self.progress.pop(key, None)
+            self._reports.pop(key, None)
         if stop is not None:
             attempt_id, run_dir, reason, grace_s = stop
             await self.engine.stop(attempt_id, run_dir, reason=reason, grace_s=grace_s)
@@ -176,7 +188,7 @@ class JobReconciler:
         if row is None:
             return effects, None
         if seen is not None:
-            if seen.progress is None and job_id in self.progress:
+            if job_id in self.progress:
                 seen = replace(seen, progress=self.progress[job_id])
             effects = progression.observe(tx, row, seen)
             if effects.ended:

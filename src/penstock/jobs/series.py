@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from penstock.base.quantities import format_time
@@ -43,9 +43,9 @@ def latest(point: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def pace(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def pace(points: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     """Steps a second over the last reports, and the seconds left if the total is known."""
-    recent = [p for p in points[-_WINDOW:] if p.get("step") is not None]
+    recent = [p for p in list(points)[-_WINDOW:] if p.get("step") is not None]
     if len(recent) < 2:
         return {"rate": None, "eta_s": None}
     steps, span = recent[-1]["step"] - recent[0]["step"], recent[-1]["at"] - recent[0]["at"]

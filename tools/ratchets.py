@@ -315,8 +315,15 @@ def import_cycles(root: Path) -> Iterator[Finding]:
     """Cycles among Penstock's modules, imports inside functions included; those for types alone never run."""
     import grimp
 
+    # grimp asks Python where the package is, and an imported one (in the tests) would answer instead of this tree's.
+    imported = sys.modules.pop("penstock", None)
     sys.path.insert(0, str(root / "src"))
-    graph = grimp.build_graph("penstock", cache_dir=None, exclude_type_checking_imports=True)
+    try:
+        graph = grimp.build_graph("penstock", cache_dir=None, exclude_type_checking_imports=True)
+    finally:
+        sys.path.remove(str(root / "src"))
+        if imported is not None:
+            sys.modules["penstock"] = imported
     for group in cycles(
         {name: sorted(graph.find_modules_directly_imported_by(name)) for name in sorted(graph.modules)}
     ):

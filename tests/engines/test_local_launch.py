@@ -254,7 +254,8 @@ def test_signals_are_as_a_shell_leaves_them(local: Local) -> None:
     async def body(world: World) -> None:
         launch = await world.begin("grep", "^Sig[BI]", "/proc/self/status", wait=False)
         await world.end_of(launch)
-        masks = [line.split()[1] for line in (await world.log(launch)).splitlines()]
-        assert masks == ["0" * 16, "0" * 16]
+        masks = [int(line.split()[1], 16) for line in (await world.log(launch)).splitlines()]
+        glibcs_own = 3 << 31  # signals 32 and 33: it lets nobody touch them, so they are as our own parent left them
+        assert [mask & ~glibcs_own for mask in masks] == [0, 0]
 
     local(body)

@@ -116,3 +116,9 @@ def test_no_text_breaks_the_parser(text: str) -> None:
 def test_a_spec_survives_its_row(body: dict[str, object]) -> None:
     spec = JobSpec.model_validate(body)
     assert JobSpec.model_validate_json(spec.model_dump_json(exclude_defaults=True)).command == spec.command
+
+
+@pytest.mark.parametrize("value", ["=", "2026-06-31", "!!python/object:os.system x", "!!binary 'é'", "{? [a] : b}"])
+def test_values_of_types_that_are_not_taken_are_named_with_their_line(value: str) -> None:
+    found = problems(f"name: x\nspec:\n  command: [a]\n  env: {{A: {value}}}\n")
+    assert all(line in (1, 4) for line, _, _ in found), found

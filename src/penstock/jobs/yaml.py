@@ -45,7 +45,10 @@ def parse_jobs(text: str) -> list[JobDocument]:
         problems += [Problem(prefix + p.path, p.message, p.line) for p in found]
         if found:
             continue
-        value = _Loader("").construct_document(node)
+        value, odd = _construct(node)
+        if odd is not None:
+            problems.append(Problem(prefix + odd.path, odd.message, odd.line))
+            continue
         document, wrong = validate(JobDocument, value, lines)
         problems += [Problem(prefix + p.path, p.message, p.line) for p in wrong]
         if document is not None:
@@ -77,6 +80,17 @@ def _compose(text: str) -> list[yaml.Node]:
         if loader is not None:
             loader.dispose()
     return nodes
+
+
+def _construct(node: yaml.Node) -> tuple[Any, Problem | None]:
+    """The document's value; or what in it has a type that is not taken, or is no value of its type (a 31st of June)."""
+    try:
+        return _Loader("").construct_document(node), None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else node.start_mark.line + 1
+        return None, Problem("", one_line(str(error.problem or error.context)), line)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        return None, Problem("", one_line(str(error)), node.start_mark.line + 1)
 
 
 def _walk(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Iterator[Problem]:

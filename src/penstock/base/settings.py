@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Each field's comment is its documentation (docs/settings.md is checked against this class)."""
+    """Each field's comment is its documentation (docs/reference.md is checked against this class)."""
 
     data_dir: str  # --data-dir, PENSTOCK_DATA_DIR: database, logs, checkpoints, the local token
     url: str | None = None  # --url, PENSTOCK_URL: the server that the CLI talks to

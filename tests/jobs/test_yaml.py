@@ -122,3 +122,12 @@ def test_a_spec_survives_its_row(body: dict[str, object]) -> None:
 def test_values_of_types_that_are_not_taken_are_named_with_their_line(value: str) -> None:
     found = problems(f"name: x\nspec:\n  command: [a]\n  env: {{A: {value}}}\n")
     assert all(line in (1, 4) for line, _, _ in found), found
+
+
+def test_pydantics_words_are_put_plainly() -> None:
+    found = problems("name: x\nspec: {command: python train.py, nodes: many}\n")
+    assert [message for _, _, message in found] == [
+        "must be a list, such as [python, train.py]",
+        "must be a whole number",
+    ]
+    assert problems("name: x\nspec: {command: [echo, 3.10]}\n")[0][2] == "must be text: put quotes around it"

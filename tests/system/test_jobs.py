@@ -300,3 +300,27 @@ def test_the_shell_ends_when_idle(house: House) -> None:
     status = house.ended(name)["status"]
     assert (status["phase"], status["reason"]) == ("Cancelled", "IdleTimeout")
     assert time.monotonic() - started > 0.9
+
+
+def test_apply_says_beforehand_what_it_would_refuse_and_that_it_runs_again(house: House, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: again\nspec: {command: [sleep, '30'], grace_period: 1s}\n")
+    house.cli("apply", "-f", str(file))
+    house.reach("again", "Running")
+    file.write_text("name: again\nspec: {command: [echo, changed], grace_period: 1s}\n")
+    dry = house.cli("apply", "-f", str(file), "--dry-run", code=1)
+    assert "cannot change under it" in dry.stdout
+    house.client.jobs.cancel("again")
+    house.ended("again")
+    assert "it runs again" in house.cli("apply", "-f", str(file), "--dry-run").stdout
+    assert "it runs again" in house.cli("apply", "-f", str(file)).stdout
+    status = house.ended("again")["status"]
+    assert (status["phase"], status["attempt"], status["progress"]) == ("Succeeded", 2, None)
+
+
+def test_why_of_an_array_names_the_tasks_that_failed(house: House) -> None:
+    name = house.run(["sh", "-c", "exit $PENSTOCK_ARRAY_INDEX"], array={"count": 3}, resources={"cpus": 0.1})
+    house.ended(name)
+    why = house.get(f"projects/default/jobs/{name}/why")
+    assert [line.split(":")[0] for line in why["evidence"]] == [f"{name}-1", f"{name}-2"]
+    assert f"penstock logs {name}-1" in why["helps"][0]

@@ -34,11 +34,10 @@ def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
         elif not _update(tx, row, offer):
             continue
         changed.append(offer.name)
-    for name, row in known.items():
-        if row.ready:
-            _set(tx, name, ready=False, reason=Reason.Lost, message=f"the {engine} engine no longer offers it")
-            tx.emit(ref(name), Reason.Lost, f"the {engine} engine no longer offers it", actor="system")
-            changed.append(name)
+    for name in known:
+        tx.conn.execute(nodes.delete().where(nodes.c.name == name))
+        tx.emit(ref(name), Reason.Lost, f"the {engine} engine no longer offers it", actor="system")
+        changed.append(name)
     return changed
 
 

@@ -43,7 +43,7 @@ def endpoints(room: Room) -> list[Endpoint]:
     def act(name: str, summary: str, work: Callable[[Call, str], Awaitable[None]]) -> Endpoint:
         async def handler(call: Call) -> dict[str, Any]:
             await room.store.read(lambda conn: inventory.get(conn, call.path["name"]))
-            await work(call, call.body.reason or f"{name} by {call.actor.user}")
+            await work(call, call.body.reason or f"by {call.actor.user}")
             return await _one(room, call.actor, call.path["name"])
 
         return Endpoint("POST", f"{NODES}/{{name}}/{name}", "nodes.write", handler, summary, body=Why)

@@ -163,6 +163,8 @@ def _write_admissions(
                 "attempt": number,
                 "phase_at": tx.now,
                 "next_at": None,
+                "exit_code": None,
+                "signal": None,
             }
         )
         attempt_values.append(_attempt(tx, row, number, groups, setting))

@@ -14,6 +14,7 @@ from penstock.base.routes import Call, Endpoint
 from penstock.jobs import admission, submit
 from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobDocument, JobSpec
+from penstock.jobs.state import FINAL
 from penstock.jobs.yaml import MAX_BYTES, parse_jobs
 from penstock.scheduling.plan import plan
 from penstock.scheduling.state import Workload
@@ -21,6 +22,7 @@ from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
 
 DEFAULT_PROJECT = "default"
+RUNS_AGAIN = "it had ended: with another spec it runs again, and its earlier attempts stay readable"
 
 
 class ApplyQuery(BaseModel):
@@ -136,7 +138,8 @@ def _carry_out(room: Room, tx: Tx, actor: Actor, documents: list[JobDocument]) -
             changed = submit.changes(JobSpec.model_validate_json(row.spec), document.spec)
             action = submit.replace(tx, row, document.spec, actor=actor.user)
         after = submit.find(tx.conn, project, document.name)
-        items.append(_item(document, action, changed, [], room.to_json(tx.conn, after)))
+        lines = [RUNS_AGAIN] if row is not None and changed and row.phase in FINAL else []
+        items.append(_item(document, action, changed, lines, room.to_json(tx.conn, after)))
     return items
 
 
@@ -154,7 +157,13 @@ def _foresee(room: Room, conn: Connection, actor: Actor, documents: list[JobDocu
         if row is not None:
             changed = submit.changes(JobSpec.model_validate_json(row.spec), document.spec)
             action = "update" if changed else "unchanged"
+            refused = submit.refusal(row, changed) if changed else None
+            if refused is not None:
+                items.append(_item(document, "conflict", changed, [refused], None))
+                continue
         lines = _forecast(room, conn, document) if action != "unchanged" else []
+        if row is not None and changed and row.phase in FINAL:
+            lines.insert(0, RUNS_AGAIN)
         items.append(_item(document, action, changed, lines, None))
     return items
 

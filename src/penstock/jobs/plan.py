@@ -10,6 +10,7 @@ from penstock.jobs.state import BLAMELESS, HOPELESS, Phase, end_phase
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LIMIT_S = 60.0
+_IN_WORDS = {str(Reason.NodeDrained): "its node is being drained", str(Reason.Preempted): "it made room for another"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ def after_end(ended: Ended) -> AfterEnd:
     if ended.cancel_requested and ended.reason != Reason.Completed:
         return AfterEnd(Phase.CANCELLED, Reason.Cancelled, ended.message, ended.restarts)
     if ended.reason in BLAMELESS:
-        return AfterEnd(Phase.PENDING, Reason.Restarting, f"{ended.message}; starts again elsewhere", ended.restarts)
+        why = ended.message or _IN_WORDS[ended.reason]
+        return AfterEnd(Phase.PENDING, Reason.Restarting, f"{why}; starts again elsewhere", ended.restarts)
     if ended.reason in HOPELESS:
         return AfterEnd(end_phase(ended.reason), ended.reason, ended.message, ended.restarts)
     if ended.restarts >= ended.max_restarts:

@@ -12,7 +12,7 @@ from sqlalchemy import Select, func, or_, select
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, Problem
-from penstock.base.quantities import format_time
+from penstock.base.quantities import format_memory, format_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Condition
 from penstock.jobs import admission, progression, submit
@@ -229,6 +229,8 @@ def why(conn: Connection, row: Row[Any], now: float, memory: admission.Memory) -
         helps = ["a task of the array to end, or a larger max_parallel"]
     elif row.phase == Phase.PENDING and row.held == "dependency":
         helps = ["`penstock get` shows the jobs that it waits for"]
+    elif row.array_count is not None and row.array_of is None:
+        evidence, helps = _why_array(conn, row)
     elif row.phase in FINAL:
         evidence = [_ending(a) for a in attempt_rows(conn, row.id)]
         helps = _after_failure(row)
@@ -243,10 +245,19 @@ def why(conn: Connection, row: Row[Any], now: float, memory: admission.Memory) -
     }
 
 
+def _why_array(conn: Connection, row: Row[Any]) -> tuple[list[str], list[str]]:
+    """The tasks that did not end well, and where to read on."""
+    query = select(jobs).where(jobs.c.array_of == row.id, jobs.c.phase.in_([Phase.FAILED, Phase.CANCELLED]))
+    bad = conn.execute(query.order_by(jobs.c.array_index).limit(20)).all()
+    evidence = [f"{task.name}: {task.reason}" + (f": {task.message}" if task.message else "") for task in bad]
+    return evidence, [f"`penstock why {bad[0].name}`, `penstock logs {bad[0].name}`"] if bad else []
+
+
 def _why_waiting(conn: Connection, row: Row[Any], now: float, memory: admission.Memory) -> tuple[Wait, list[str]]:
     nodes = admission.snapshot(conn, memory)
     lines = [
-        f"node {n.name}: {max(n.free_cpus, 0):g} of {n.cpus:g} CPUs and {len(n.free_gpus)} of {n.gpus} GPUs free"
+        f"node {n.name}: {max(n.free_cpus, 0):g} of {n.cpus:g} CPUs, {format_memory(max(n.free_memory, 0))} of "
+        f"{format_memory(n.memory)} memory, {len(n.free_gpus)} of {n.gpus} GPUs free"
         + (f", {n.why_closed}" if n.why_closed else "")
         for n in nodes[:20]
     ]

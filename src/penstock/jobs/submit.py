@@ -87,7 +87,7 @@ def create(tx: Tx, new: NewJob) -> SimpleNamespace:
     tx.emit(
         Ref("Job", name, new.project, job_id),
         Reason.Created,
-        f"submitted by {new.user}",
+        "submitted",
         actor=new.user,
         data={"generation": 1} | ({"held": values["held"]} if values["held"] else {}),
     )
@@ -196,6 +196,16 @@ def changes(old: JobSpec, new: JobSpec) -> list[str]:
     return [name for name in JobSpec.model_fields if getattr(old, name) != getattr(new, name)]
 
 
+def refusal(row: Row[Any], differ: list[str]) -> str | None:
+    """Why a job cannot take these changes; None where it can."""
+    if row.array_of is not None or row.array_count is not None:
+        return f"{row.name!r} is an array or its task: delete it or take another name to change it"
+    fixed = [name for name in differ if name not in _MUTABLE]
+    if row.phase in FINAL or not fixed or (row.phase == Phase.PENDING and row.attempt == 0):
+        return None
+    return f"job {row.name!r} is {row.phase}: {', '.join(fixed)} cannot change under it"
+
+
 def replace(tx: Tx, row: Row[Any], spec: JobSpec, *, actor: str, generation: int | None = None) -> str:
     """Give a job another spec: "unchanged", "update" (a finished job runs anew; a live one takes what may change).
 
@@ -207,23 +217,18 @@ def replace(tx: Tx, row: Row[Any], spec: JobSpec, *, actor: str, generation: int
     differ = changes(old, spec)
     if not differ:
         return "unchanged"
-    if row.array_of is not None or row.array_count is not None:
-        raise Conflict(f"{row.name!r} is an array or its task: delete it or take another name to change it")
+    refused = refusal(row, differ)
+    if refused is not None:
+        raise Conflict(refused, hint="Cancel it first, or take another name.")
     values: dict[str, Any] = {
         "spec": spec.model_dump_json(exclude_defaults=True),
         "generation": row.generation + 1,
         "priority": spec.priority,
     }
     if row.phase not in FINAL:
-        fixed = [name for name in differ if name not in _MUTABLE]
-        if fixed and (row.phase != Phase.PENDING or row.attempt > 0):
-            raise Conflict(
-                f"job {row.name!r} is {row.phase}: {', '.join(fixed)} cannot change under it",
-                hint="Cancel it first, or take another name.",
-            )
         update(tx, row.id, **values)
     else:
-        values |= {"held": None, "next_at": None, "restarts": 0, "exit_code": None, "signal": None}
+        values |= {"held": None, "next_at": None, "restarts": 0, "exit_code": None, "signal": None, "progress": None}
         values |= {"cancelled_by": None, "finished_at": None, "started_at": None, "queued_at": tx.now}
         move(tx, row, Phase.PENDING, Reason.WaitingBehind, "in line", **values)
     tx.emit(
@@ -275,5 +280,5 @@ def remove(tx: Tx, row: Row[Any], *, actor: str) -> list[str]:
         raise Conflict(f"{waiting} unfinished jobs depend on {row.name!r}")
     for table, column in ((attempts, attempts.c.job_id), (dependencies, dependencies.c.job_id), (jobs, jobs.c.id)):
         tx.conn.execute(delete(table).where(column.in_(ids)))
-    tx.emit(ref(row), Reason.Deleted, f"deleted by {actor}", actor=actor)
+    tx.emit(ref(row), Reason.Deleted, "deleted", actor=actor)
     return ids

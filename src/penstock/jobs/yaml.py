@@ -19,6 +19,20 @@ MAX_PROBLEMS = 100
 Path = tuple[str | int, ...]
 
 
+# pydantic's words are for programmers; these are for whoever wrote the file.
+_PLAINLY = {
+    "tuple_type": "must be a list, such as [python, train.py]",
+    "list_type": "must be a list",
+    "string_type": "must be text: put quotes around it",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "dict_type": "must be a mapping (name: value)",
+    "model_type": "must be a mapping (name: value)",
+}
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader without aliases: nobody needs them here, and they expand without bound ("billion laughs")."""
 
@@ -138,6 +152,8 @@ def _problem(error: Any, lines: dict[Path, int]) -> Problem:
         message = "is not a field here"
     elif error["type"] == "missing":
         message = "is missing"
+    else:
+        message = _PLAINLY.get(error["type"], message)
     line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
     return Problem(show(path), message[:1].lower() + message[1:] if message[:2] != "I " else message, line)
 

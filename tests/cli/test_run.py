@@ -248,3 +248,11 @@ def test_a_reader_that_went_away_is_no_error(server: StandIn, empty_folder: Path
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(20) == 141
+
+
+@pytest.mark.parametrize("words", [("run", "--", "x"), ("run", "--no-snapshot", "--", "x")])
+def test_a_current_folder_that_was_deleted(cli: Cli, empty_folder: Path, words: tuple[str, ...]) -> None:
+    empty_folder.rmdir()
+    ran = cli(*words)
+    assert ran.code == 2
+    assert "the current folder cannot be found" in ran.err

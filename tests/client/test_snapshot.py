@@ -79,7 +79,18 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
 
 NAMES = st.text(st.characters(blacklist_characters="/\x00", codec="utf-8"), min_size=1, max_size=60).filter(
     lambda name: (
-        name not in {".", "..", ".git", "__pycache__", ".venv", "node_modules", ".gitignore", ".penstockignore"}
+        name
+        not in {
+            ".",
+            "..",
+            ".git",
+            "__pycache__",
+            ".venv",
+            "node_modules",
+            "pyvenv.cfg",
+            ".gitignore",
+            ".penstockignore",
+        }
         and len(name.encode()) <= 255
     )
 )
@@ -259,3 +270,31 @@ def test_the_reader_never_sees_a_path_outside(tmp_path: Path) -> None:
     for name in names(take(str(tmp_path))):
         assert not name.startswith("/")
         assert ".." not in name.split("/")
+
+
+def test_what_cannot_be_looked_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "cwd").symlink_to("x")
+
+    def refused(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "readlink", refused)
+    with pytest.raises(InvalidInput, match="cannot read sub/cwd: Permission denied") as caught:
+        take(str(tmp_path))
+    assert all(word in caught.value.advice for word in (".penstockignore", "--no-snapshot"))
+
+
+def test_the_whole_machine_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="whole machine") as caught:
+        take("/")
+    assert all(word in caught.value.advice for word in ("--workdir", "--no-snapshot"))
+
+
+def test_a_current_folder_that_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(InvalidInput, match="current folder cannot be found"):
+        take(".")

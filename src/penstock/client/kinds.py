@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import NotFound
 from penstock.client.resources import API, Collection, Kind, Resource, follow, post, put
-from penstock.client.snapshot import take
+from penstock.client.snapshot import absolute, take
 
 if TYPE_CHECKING:
     from penstock.client.session import Forward, Terminal
@@ -69,7 +69,7 @@ class Jobs(Collection):
         if sys.prefix != sys.base_prefix:
             fields["environment"] = {"venv": sys.prefix}
         if workdir is not None:
-            folder = os.path.abspath(workdir)
+            folder = absolute(workdir)
             digest = self.carry(take(folder)) if snapshot else None
             fields |= {"workdir": folder, "snapshot": digest} if digest else {} if snapshot else {"workdir": folder}
         return self.create(fields | spec, name=name)

@@ -61,7 +61,7 @@ def take(folder: str, *, max_bytes: int | None = None) -> Snapshot:
     for entry in entries:
         data = b""
         if entry.target is None and stat.S_ISREG(entry.mode):
-            read = _read(os.path.join(folder, entry.path), walk.max_bytes - size, walk.notes)
+            read = _read(os.path.join(walk.folder, entry.path), walk.max_bytes - size, walk.notes)
             if read is None:
                 continue
             data = read
@@ -71,12 +71,23 @@ def take(folder: str, *, max_bytes: int | None = None) -> Snapshot:
     return Snapshot(*tar.finish(), files, size, tuple(walk.notes))
 
 
+def absolute(folder: str) -> str:
+    """A folder's absolute path. Raises InvalidInput where the current folder was deleted."""
+    try:
+        return os.path.abspath(folder)
+    except OSError as error:
+        raise InvalidInput(
+            f"the current folder cannot be found: {error.strerror}",
+            hint="It was deleted or moved: go to another folder, or name one by its full path.",
+        ) from error
+
+
 class _Walk:
     """Finds what belongs to a snapshot, in sorted order, and refuses what cannot be carried."""
 
     def __init__(self, folder: str, max_bytes: int) -> None:
-        self.folder = folder
-        self.real = os.path.realpath(folder)
+        self.folder = absolute(folder)
+        self.real = os.path.realpath(self.folder)
         self.max_bytes = max_bytes
         self.notes: list[str] = []
         self._files = 0
@@ -89,7 +100,15 @@ class _Walk:
                 f"the work folder {one_line(self.folder)} does not exist",
                 hint="Name one with --workdir, or give --no-snapshot.",
             )
-        found = list(self._folder("", []))
+        if self.real == "/":
+            raise InvalidInput(
+                "the work folder is /, the whole machine: it cannot be carried with a job",
+                hint="Name another with --workdir, or run in the folder itself with --no-snapshot.",
+            )
+        try:
+            found = list(self._folder("", []))
+        except OSError as error:
+            raise _unreadable(os.path.relpath(str(error.filename or self.folder), self.folder), error) from error
         if self._over():
             raise self._too_large()
         return found
@@ -116,9 +135,10 @@ class _Walk:
                 continue
             try:
                 info = item.stat(follow_symlinks=False)
+                found = list(self._item(here, info))
             except FileNotFoundError:
                 continue
-            yield from self._item(here, info)
+            yield from found
             if is_folder:
                 yield from self._folder(here, rules)
             if self._files > MAX_FILES * LOOK_ON:

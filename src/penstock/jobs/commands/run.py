@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput
 from penstock.client.kinds import new_key
-from penstock.client.snapshot import take
+from penstock.client.snapshot import absolute, take
 from penstock.client.verb import Invocation, Verb, pairs
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def spec_of(arguments: Namespace, settings: Settings) -> dict[str, Any]:
         "interactive": arguments.interactive,
     }
     spec |= {name: value for name, value in parts.items() if value}
-    spec["workdir"] = os.path.abspath(arguments.workdir or ".")
+    spec["workdir"] = absolute(arguments.workdir or ".")
     return spec
 
 
@@ -136,7 +135,7 @@ def _environment(arguments: Namespace, settings: Settings) -> dict[str, Any]:
     if arguments.venv == "none":
         return modules
     if arguments.venv:
-        return {"venv": os.path.abspath(arguments.venv)} | modules
+        return {"venv": absolute(arguments.venv)} | modules
     if arguments.conda:
         return {"conda": arguments.conda} | modules
     if arguments.image:

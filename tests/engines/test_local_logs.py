@@ -94,10 +94,37 @@ def test_the_reader_shows_what_is_kept_and_names_the_gap(
             return
         head, _, tail = shown.partition("[... ")
         gap, _, rest = tail.partition(" of output not kept ...]\n")
-        assert head.encode() == whole[:first]
+        pieces = kept(Path(folder, "logs/0"))
+        newest_part = b"".join(data for start, data in pieces if start >= first)
+        assert head.encode() == whole[: whole.rfind(b"\n", 0, first) + 1]
+        assert rest.encode() == (newest_part[newest_part.find(b"\n") + 1 :] or newest_part)
         assert whole.endswith(rest.encode())
         if gap.endswith("bytes"):
-            assert int(gap.split()[0]) == len(whole) - first - len(rest.encode())
+            assert int(gap.split()[0]) == len(whole) - len(head.encode()) - len(rest.encode())
+
+
+@pytest.mark.parametrize("more", [{}, {"timestamps": True}])
+def test_lines_around_a_gap_are_whole(tmp_path: Path, more: dict[str, bool]) -> None:
+    writer = LogWriter(str(tmp_path / "logs/0"), 1001, 4001)
+    writer.write(b"".join(b"line %d\n" % number for number in range(10_000)))
+    writer.close()
+    lines = [line.split(" ", 1)[1] if more else line for line in read(str(tmp_path), **more).splitlines()]
+    at = next(place for place, line in enumerate(lines) if "not kept" in line)
+    assert lines[:at] == [f"line {number}" for number in range(at)]
+    rest = len(lines) - at - 1
+    assert rest > 300
+    assert lines[at + 1 :] == [f"line {number}" for number in range(10_000 - rest, 10_000)]
+    assert lines[at].startswith("[... ")
+
+
+def test_a_gap_in_an_endless_line_is_a_line_of_its_own(tmp_path: Path) -> None:
+    writer = LogWriter(str(tmp_path / "logs/0"), 100_000, 800_000)
+    writer.write(b"x" * 2_000_000)
+    writer.close()
+    head, gap, rest = read(str(tmp_path)).split("\n")
+    assert set(head) == set(rest) == {"x"}
+    assert "not kept" in gap
+    assert (len(head), len(rest) >= 700_000) == (100_000, True)
 
 
 @given(st.lists(st.integers(1, 400), max_size=30), st.integers(0, 40))

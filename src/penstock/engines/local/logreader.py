@@ -169,6 +169,10 @@ class Cursor:
         self._plain = plain  # nothing is put before lines: whole blocks of them pass as one
         self._rest = b""
         self._rest_at = 0.0
+        self._missing = 0  # bytes of a gap that is not shown yet
+        self._missing_at = 0.0
+        self._torn = b""  # what follows that gap, while its first line may have lost its beginning
+        self._broken = False  # the last piece shown has no newline
 
     def fill(self) -> bool:
         """Read one piece. False when there is nothing new."""
@@ -178,9 +182,10 @@ class Cursor:
         if self._timed:
             self.segments.look_up_times()
         if begin > self.offset:
-            self.finish()
-            self.lines.append((self._time(begin), _gap(begin - self.offset)))
+            self._leap(begin)
         self.offset = begin + len(data)
+        if self._missing:
+            begin, data = self._resume(begin, data)
         position = data.rfind(b"\n") + 1 if self._plain else 0
         if position:
             self._append(begin, data[:position])
@@ -191,10 +196,39 @@ class Cursor:
             self._keep(begin + position, data[position:])
         return True
 
+    def _leap(self, begin: int) -> None:
+        """Over a gap: the line before it has lost its end, and is not shown (but for one that is shown in pieces)."""
+        if self._broken and not self._missing:
+            self.finish()
+        self._missing += begin - self.offset + len(self._rest) + len(self._torn)
+        self._missing_at = self._time(begin)
+        self._rest = self._torn = b""
+
+    def _resume(self, begin: int, data: bytes) -> tuple[int, bytes]:
+        """After a gap: what is shown next, and where that begins. The rest of a torn line is not, if more follows it."""
+        torn, self._torn = self._torn + data, b""
+        begin += len(data) - len(torn)
+        cut = torn.find(b"\n") + 1
+        if cut in (0, len(torn)):
+            if len(torn) < MAX_LINE:
+                self._torn = torn
+                return begin, b""
+            cut = 0  # shown in pieces anyway
+        self._name_gap(cut)
+        return begin + cut, torn[cut:]
+
+    def _name_gap(self, more: int) -> None:
+        if self._broken and self._plain:
+            self.lines.append((self._missing_at, b"\n"))
+        self.lines.append((self._missing_at, _gap(self._missing + more)))
+        self._missing = 0
+        self._broken = False
+
     def _append(self, offset: int, line: bytes) -> None:
         at = self._rest_at if self._rest else self._time(offset)
         self.lines.append((at, self._rest + line))
         self._rest = b""
+        self._broken = False
 
     def _keep(self, offset: int, part: bytes) -> None:
         if not self._rest:
@@ -204,9 +238,13 @@ class Cursor:
             self.finish()
 
     def finish(self) -> None:
-        """The last line may have no newline."""
+        """The last line may have no newline; a torn one that nothing follows is shown as it is."""
+        if self._missing:
+            self._name_gap(0)
+            self._rest, self._torn, self._rest_at = self._torn, b"", self._missing_at
         if self._rest:
             self.lines.append((self._rest_at, self._rest))
+            self._broken = not self._rest.endswith(b"\n")
             self._rest = b""
 
     def _time(self, offset: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.local import environment, rendering, snapshot
+from penstock.engines.local import environment, rank, rendering, snapshot
 from penstock.engines.local.child import LaunchError
 from penstock.engines.spec import Launch, RankGroup
 from tests.engines.conftest import JOB_USER, World
@@ -78,6 +79,22 @@ def test_what_a_job_sees(local: Local) -> None:
     local(body)
 
 
+def test_a_user_without_a_home_gets_a_folder_of_its_own(local: Local) -> None:
+    script = "touch ~/mine && ls -A $PENSTOCK_CKPT_DIR && stat -c %U ~ && echo ~"
+
+    async def body(world: World) -> None:
+        launch = await world.begin("sh", "-c", script, wait=False)
+        assert (await world.end_of(launch)).reason == "Completed"
+        if ROOT:  # else jobs run as we do, and we have a home
+            assert (await world.log(launch)).split() == [JOB_USER, f"{launch.job_dir}/home"]
+        given = await world.begin("sh", "-c", "echo ~", wait=False, env={"HOME": "/tmp"})
+        await world.end_of(given)
+        assert await world.log(given) == "/tmp\n"
+        assert not exists(f"{given.job_dir}/home")
+
+    local(body)
+
+
 def test_never_as_root(local: Local) -> None:
     async def body(world: World) -> None:
         for user in (None, "root", "no-such-user"):
@@ -112,18 +129,30 @@ def test_a_job_reaches_its_own_folders_and_no_others(local: Local, data: Path) -
         (("/etc/passwd",), "NotExecutable", "chmod +x"),
         (("{data}/script",), "NotExecutable", "#!/bin/sh"),
         (("{data}/lost",), "CommandNotFound", "interpreter"),
+        (("{data}/windows",), "NotExecutable", r"carriage return (Windows line ends): mend it with sed -i 's/\r$//' "),
     ],
 )
 def test_commands_that_cannot_run(local: Local, data: Path, command: tuple[str, ...], reason: str, hint: str) -> None:
     write(data / "script", "no magic here", 0o755)
     write(data / "lost", "#!/no/such/interpreter\n", 0o755)
+    (data / "windows").write_bytes(b"#!/bin/sh\r\necho hello\r\n")
+    (data / "windows").chmod(0o755)
 
     async def body(world: World) -> None:
         ended = await world.run(*(word.format(data=data) for word in command))
-        assert ended.reason == reason
+        assert (ended.reason, ended.exit_code) == (reason, 126 if reason == "NotExecutable" else 127)
         assert hint in ended.message
 
     local(body)
+
+
+def test_the_shim_knows_windows_line_ends_as_well(tmp_path: Path) -> None:
+    (tmp_path / "windows").write_bytes(b"#!/bin/sh\r\n")
+    (tmp_path / "other").write_bytes(b"#!/no/such/interpreter\n")
+    missing = FileNotFoundError(errno.ENOENT, "")
+    told = rank._why(f"{tmp_path}/windows", missing)
+    assert (told["reason"], "carriage return" in str(told["message"])) == ("NotExecutable", True)
+    assert rank._why(f"{tmp_path}/other", missing)["reason"] == "CommandNotFound"
 
 
 def test_folders_and_environments_that_cannot_be_used(local: Local, data: Path) -> None:

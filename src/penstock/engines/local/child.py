@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import resource
+import shlex
 import termios
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +76,7 @@ class Start:
         "cwd",
         "env",
         "fallback_home",
+        "home",
         "needs",
         "out",
         "processes",
@@ -95,7 +97,8 @@ class Start:
         self.who: Identity | None = None
         self.cage: Cage | None = None
         self.needs: list[str] = []
-        self.fallback_home = cwd
+        self.fallback_home: str | None = None  # made and used where the user's own home cannot be
+        self.home: str | None = None
         self.processes: int | None = None  # RLIMIT_NPROC, where no control group counts processes
 
 
@@ -110,18 +113,20 @@ def in_child(start: Start, errors: int, body: Callable[[], None]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    code = 127
     try:
         _prepare(start, parent)
         body()
         os._exit(0)
     except LaunchError as error:
         failure = {"reason": error.reason, "message": error.message}
+        code = 126 if error.reason == "NotExecutable" else 127  # as shells have it
     except OSError as error:
         failure = {"reason": "LaunchFailed", "message": f"could not start {start.argv[:1]}: {error}"}
     finally:
         with contextlib.suppress(OSError, NameError, UnboundLocalError):
             os.write(errors, json.dumps(failure).encode()[:4096])
-        os._exit(127)
+        os._exit(code)
 
 
 def _prepare(start: Start, parent: int) -> None:
@@ -139,9 +144,27 @@ def _prepare(start: Start, parent: int) -> None:
     os.umask(0o022)
     if start.processes is not None:
         _limit_processes(start.processes)
+    if start.fallback_home is not None and "HOME" not in start.env:
+        start.home = _home(start.who, start.fallback_home)
     if start.who is not None:
         start.who.become()
     kernel.die_with(parent)
+
+
+def _home(who: Identity | None, fallback: str) -> str:
+    """A folder that is there and writable, since many programs write into it at once."""
+    if who is not None:  # access(2) asks for the real user; with the effective one we can still make a folder
+        os.setgroups(who.groups)
+        os.setresgid(who.gid, -1, -1)
+        os.setresuid(who.uid, -1, -1)
+    home = who.home if who else os.path.expanduser("~")
+    if os.access(home, os.X_OK | os.W_OK):
+        return home
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(fallback, 0o700)
+    if who is not None:
+        os.chown(fallback, who.uid, who.gid, follow_symlinks=False)
+    return fallback
 
 
 def _limit_processes(count: int) -> None:
@@ -165,11 +188,9 @@ def _execute(start: Start) -> None:
 
 
 def _personal(start: Start) -> dict[str, str]:
-    """HOME, USER and so on; HOME is a folder that is there, since many programs write into it at once."""
+    """HOME, USER and so on."""
     who = start.who
-    home = who.home if who else os.path.expanduser("~")
-    if not os.access(home, os.X_OK | os.W_OK):
-        home = start.fallback_home
+    home = start.home or start.cwd
     name = who.name if who else _own_name()
     shell = who.shell if who and not who.shell.endswith(("nologin", "false")) else ""
     return {"HOME": home, "USER": name, "LOGNAME": name, "SHELL": shell or _SHELL}
@@ -226,7 +247,21 @@ def _exec(argv: list[str], env: dict[str, str], whose: str) -> None:
     raise _refusal(*refused, whose)
 
 
+def _has_windows_line_ends(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(4096)
+    except OSError:
+        return False
+    return first.startswith(b"#!") and first.endswith(b"\r\n")
+
+
 def _refusal(path: str, error: OSError, whose: str) -> LaunchError:
+    if error.errno == errno.ENOENT and _has_windows_line_ends(path):
+        how = f"mend it with sed -i 's/\\r$//' {shlex.quote(path)}"
+        return LaunchError(
+            "NotExecutable", f"the first line of {path} ends in a carriage return (Windows line ends): {how}"
+        )
     if error.errno == errno.ENOENT:
         return LaunchError("CommandNotFound", f"{path} names an interpreter in its first line that does not exist here")
     if error.errno == errno.ENOEXEC:

@@ -59,8 +59,9 @@ def _become(command: list[str], io: str, rank: int) -> None:
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        _note(io, rank, "refused", **_why(command[0], error))
-        os._exit(126 if error.errno in (errno.EACCES, errno.ENOEXEC) else 127)
+        why = _why(command[0], error)
+        _note(io, rank, "refused", **why)
+        os._exit(126 if why["reason"] == "NotExecutable" else 127)
 
 
 def _why(name: str, error: OSError) -> "dict[str, object]":
@@ -71,9 +72,24 @@ def _why(name: str, error: OSError) -> "dict[str, object]":
         }
     if error.errno == errno.ENOEXEC:
         return {"reason": "NotExecutable", "message": f"{name} is no program: begin it with a line such as #!/bin/sh"}
+    if error.errno == errno.ENOENT and "/" in name and _has_windows_line_ends(name):
+        how = f"mend it with sed -i 's/\\r$//' {name}"
+        return {
+            "reason": "NotExecutable",
+            "message": f"the first line of {name} ends in a carriage return (Windows line ends): {how}",
+        }
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
         return {"reason": "CommandNotFound", "message": f"{name} was not found: check the spelling and the environment"}
     return {"reason": "LaunchFailed", "message": f"could not execute {name}: {error.strerror}"}
+
+
+def _has_windows_line_ends(name: str) -> bool:
+    try:
+        with open(name, "rb") as file:
+            first = file.readline(4096)
+    except OSError:
+        return False
+    return first.startswith(b"#!") and first.endswith(b"\r\n")
 
 
 def _exists(name: str) -> bool:

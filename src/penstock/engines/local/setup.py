@@ -48,7 +48,7 @@ class Setup:
         start.who = self.who
         start.cage = self.cages[group]
         start.needs = list(self.launch["needs"])
-        start.fallback_home = f"{self.launch['job_dir']}/checkpoints"
+        start.fallback_home = f"{self.launch['job_dir']}/home"
         start.processes = self.launch["max_processes"]
         return start
 

@@ -20,9 +20,11 @@ EVENT = {
 
 def test_logs_pass_their_options_on(server: StandIn, cli: Cli) -> None:
     server.answers[f"GET {JOB}/logs"] = Reply(body=[b"a\xff\n"])
+    server.answers[f"GET {JOB}/watch"] = Reply(body=sse(("job", job(phase="Succeeded"), "1")))
     ran = cli("logs", "-f", "--rank", "1", "--since", "10m", "--tail", "5", "--no-prefix", "--timestamps", "digits")
     assert ran.code == 0
-    assert server.requests[-1].query == "rank=1&follow=true&since=10m&tail=5&prefix=false&timestamps=true"
+    asked = server.seen(f"GET {JOB}/logs")[0].query
+    assert asked == "rank=1&follow=true&since=10m&tail=5&prefix=false&timestamps=true"
     cli("logs", "digits", "--prefix", "--attempt", "2", "--raw")
     assert server.requests[-1].query == "attempt=2&prefix=true&raw=true"
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from penstock.base.errors import Unauthenticated
+from penstock.base.errors import PenstockError, Unauthenticated
 from penstock.client.discovery import find
 from penstock.client.kinds import Events, Jobs, Nodes, Projects, Tokens, Users
 from penstock.client.resources import API
@@ -47,6 +47,15 @@ class Client:
         self.place = find(url, token, data_dir)
         self.project = project
         self.transport = Transport(self.place.url, self.place.token, ca=self.place.ca)
+        if url is None:
+
+            def locate() -> tuple[str, str | None, str | None] | None:
+                try:
+                    return find(None, token, data_dir)[:3]
+                except PenstockError:  # it is not up again yet
+                    return None
+
+            self.transport.locate = locate
         self.jobs = Jobs(self.transport, project)
         self.nodes = Nodes(self.transport, project)
         self.events = Events(self.transport, project)

@@ -22,7 +22,8 @@ RESUME_PAUSES_S = (
     1.0,
     2.0,
     4.0,
-)  # between the tries to take up a stream again: a restart takes about 1 s
+    *(5.0,) * 10,
+)  # between the tries to take up a stream again: a restart takes about 1 s, and one by hand is waited for a minute
 
 
 class Kind(NamedTuple):
@@ -161,6 +162,7 @@ def follow(
         if pause_s is None or not heard:
             raise broken
         transport.pause(pause_s)
+        transport.find_again()
 
 
 def post(transport: Transport, path: str, body: object, *, key: str | None = None, repeatable: bool = False) -> Any:

@@ -308,10 +308,23 @@ class Transport:
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
             raise InvalidInput("the token holds characters that no token has", hint="Copy it again, without line ends.")
         self.pause = pause
+        self.locate: Callable[[], tuple[str, str | None, str | None] | None] = _nowhere_else
         self._context = tls_context(ca) if self.address.scheme == "https" else None
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: WeakSet[Connection] = WeakSet()
+
+    def find_again(self) -> None:
+        """Turns to where ``locate`` says (URL, token, certificate) that the server is now, if it says anything."""
+        place = self.locate()
+        if place is None:
+            return
+        url, self.token, ca = place
+        address = parse_url(url)
+        self._context = tls_context(ca) if address.scheme == "https" else None
+        if address != self.address:
+            self.address = address
+            self._local = threading.local()
 
     @property
     def tls(self) -> SSLContext | None:
@@ -499,6 +512,10 @@ def _open(sock: socket.socket, place: Any, host: str, context: SSLContext | None
     except BaseException:
         sock.close()
         raise
+
+
+def _nowhere_else() -> None:
+    """For a server whose address was given: it is where it was."""
 
 
 def _pieces(body: Body) -> Iterator[bytes]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import NotFound, PenstockError, Unavailable
 from penstock.base.quantities import format_duration, format_time, parse_time
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.client.client import Client
     from penstock.client.verb import Live
 
+PATIENCE_S = 2.0  # a job that waits longer says why
 _ENDING_S = 30.0  # the log has ended: how long the job's own end may take to follow
 
 
@@ -38,61 +41,148 @@ def follow_new(call: Invocation, job: Resource) -> int:
 def follow(call: Invocation, job: Resource) -> Resource:
     """Shows the log until the job has ended; answers the job as it is then."""
     live = call.output.live()
-    watcher = Watcher(call.client, job, live)
+    told = not sys.stderr.isatty()  # a terminal has the bar, which says it
+    watcher = Watcher(call.client, job, live, Waiting(call.output.note) if told else None)
     watcher.start()
     try:
         if call.output.format == "table" and not job.spec.get("array"):
-            _show_log(call.client, job, live, watcher)
+            show_log(call.client, watcher, live.write)
             watcher.join(_ENDING_S)
         while watcher.is_alive():
             watcher.join(1.0)  # in slices: Ctrl-C is seen between them
+    except Unavailable as error:
+        raise _goes_on(job, error) from error
     finally:
+        watcher.close()
         live.close()
+    if isinstance(watcher.error, Unavailable):
+        raise _goes_on(job, watcher.error)
     if watcher.error is not None:
         raise watcher.error
     return watcher.job
 
 
+def follow_log(call: Invocation, name: str, options: Mapping[str, Any]) -> None:
+    """``logs -f``: the log until the job's end, whatever becomes of the server meanwhile."""
+    job = Resource(name=name, project=call.settings.project)
+    watcher = Watcher(call.client, job, None, Waiting(call.output.note))
+    watcher.start()
+    try:
+        show_log(call.client, watcher, call.output.raw, options)
+    finally:
+        watcher.close()
+
+
+def _goes_on(job: Resource, error: Unavailable) -> Unavailable:
+    return Unavailable(
+        f"{error.message}; the job goes on: penstock logs -f {job.name}",
+        hint="Follow it once the server is back: `penstock up` starts it again.",
+    )
+
+
+class Waiting:
+    """Tells why a job has not begun: once it has waited a while, and whenever the reason changes."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._text = self._said = ""
+        self._due = False
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+
+    def see(self, job: Resource) -> None:
+        with self._lock:
+            self._text = f"job {job.name} waits: {why_column(job, 0.0)}" if job.phase == "Pending" else ""
+            if self._text and self._timer is None:
+                self._timer = threading.Timer(PATIENCE_S, self._say)
+                self._timer.daemon = True
+                self._timer.start()
+        if self._due:
+            self._say()
+
+    def _say(self) -> None:
+        with self._lock:
+            self._due = True
+            if self._text and self._text != self._said:
+                self._said = self._text
+                self._note(self._text)
+
+    def close(self) -> None:
+        with self._lock:
+            self._text = ""
+            if self._timer is not None:
+                self._timer.cancel()
+
+
 class Watcher(threading.Thread):
     """Keeps ``job`` as the server last told it, and the bar with it; ends when the job has."""
 
-    def __init__(self, client: Client, job: Resource, live: Live) -> None:
+    def __init__(self, client: Client, job: Resource, live: Live | None, waiting: Waiting | None = None) -> None:
         super().__init__(daemon=True)
         self.job = job
         self.error: PenstockError | None = None
         self._client = client
         self._live = live
+        self._waiting = waiting
 
     def run(self) -> None:
         try:
             for job in self._client.jobs.watch(self.job.name, project=self.job.project):
                 self.job = job
-                if not is_final(job):
+                if self._waiting is not None:
+                    self._waiting.see(job)
+                if self._live is not None and not is_final(job):
                     self._live.show(bar(job))
         except PenstockError as error:
             self.error = error
 
+    def close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
 
-def _show_log(client: Client, job: Resource, live: Live, watcher: Watcher) -> None:
-    """Writes the log as it comes. A stream that breaks off is taken up where it was, to the second."""
-    since: float | None = None
-    pauses = iter(RESUME_PAUSES_S)
+
+def show_log(
+    client: Client, watcher: Watcher, write: Callable[[bytes], None], options: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the log as it comes. A stream that breaks off is taken up where it was, for a minute.
+
+    Raises Unavailable where the server does not come back, and at once where it was never heard.
+    """
+    job, asked = watcher.job, {**(options or {}), "follow": True}
+    pauses, begun = iter(RESUME_PAUSES_S), options is None
     while True:
+        broken: Unavailable | None = None
         try:
-            with client.jobs.logs(job.name, project=job.project, follow=True, since=format_time(since)) as log:
+            with client.jobs.logs(job.name, project=job.project, **asked) as log:
+                begun = True
                 for chunk in log:
-                    since, pauses = time.time(), iter(RESUME_PAUSES_S)
-                    live.write(chunk)
-            return
+                    asked |= {"since": format_time(time.time()), "tail": None}
+                    pauses = iter(RESUME_PAUSES_S)
+                    write(chunk)
+            if asked.get("attempt") is not None:
+                return
         except NotFound:
-            return  # deleted meanwhile; the watcher says so
+            if begun and options is None:
+                return  # deleted meanwhile; the watcher says so
+            raise
         except Unavailable as error:
-            pause_s = next(pauses, None)
-            if pause_s is None:
-                raise
-            watcher.join(pause_s)
-            if not watcher.is_alive() and watcher.error is not None:
-                raise watcher.error from error
+            broken = error
+        pause_s = next(pauses, None)
+        if broken is not None and not begun:
+            raise broken
+        if pause_s is None:
+            lost = broken or watcher.error
+            if not isinstance(lost, Unavailable):
+                return
+            raise lost if options is None else _goes_on(job, lost)
+        # A log that came to its end is the whole log only where the job has ended too: a server that stops ends both.
+        watcher.join(pause_s if broken is not None else max(pause_s, 1.0))
+        if not watcher.is_alive():
+            if watcher.error is None:
+                return
+            if not isinstance(watcher.error, Unavailable):
+                raise watcher.error
+        client.transport.find_again()
 
 
 def _work_in(call: Invocation, job: Resource) -> int:

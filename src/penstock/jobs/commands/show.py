@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penstock.base.errors import PenstockError
+from penstock.base.errors import InvalidInput, PenstockError
 from penstock.client.verb import Invocation, Verb
+from penstock.jobs.commands.follow import follow_log
 from penstock.jobs.commands.view import because
 
 if TYPE_CHECKING:
@@ -25,10 +26,29 @@ def _logs(call: Invocation, arguments: Namespace) -> int:
         "timestamps": arguments.timestamps or None,
         "raw": arguments.raw or None,
     }
+    if call.output.format != "table":
+        raise InvalidInput("a log is plain text", hint="Leave out --output.")
+    if arguments.tail is not None and arguments.tail < 0:
+        raise InvalidInput(f"--tail {arguments.tail}: write a number of lines, 0 or more")
+    if arguments.follow:
+        follow_log(call, arguments.job, options)
+        return 0
+    empty = True
     with call.client.jobs.logs(arguments.job, **options) as log:
         for chunk in log:
+            empty = False
             call.output.raw(chunk)
+    if empty:
+        _note_of_none(call, arguments.job)
     return 0
+
+
+def _note_of_none(call: Invocation, name: str) -> None:
+    """Where there is no log because nothing has run yet: says so, and why."""
+    job = call.client.jobs.get(name)
+    if not job.status.get("attempt") or job.phase == "Pending":
+        cause = because(job.reason, job.status.get("message"), job.phase)
+        call.output.note(f"job {name} has no log yet: {job.phase}" + (f" ({cause})" if cause else ""))
 
 
 def _logs_arguments(parser: ArgumentParser) -> None:

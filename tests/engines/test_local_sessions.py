@@ -133,10 +133,13 @@ def test_a_session_ends_with_its_job(local: Local) -> None:
 def test_what_cannot_be_started_is_said(local: Local) -> None:
     async def body(world: World) -> None:
         launch = await ready(world, "sleep", "300")
-        for command, tty in ((("no-such-command",), False), (("/etc/passwd",), True)):
-            with pytest.raises(Conflict, match=command[0]):
-                async with entered(world, launch, *command, tty=tty):
-                    pass
+        with pytest.raises(NotFound) as unknown:
+            async with entered(world, launch, "no-such-command"):
+                pass
+        assert unknown.value.message == "'no-such-command' was not found in the job's environment"
+        with pytest.raises(Conflict, match="/etc/passwd"):
+            async with entered(world, launch, "/etc/passwd", tty=True):
+                pass
         with pytest.raises(Conflict, match="node-7"):
             async with entered(world, launch, "true", node="node-7"):
                 pass
@@ -157,11 +160,12 @@ def test_only_the_jobs_own_ports_are_reached(local: Local) -> None:
                 await session.close_input()
                 assert await everything(session) == word.upper()
         with socket.create_server(("127.0.0.1", 0)) as foreign:
-            with pytest.raises(Conflict, match="another program"):
+            told = rf"nothing in the job listens on port {foreign.getsockname()[1]} \(yet\); another program"
+            with pytest.raises(Conflict, match=told):
                 async with entered(world, launch, port=foreign.getsockname()[1]):
                     pass
             free = foreign.getsockname()[1]
-        with pytest.raises(Conflict, match="nothing listens"):
+        with pytest.raises(Conflict, match=r"nothing in the job listens on port \d+ \(yet\)$"):
             async with entered(world, launch, port=free):
                 pass
 

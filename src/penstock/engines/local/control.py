@@ -47,7 +47,11 @@ class Attempt(Protocol):
 
 
 class Refusal(Exception):
-    """What the asker is told."""
+    """What the asker is told; ``missing`` when what was named is not there."""
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class Connection:
@@ -146,7 +150,7 @@ class Control:
         try:
             operation(self, connection, request)
         except Refusal as refusal:
-            connection.answer(error=str(refusal))
+            connection.answer(error=str(refusal), missing=refusal.missing)
         except (KeyError, TypeError, ValueError, OSError) as error:
             connection.answer(error=f"{request['op']} failed: {error}")
 
@@ -193,10 +197,9 @@ class Control:
         """Connect to a port on which a process of the job listens; nobody else's may be reached."""
         port = int(request["port"])
         inodes = procs.listeners(port)
-        if not inodes:
-            raise Refusal(f"nothing listens on port {port} on this node")
-        if not procs.owns_socket(self.attempt.ranks.members(), inodes):
-            raise Refusal(f"port {port} belongs to another program, not to this job")
+        if not inodes or not procs.owns_socket(self.attempt.ranks.members(), inodes):
+            other = "; another program of this machine does" if inodes else ""
+            raise Refusal(f"nothing in the job listens on port {port} (yet){other}")
         link = _connect(port)
         connection.answer((link.fileno(),), ok=True)
         link.close()
@@ -238,7 +241,7 @@ class Control:
         with open(errors, "rb") as file:
             text = file.read()
         if text:
-            raise Refusal(json.loads(text)["message"])
+            raise _not_started(argv[0], json.loads(text))
         return pid
 
     def _group(self, node: str | None) -> int:
@@ -280,6 +283,13 @@ class Control:
         "port": _port,
         "exec": _exec,
     }
+
+
+def _not_started(program: str, failure: dict[str, str]) -> Refusal:
+    missing = failure["reason"] == "CommandNotFound"
+    if missing and failure["message"].startswith(f"{program!r} was not found"):  # not: its interpreter was not
+        return Refusal(f"{program!r} was not found in the job's environment", missing=True)
+    return Refusal(failure["message"], missing=missing)
 
 
 def _resize(terminal: int, cols: int, rows: int) -> None:

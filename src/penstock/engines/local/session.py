@@ -135,7 +135,7 @@ def _shut_down(fd: int) -> None:
 
 
 async def open_session(run_dir: str, request: SessionRequest) -> LocalSession:
-    """Raises NotFound when the attempt does not run, Conflict with the supervisor's reason when it refuses."""
+    """Raises NotFound when the attempt does not run or the program is not there, Conflict with the supervisor's reason when it refuses."""
     link = Link.connect(run_dir)
     if link is None:
         raise NotFound("the job is not running: there is nothing to enter")
@@ -145,6 +145,10 @@ async def open_session(run_dir: str, request: SessionRequest) -> LocalSession:
         else:
             words = {"command": list(request.command), "cols": request.cols, "rows": request.rows, "node": request.node}
             answer, fds = await link.ask({"op": "exec", "tty": request.tty, **words})
+        if answer.get("missing"):
+            raise NotFound(
+                str(answer["error"]), hint="Name the program by its path, or enter with `sh` and look for it."
+            )
         if "error" in answer:
             raise Conflict(str(answer["error"]), hint="See `penstock describe` for what the job runs and where.")
     except BaseException:

@@ -256,3 +256,21 @@ def test_a_current_folder_that_was_deleted(cli: Cli, empty_folder: Path, words: 
     ran = cli(*words)
     assert ran.code == 2
     assert "the current folder cannot be found" in ran.err
+
+
+def test_the_servers_complaints_name_the_flags(server: StandIn, cli: Cli) -> None:
+    paths = ["body.spec.procs", "body.spec.resources.cpus", "body.name", "body.spec.depends_on[0].job", "body.x"]
+    details = [{"path": path, "message": "is wrong", "line": None} for path in paths]
+    server.answers[f"POST {JOBS}"] = problem(422, "InvalidInput", "5 things are wrong", details=details)
+    ran = cli("run", "--", "x")
+    assert ran.code == 2
+    named = [line.strip().partition(":")[0] for line in ran.err.splitlines()[1:6]]
+    assert named == ["--procs", "--cpus", "--name", "--depends-on", "body.x"]
+
+
+@pytest.mark.parametrize("gpus", ["1:H100:x", "1:", "x"])
+def test_gpus_are_a_number_and_a_model(server: StandIn, cli: Cli, gpus: str) -> None:
+    ran = cli("run", "--gpus", gpus, "--", "x")
+    assert ran.code == 2
+    assert f"--gpus {gpus!r}" in ran.err
+    assert server.requests == []

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock.base.errors import Conflict
 from penstock.base.settings import Settings
+from penstock.jobs.commands import session
 from tests.cli.conftest import Cli
 from tests.client.standin import Reply, StandIn, job, problem, sse
 
@@ -226,3 +228,31 @@ def test_flags_of_every_verb_stand_anywhere(server: StandIn, cli: Cli, settings:
         [f"--url={server.url}", "-o", "json", "get", "--project=vis", "digits"],
     ):
         assert json.loads(cli(*argv, settings=nobody).out)["name"] == "digits"
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_get_refuses_a_limit_of_none(server: StandIn, cli: Cli, limit: str) -> None:
+    ran = cli("get", "-n", limit)
+    assert ran.code == 2
+    assert f"--limit {limit}" in ran.err
+    assert server.requests == []
+
+
+def test_get_of_no_project(server: StandIn, cli: Cli) -> None:
+    server.answers["GET /api/v1/jobs"] = Reply(body={"items": [], "next_cursor": None})
+    projects = [{"kind": "Project", "name": "empty"}]
+    server.answers["GET /api/v1/projects"] = Reply(body={"items": projects, "next_cursor": None})
+    ran = cli("get", "--project", "nope")
+    assert ran.code == 4
+    assert "there is no project 'nope'" in ran.err
+    assert cli("get", "--project", "empty").code == 0
+
+
+def test_exec_of_an_unknown_program(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise Conflict("'nope' was not found on PATH (/usr/bin:/bin): check the spelling")
+
+    monkeypatch.setattr(session, "_attach", refused)
+    ran = cli("exec", "digits", "--", "nope")
+    assert (ran.code, ran.err) == (127, "error: 'nope' was not found in the job\n")
+    assert cli("exec", "digits", "--", "other").code == 5

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penstock.base.errors import NotFound, PenstockError
+from penstock.base.errors import InvalidInput, NotFound, PenstockError
 from penstock.client.verb import Column, Invocation, Verb
 from penstock.jobs.commands import view
 
@@ -40,6 +40,8 @@ _KINDS = {form: kind for kind in LISTINGS for form in (kind, f"{kind}s")}
 
 
 def _get(call: Invocation, arguments: Namespace) -> int:
+    if arguments.limit < 1:
+        raise InvalidInput(f"--limit {arguments.limit}: write a number, 1 or more")
     kind, names = _kind_and_names(arguments.what)
     listing = LISTINGS[kind]
     columns: Sequence[Column] = getattr(import_module(listing.module), listing.columns)
@@ -69,7 +71,15 @@ def _rows(call: Invocation, kind: str, collection: Collection, arguments: Namesp
         return list(collection.list()), False
     project = None if arguments.all_projects else call.settings.project
     found = list(collection.list(most=arguments.limit + 1, project=project, phase=arguments.phase, q=arguments.query))
+    if not found and project is not None and project != "default":
+        _must_exist(call, project)
     return found[: arguments.limit], len(found) > arguments.limit
+
+
+def _must_exist(call: Invocation, project: str) -> None:
+    """Raises NotFound: an empty list would hide a name that was mistyped."""
+    if all(known.name != project for known in call.client.projects.list()):
+        raise NotFound(f"there is no project {project!r} that you may see", hint="`penstock get projects` lists them.")
 
 
 def _named(call: Invocation, kind: str, collection: Collection, names: Sequence[str], columns: Sequence[Column]) -> int:

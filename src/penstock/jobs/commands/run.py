@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from penstock.base.errors import InvalidInput
+from penstock.base.errors import InvalidInput, Problem
 from penstock.client.kinds import new_key
 from penstock.client.snapshot import absolute, take
 from penstock.client.verb import Invocation, Verb, pairs
@@ -27,6 +27,23 @@ _PLAIN = (  # what goes into the spec as it stands
     "grace_period",
     "idle_timeout",
     "priority",
+)
+
+_FLAGS = {"gpu_model": "gpus", "labels": "label", "modules": "module"}  # fields whose flags have other names
+_NAMED = (
+    "name",
+    "cpus",
+    "memory",
+    "gpus",
+    "env",
+    "workdir",
+    "venv",
+    "conda",
+    "image",
+    "module",
+    "depends_on",
+    "array",
+    "label",
 )
 
 
@@ -85,7 +102,10 @@ def run(call: Invocation, arguments: Namespace) -> int:
         else:
             del spec["workdir"]  # it is empty: the job's own empty folder is as good, and surely its user's
     key = arguments.idempotency_key or new_key()
-    job = jobs.create(spec, name=arguments.name, labels=pairs(arguments.label, "--label"), key=key)
+    try:
+        job = jobs.create(spec, name=arguments.name, labels=pairs(arguments.label, "--label"), key=key)
+    except InvalidInput as error:
+        raise _in_flags(error) from error
     if not arguments.detach:
         return _followed(call, job)
     if call.output.format == "table":
@@ -95,6 +115,19 @@ def run(call: Invocation, arguments: Namespace) -> int:
     else:
         call.output.document(job)
     return 0
+
+
+def _in_flags(error: InvalidInput) -> InvalidInput:
+    """The server's complaint, with the flags that were written in the place of the API's paths."""
+    details = [Problem(_flag(problem.path), problem.message, problem.line) for problem in error.details]
+    return InvalidInput(error.message, details=details, hint=error.advice)
+
+
+def _flag(path: str) -> str:
+    parts = path.removeprefix("body.").removeprefix("spec.").removeprefix("resources.").removeprefix("environment.")
+    field = parts.partition(".")[0].partition("[")[0]
+    name = _FLAGS.get(field, field)
+    return f"--{name.replace('_', '-')}" if name in _PLAIN or name in _NAMED else path
 
 
 def _followed(call: Invocation, job: Resource) -> int:
@@ -151,7 +184,7 @@ def _gpus(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     count, _, model = text.partition(":")
-    if not count.isdigit():
+    if not count.isdigit() or ":" in model or text.endswith(":"):
         raise InvalidInput(f"--gpus {text!r}: write a number, or a number and a model (2:H100)")
     return {"gpus": int(count)} | ({"gpu_model": model} if model else {})
 

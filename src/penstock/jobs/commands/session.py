@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from penstock.base.errors import InvalidInput
+from penstock.base.errors import InvalidInput, PenstockError
 from penstock.client.verb import Invocation, Verb
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from penstock.client.session import Terminal
 
+NOT_FOUND = 127  # as shells say that there is no such program
 _CHUNK = 32 << 10
 _SHELL = ["/bin/sh", "-c", "command -v bash > /dev/null && exec bash; exec sh"]
 
@@ -41,7 +42,14 @@ def _exec(call: Invocation, arguments: Namespace) -> int:
         raise InvalidInput(
             "no command was given", hint=f"Write it behind --: penstock exec {arguments.job} -- nvidia-smi"
         )
-    return _attach(call, arguments.job, arguments.command, with_tty=arguments.tty)
+    try:
+        return _attach(call, arguments.job, arguments.command, with_tty=arguments.tty)
+    except PenstockError as error:
+        said = f"{arguments.command[0]!r} was not found"
+        if said not in error.message:
+            raise
+        call.output.note(f"error: {said} in the job")
+        return NOT_FOUND
 
 
 def _attach(call: Invocation, job: str, command: list[str], *, with_tty: bool, project: str | None = None) -> int:

@@ -165,6 +165,9 @@ def test_folders_and_environments_that_cannot_be_used(local: Local, data: Path) 
         assert (missing.reason, f"{data}/nowhere" in missing.message) == ("WorkdirMissing", True)
         no_venv = await world.run("true", environment={"venv": venv})
         assert (no_venv.reason, f"{venv}/bin/python" in no_venv.message) == ("EnvironmentMissing", True)
+        no_conda = await world.run("true", environment={"conda": "nope"})
+        assert no_conda.reason == "EnvironmentMissing"
+        assert "there is no conda environment 'nope'" in no_conda.message
         if ROOT:
             shut = await world.run("true", workdir=f"{closed}/inner")
             assert (shut.reason, closed in shut.message) == ("WorkdirMissing", True)
@@ -263,6 +266,13 @@ def test_modules_are_loaded_by_a_login_shell(local: Local, data: Path) -> None:
         launch = await world.begin("sh", "-c", "echo $LOADED", wait=False, env=env, environment={"modules": ["gcc/12"]})
         await world.end_of(launch)
         assert (await world.log(launch)).endswith("gcc/12\n")
+        lacking = await world.run("true", env=env, environment={"modules": ["nope"]})
+        assert (lacking.reason, "module load nope" in lacking.message) == ("EnvironmentMissing", True)
+        write(data / ".bash_profile", "unset -f module\n")
+        bare = await world.run("true", env=env, environment={"modules": ["gcc/12"]})
+        assert (bare.reason, "no command `module`" in bare.message) == ("EnvironmentMissing", True)
+        plain = await world.run("sh", "-c", "exit 213")
+        assert (plain.reason, plain.exit_code) == ("Failed", 213)
 
     local(body)
 

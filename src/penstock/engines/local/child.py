@@ -178,6 +178,10 @@ def _execute(start: Start) -> None:
     whose = f"the user {start.who.name}" if start.who else "this user"
     for path in start.needs:
         if not os.access(path, os.X_OK):
+            conda = start.env.get("CONDA_PREFIX", "")
+            if conda and "/" not in conda:
+                why = f"there is no conda environment {conda!r} on this node: name it by its folder"
+                raise LaunchError("EnvironmentMissing", why)
             raise LaunchError("EnvironmentMissing", _unreachable(path, whose))
     try:
         os.chdir(start.cwd)

@@ -6,6 +6,8 @@ import os
 import signal
 from typing import Any, Protocol
 
+from penstock.engines.local import environment
+
 _TOGETHER_S = 0.1  # ranks that fail within this of the first may have failed because of it
 
 
@@ -100,6 +102,9 @@ class Ending:
         if stuck:
             message += f"; {stuck} of its processes cannot be killed (stuck in the kernel)"
         code, number = (failure.exit_code, failure.signal) if failure else ranks.plain_exit()
+        modules = self._launch["environment"].get("modules") or ()
+        if reason == "Failed" and (missing := environment.missing_module(modules, code)):
+            reason, message, code = "EnvironmentMissing", missing, 127
         return {
             "reason": reason,
             "message": message,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.base.errors import Problem
 
+# How the wrapper around a command with modules ends before the command starts; codes that programs hardly use.
+NO_MODULE_SYSTEM, NO_MODULE = 213, 214
 _CONTAINERS = ("apptainer", "singularity")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What a job may know of the server's own environment: where things lie and how to print, nothing secret.
@@ -66,8 +68,20 @@ def prepare(environment: Mapping[str, Any], base: Mapping[str, str], *, folders:
 
 def _load_modules(modules: tuple[str, ...]) -> tuple[str, ...]:
     """A login shell defines ``module``; names are arguments, never shell text."""
-    script = 'n=$1; shift; module load "${@:1:n}" || exit 127; shift "$n"; exec "$@"'
+    script = (
+        f"type module >/dev/null 2>&1 || exit {NO_MODULE_SYSTEM}; n=$1; shift; "
+        f'module load "${{@:1:n}}" || exit {NO_MODULE}; shift "$n"; exec "$@"'
+    )
     return ("/bin/bash", "-lc", script, "modules", str(len(modules)), *modules)
+
+
+def missing_module(modules: Sequence[str], exit_code: int | None) -> str | None:
+    """What a command's exit says of the modules that it was to have; None when it says nothing."""
+    if modules and exit_code == NO_MODULE_SYSTEM:
+        return f"there is no command `module` on this node to load {', '.join(modules)}: install Lmod or leave them out"
+    if modules and exit_code == NO_MODULE:
+        return f"`module load {' '.join(modules)}` failed: the log says why; `module avail` lists what there is"
+    return None
 
 
 def container() -> str | None:

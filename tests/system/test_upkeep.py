@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,8 +50,12 @@ def test_a_damaged_backup_changes_nothing(house: House, tmp_path: Path) -> None:
     name = house.run(["true"])
     house.ended(name)
     house.cli("backup", str(tmp_path / "b.zip"))
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        entry = archive.getinfo("tables/jobs.jsonl")
     data = bytearray((tmp_path / "b.zip").read_bytes())
-    data[len(data) // 2] ^= 1
+    data[entry.header_offset + 30 + len(entry.filename) + entry.compress_size // 2] ^= (
+        1  # in the packed rows themselves
+    )
     (tmp_path / "b.zip").write_bytes(data)
     assert house.cli("restore", str(tmp_path / "b.zip"), code=None).returncode != 0
     assert house.phase(name) == "Succeeded"

@@ -1,4 +1,4 @@
-"""Words that every room shares: references, conditions, actors, plans."""
+"""Words that every room shares: references, conditions, actors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.base.quantities import format_time
-from penstock.base.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,6 @@ class Actor:
     unix_user: str | None = None
 
 
-SYSTEM = Actor("system", "admin")
-
-
 @dataclass(frozen=True, slots=True)
 class Condition:
     """As Kubernetes has them: a type, True / False / Unknown, and why since when (epoch seconds)."""
@@ -54,27 +50,3 @@ class Condition:
             "message": self.message,
             "last_transition_at": format_time(self.since),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One step of a plan: what (``verb``), on what (``subject``), why, and for people ``message``."""
-
-    verb: str
-    subject: str
-    reason: Reason
-    message: str = ""
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.verb} {self.subject}: {self.reason}" + (f" ({self.message})" if self.message else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Immutable, ordered actions. Printable for ``--dry-run``, comparable in golden tests."""
-
-    actions: tuple[Action, ...] = ()
-
-    def lines(self) -> list[str]:
-        return [str(action) for action in self.actions]

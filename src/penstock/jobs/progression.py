@@ -225,6 +225,10 @@ def gather(tx: Tx, parent: Row[Any]) -> Effects:
     if parent.cancelled_by is None:
         effects.freed = _fill_slots(tx, parent, sum(n for p, n in counts.items() if p not in FINAL))
     phase, reason, message = array_phase(counts)
+    if parent.phase in FINAL:
+        return effects
+    if parent.phase == Phase.STOPPING and phase not in FINAL:
+        phase = Phase.STOPPING  # cancelled, and its tasks still run their grace
     if phase != parent.phase:
         final: dict[str, Any] = {"finished_at": tx.now} if phase in FINAL else {}
         if phase is not Phase.PENDING and parent.started_at is None:

@@ -15,7 +15,7 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_memory, format_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Condition
-from penstock.jobs import admission, progression, submit
+from penstock.jobs import admission, progression
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, jobs
@@ -312,11 +312,3 @@ def find_attempt(conn: Connection, row: Row[Any], number: int | None) -> Row[Any
             details=[Problem("attempt", f"there are {row.attempt}: 1 to {row.attempt}" if row.attempt else "none yet")],
         )
     return found
-
-
-def task_parent(conn: Connection, row: Row[Any]) -> str | None:
-    """The name of the array that a task belongs to."""
-    if row.array_of is None:
-        return None
-    parent = submit.by_id(conn, row.array_of)
-    return parent.name if parent is not None else None

@@ -9,13 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from penstock.base.errors import InvalidInput, Problem
+from penstock.base.errors import InvalidInput
 from penstock.base.ids import check_name
 from penstock.base.routes import Call, Endpoint
 from penstock.jobs import apply, queries, series, streams, submit
 from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobSpec
-from penstock.jobs.state import FINAL
 from penstock.store import events, idempotency
 from penstock.store.events import EventRow
 from penstock.store.store import Tx
@@ -229,9 +228,3 @@ class _Routes:
         rows = await self.room.store.read(lambda conn: queries.attempt_rows(conn, row.id))
         points = [point for r in rows for point in self.room.engine.logs(r.run_dir).progress()]
         return series.summarize(points)
-
-
-def require_unfinished(row: Any) -> None:
-    """Raise for a job that has ended: there is no allocation to go into."""
-    if row.phase in FINAL:
-        raise InvalidInput(f"job {row.name!r} has ended", details=[Problem("name", f"its phase is {row.phase}")])

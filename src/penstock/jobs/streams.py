@@ -25,7 +25,6 @@ from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
 
 WATCH_S = 10.0  # a look at the row even when nothing was heard: another server's changes on PostgreSQL
-EXEC_FRAME = 1 << 16
 
 
 class LogQuery(BaseModel):

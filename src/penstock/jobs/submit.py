@@ -18,7 +18,7 @@ from penstock.base.ids import new_id
 from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.jobs.spec import JobSpec
-from penstock.jobs.state import ACTIVE, FINAL, Phase
+from penstock.jobs.state import ACTIVE, FINAL, Phase, may_follow
 from penstock.jobs.tables import attempts, dependencies, jobs
 from penstock.store.store import Tx
 
@@ -61,7 +61,9 @@ def update(tx: Tx, job_id: str, **values: Any) -> None:
 
 
 def move(tx: Tx, row: Row[Any], phase: Phase, reason: str, message: str, **values: Any) -> None:
-    """Set a job's phase; the time is kept only when the phase is another."""
+    """Set a job's phase; its time is kept while the phase stays. Raises RuntimeError for a step that is not in the table."""
+    if not may_follow(Phase(row.phase), phase):
+        raise RuntimeError(f"job {row.id} cannot go from {row.phase} to {phase} ({reason})")
     if row.phase != phase:
         values["phase_at"] = tx.now
     update(tx, row.id, phase=phase, reason=reason, message=message, **values)

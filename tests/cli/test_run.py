@@ -214,7 +214,11 @@ def test_ctrl_c_lets_go_and_says_how_to_follow_and_to_cancel(server: StandIn, em
     attached(server, [], job())
     server.answers[f"GET {JOBS}/digits/logs"] = log
     server.answers[f"GET {JOBS}/digits/watch"] = log
-    code = "import sys; from penstock.app import main; sys.exit(main(['run', '--', 'x']))"
+    code = (
+        # Whoever runs the tests in the background may have them ignore SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "import sys; from penstock.app import main; sys.exit(main(['run', '--', 'x']))"
+    )
     environ = {"PATH": os.environ["PATH"], "PENSTOCK_URL": server.url, "PENSTOCK_TOKEN": "pk_t"}
     with subprocess.Popen(
         [sys.executable, "-c", code],

@@ -19,9 +19,17 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# Whoever runs the tests in the background may have them ignore SIGINT, which a child would inherit.
+HEARS_CTRL_C = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0]);"
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tools" / "demo.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-c", HEARS_CTRL_C, str(ROOT / "tools" / "demo.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}, start_new_session=True,
     )  # fmt: skip
 

@@ -17,8 +17,8 @@ from penstock.jobs import submit
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling.plan import plan
-from penstock.scheduling.state import Admit, Decision, NodeState, Wait, Workload
+from penstock.scheduling.old.plan import plan
+from penstock.scheduling.old.state import Admit, Decision, NodeState, Wait, Workload
 from penstock.store.store import Tx
 
 PAGE = 32

@@ -16,8 +16,8 @@ from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobDocument, JobSpec
 from penstock.jobs.state import FINAL
 from penstock.jobs.yaml import MAX_BYTES, parse_jobs
-from penstock.scheduling.plan import plan
-from penstock.scheduling.state import Workload
+from penstock.scheduling.old.plan import plan
+from penstock.scheduling.old.state import Workload
 from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
 

@@ -19,8 +19,8 @@ from penstock.jobs import admission, progression
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling.plan import explain
-from penstock.scheduling.state import Wait
+from penstock.scheduling.old.plan import explain
+from penstock.scheduling.old.state import Wait
 
 AnyRow = Row[Any] | SimpleNamespace  # a job's row, read or just written
 _GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}

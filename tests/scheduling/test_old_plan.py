@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.base.reasons import Reason
-from penstock.scheduling.plan import place, plan
-from penstock.scheduling.state import NodeState, Workload
+from penstock.scheduling.old.plan import place, plan
+from penstock.scheduling.old.state import NodeState, Workload
 
 GIB = 1 << 30
 

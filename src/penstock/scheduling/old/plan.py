@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from penstock.base.quantities import format_memory
 from penstock.base.reasons import Reason
-from penstock.scheduling.state import Admit, Decision, NodeState, Share, Wait, Workload
+from penstock.scheduling.old.state import Admit, Decision, NodeState, Share, Wait, Workload
 
 _EPSILON = 1e-9  # shares of a core are floats: 10 x 0.1 must fit on one core
 

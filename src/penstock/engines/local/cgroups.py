@@ -32,12 +32,17 @@ def _write(path: str, text: str) -> None:
 
 
 class Layout:
-    """Where on this machine each duty can be done. ``limits`` maps a controller to the folder of its groups."""
+    """Where on this machine each duty can be done. ``limits`` maps a controller to the folder of its groups; ``homes``
+    maps such a folder to the group that this process is in there.
+    """
 
-    def __init__(self, unified: str | None, limits: dict[str, str], freezer: str | None) -> None:
+    def __init__(
+        self, unified: str | None, limits: dict[str, str], freezer: str | None, homes: dict[str, str] | None = None
+    ) -> None:
         self.unified = unified
         self.limits = limits
         self.freezer = freezer
+        self.homes = homes or {}
 
     @property
     def contains(self) -> bool:
@@ -54,18 +59,22 @@ def discover(mounts: str = "/proc/self/mounts", own: str = "/proc/self/cgroup") 
     ours = {names: path for _, names, path in (line.split(":", 2) for line in groups.splitlines())}
     unified: str | None = None
     v1: dict[str, str] = {}
+    homes: dict[str, str] = {}
     for line in table.splitlines():
         _, point, kind, options = line.split()[:4]
         if kind == "cgroup2" and unified is None:
             unified = _base(point, ours.get("", "/"))
+            if unified:
+                homes[unified] = point + ours.get("", "/").rstrip("/")
         elif kind == "cgroup":
             for name in (*_CONTROLLERS, "freezer"):
                 if name in options.split(",") and (base := _base(point, _own_v1(ours, name))):
                     v1[name] = base
+                    homes[base] = point + _own_v1(ours, name).rstrip("/")
     limits = {name: v1[name] for name in _CONTROLLERS if name in v1}
     if unified:
         limits.update(dict.fromkeys(_enable(unified), unified))
-    return Layout(unified, limits, v1.get("freezer"))
+    return Layout(unified, limits, v1.get("freezer"), homes)
 
 
 def _own_v1(ours: dict[str, str], controller: str) -> str:
@@ -150,6 +159,22 @@ class Cage:
         """Move the calling process in; what it forks from then on is inside too."""
         for folder in self._folders:
             _write(f"{folder}/cgroup.procs", "0")
+
+    @property
+    def contains(self) -> bool:
+        """Whether all that is inside can be ended at once, and whoever joins can leave again."""
+        return bool(self._folders) and all(os.path.dirname(folder) in self._layout.homes for folder in self._folders)
+
+    def leave(self) -> None:
+        """Move the calling process back out, to where it was; what it started inside stays. An alien group, from which
+        we cannot get out, is given up: what is in it is then ended as anybody's children are.
+        """
+        for folder in self._folders:
+            try:
+                _write(f"{self._layout.homes[os.path.dirname(folder)]}/cgroup.procs", "0")
+            except OSError:
+                self._folders = []
+                return
 
     def pids(self) -> list[int] | None:
         """Who is inside; None when no group is there to tell."""

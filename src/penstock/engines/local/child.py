@@ -16,11 +16,12 @@ import resource
 import shlex
 import termios
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from penstock.engines.local import kernel
 from penstock.engines.local.cgroups import Cage
 
+T = TypeVar("T")
 REPORT_FD = 3  # of processes that the supervisor starts itself
 _SHELL = "/bin/sh"
 
@@ -32,6 +33,7 @@ class LaunchError(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.exit_code = 126 if reason == "NotExecutable" else 127  # as shells have it
 
 
 class Identity:
@@ -46,6 +48,12 @@ class Identity:
         self.groups: list[int] = found["groups"]
         self.home: str = found["home"]
         self.shell: str = found["shell"]
+
+    def appear(self) -> None:
+        """Only the real ids and the groups, which access(2) asks about; the effective ones can still make folders."""
+        os.setgroups(self.groups)
+        os.setresgid(self.gid, -1, -1)
+        os.setresuid(self.uid, -1, -1)
 
     def become(self) -> None:
         """For good: real, effective and saved ids, and the user's groups."""
@@ -120,7 +128,7 @@ def in_child(start: Start, errors: int, body: Callable[[], None]) -> int:
         os._exit(0)
     except LaunchError as error:
         failure = {"reason": error.reason, "message": error.message}
-        code = 126 if error.reason == "NotExecutable" else 127  # as shells have it
+        code = error.exit_code
     except OSError as error:
         failure = {"reason": "LaunchFailed", "message": f"could not start {start.argv[:1]}: {error}"}
     finally:
@@ -145,21 +153,19 @@ def _prepare(start: Start, parent: int) -> None:
     if start.processes is not None:
         _limit_processes(start.processes)
     if start.fallback_home is not None and "HOME" not in start.env:
-        start.home = _home(start.who, start.fallback_home)
+        if start.who is not None:
+            start.who.appear()
+        start.home = home(start.who, start.fallback_home)
     if start.who is not None:
         start.who.become()
     kernel.die_with(parent)
 
 
-def _home(who: Identity | None, fallback: str) -> str:
-    """A folder that is there and writable, since many programs write into it at once."""
-    if who is not None:  # access(2) asks for the real user; with the effective one we can still make a folder
-        os.setgroups(who.groups)
-        os.setresgid(who.gid, -1, -1)
-        os.setresuid(who.uid, -1, -1)
-    home = who.home if who else os.path.expanduser("~")
-    if os.access(home, os.X_OK | os.W_OK):
-        return home
+def home(who: Identity | None, fallback: str) -> str:
+    """A folder that is there and writable, since many programs write into it at once. Called after ``appear``."""
+    usual = who.home if who else os.path.expanduser("~")
+    if os.access(usual, os.X_OK | os.W_OK):
+        return usual
     with contextlib.suppress(FileExistsError):
         os.mkdir(fallback, 0o700)
     if who is not None:
@@ -175,7 +181,17 @@ def _limit_processes(count: int) -> None:
 
 
 def _execute(start: Start) -> None:
-    whose = f"the user {start.who.name}" if start.who else "this user"
+    go_to_work(start)
+    run_program(start, os.execve)
+
+
+def _whose(start: Start) -> str:
+    return f"the user {start.who.name}" if start.who else "this user"
+
+
+def go_to_work(start: Start) -> None:
+    """Enter the job's folder, with the rights of its user. Raises LaunchError where that user cannot."""
+    whose = _whose(start)
     for path in start.needs:
         if not os.access(path, os.X_OK):
             conda = start.env.get("CONDA_PREFIX", "")
@@ -187,8 +203,6 @@ def _execute(start: Start) -> None:
         os.chdir(start.cwd)
     except OSError as error:
         raise LaunchError("WorkdirMissing", _no_folder(start.cwd, error, whose)) from None
-    env = {**_personal(start), **start.env}
-    _exec(start.argv, env, whose)
 
 
 def _personal(start: Start) -> dict[str, str]:
@@ -233,7 +247,9 @@ def _first_closed(path: str) -> str | None:
     return path if os.path.lexists(path) and not os.access(path, os.X_OK) else None
 
 
-def _exec(argv: list[str], env: dict[str, str], whose: str) -> None:
+def run_program(start: Start, run: Callable[[str, list[str], dict[str, str]], T]) -> T:
+    """Look for the program on the job's PATH and ``run`` it (execve, or what spawns). Raises LaunchError."""
+    argv, env, whose = start.argv, {**_personal(start), **start.env}, _whose(start)
     name = argv[0]
     path = env.get("PATH") or os.defpath
     candidates = [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in path.split(":")]
@@ -242,7 +258,7 @@ def _exec(argv: list[str], env: dict[str, str], whose: str) -> None:
         if not os.path.isfile(candidate):  # asked first: a failing execve costs fifty times as much
             continue
         try:
-            os.execve(candidate, argv, env)
+            return run(candidate, argv, env)
         except OSError as error:
             refused = refused or (candidate, error)
     if refused is None:

@@ -99,6 +99,7 @@ class Control:
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
+        self.asked = False  # anybody connected at all
         self._listener: socket.socket | None = None
         self._sessions: dict[int, Connection] = {}  # by the pid of the session's process
         self._touched_at = time.monotonic()
@@ -134,6 +135,7 @@ class Control:
             return
         with contextlib.suppress(BlockingIOError):
             link, _ = self._listener.accept()
+            self.asked = True
             uid = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
             if uid in (0, os.geteuid()):
                 Connection(self, link)

@@ -17,10 +17,16 @@ class Loop:
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
-        self._wake, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         signal.signal(signal.SIGCHLD, _ignore)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self._epoll.close()
+        os.close(self._wake)
+        os.close(self._waker)
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call ``ready`` whenever ``fd`` can be read or is at its end."""

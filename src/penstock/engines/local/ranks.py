@@ -9,8 +9,8 @@ import signal
 import time
 from typing import Any, Protocol
 
-from penstock.engines.local import child, folder, procs
-from penstock.engines.local.child import LaunchError
+from penstock.engines.local import child, folder, procs, quick
+from penstock.engines.local.child import LaunchError, Start
 from penstock.engines.local.ending import Failure, root_cause, split
 from penstock.engines.local.logwriter import LogWriter
 from penstock.engines.local.loop import Loop
@@ -111,12 +111,22 @@ class Ranks:
                 report_reader, start.report = self._pipe()
                 env["PENSTOCK_REPORT_FD"] = str(child.REPORT_FD)
                 self.reports.append(Reports(self._loop, report_reader, rank, self._progress))
-            pid = child.spawn(start, errors)
+            main = Main(0, index, rank, self._called(rank, index))
+            self.mains.append(main)
+            main.pid = self._spawn(start, errors, main)
             os.close(writer)
             if start.report is not None:
                 os.close(start.report)
             self._listen(reader, stream)
-            self.mains.append(Main(pid, index, rank, self._called(rank, index)))
+
+    def _spawn(self, start: Start, errors: int, main: Main) -> int:
+        if not (self.plain and quick.can(start)):
+            return child.spawn(start, errors)
+        try:
+            return quick.spawn(start)
+        except LaunchError as error:
+            main.over, main.exit_code, main.at = True, error.exit_code, time.time()
+            raise
 
     def _pipe(self) -> tuple[int, int]:
         """A pipe of which our end does not block and theirs does, owned by the job's user."""
@@ -217,6 +227,11 @@ class Ranks:
             self._listener.happened("RankRestarted", message, restart=restart)
 
     # -- questions
+
+    @property
+    def plain(self) -> bool:
+        """One process, and no launcher: ``finish`` then closes all that was opened for it."""
+        return self._world == 1 and not self._shimmed
 
     def all_over(self) -> bool:
         return all(main.over for main in self.mains)

@@ -1,4 +1,6 @@
-"""The spawner: a lean process, forked before the server imports anything heavy, that forks a supervisor per attempt.
+"""The spawner: a lean process, forked before the server imports anything heavy, that gives every attempt a supervisor.
+
+A supervisor whose attempt ended plainly says so and waits a little for the next; else one is forked.
 
 ``Spawner.fork()`` is the first thing that ``penstock up`` does. Messages to it are 4 bytes of length (big endian) and a
 Launch as JSON; nothing comes back but notes (see notes.py) through one pipe. It ends when the server does; supervisors
@@ -12,6 +14,7 @@ import fcntl
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -26,6 +29,12 @@ from penstock.engines.local.supervisor import supervise
 _LENGTH = struct.Struct(">I")
 _NOTES_BYTES = 1 << 20  # fits pipe-max-size's default
 MAX_FRAME = 16 << 20
+_HANDED = 64 << 10  # frames up to this size fit a socket's buffer, so that handing one over never blocks
+_SPARE = 16  # free supervisors that are kept
+_SPARE_S = 2.0  # and for how long, when nothing happens
+_ATTEMPTS = 100  # that one supervisor sees to: what leaks, leaks no further
+_COLLECT_EVERY = 10
+_ALL_FDS = 1 << 20
 
 
 class Spawner:
@@ -92,8 +101,8 @@ def serve(channel: socket.socket, notes_fd: int) -> None:
     gc.freeze()
     gc.disable()
     channel.setblocking(True)
-    while (frame := _receive(channel)) is not None:
-        nursery.start(frame)
+    while nursery.turn():
+        pass
 
 
 def _leave_starter(keep: set[int]) -> None:
@@ -135,37 +144,131 @@ class Nursery:
         self._channel = channel
         self._notes_fd = notes_fd
         self._layout = layout
-        self._live: dict[int, bytes] = {}
+        self._live: dict[int, bytes | None] = {}  # what each sees to; None: nothing
+        self._links: dict[int, tuple[int, socket.socket]] = {}  # by descriptor: pid and the line to it
+        self._free: list[int] = []  # descriptors of those that see to nothing
+        self._poll = select.epoll()
+        self._poll.register(channel.fileno(), select.EPOLLIN)
+
+    def turn(self) -> bool:
+        """See to what comes next; False when the server has gone."""
+        events = self._poll.poll(_SPARE_S if self._free else -1)
+        if not events:
+            self._dismiss(0)
+        frames = False
+        for fd, _ in events:
+            if fd == self._channel.fileno():
+                frames = True
+            else:
+                self._hear(fd)
+        if not frames:
+            return True
+        frame = _receive(self._channel)
+        if frame is None:
+            return False
+        self.start(frame)
+        return True
+
+    def _hear(self, fd: int) -> None:
+        """A supervisor has ended its attempt and is free, or it is gone."""
+        pid, link = self._links[fd]
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        with contextlib.suppress(ConnectionError):
+            if link.recv(1):
+                if pid in self._live:
+                    self._live[pid] = None
+                self._free.append(fd)
+                fd = -1
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        if fd >= 0:
+            self._drop(fd)
+        self._dismiss(_SPARE)
+
+    def _drop(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        self._links.pop(fd)[1].close()
+        if fd in self._free:
+            self._free.remove(fd)
+
+    def _dismiss(self, keep: int) -> None:
+        """Let go of free supervisors beyond ``keep``: they end when their line does."""
+        for fd in self._free[keep:]:
+            self._drop(fd)
 
     def start(self, frame: bytes) -> None:
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        if not self._hand_over(frame):
+            self._fork(frame)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+    def _hand_over(self, frame: bytes) -> bool:
+        """Give it to a free supervisor. One that dies before it has read it all leaves a run folder that nobody claimed,
+        or one that nothing was started in; it is buried as every supervisor that dies at work.
+        """
+        while self._free and len(frame) <= _HANDED:
+            fd = self._free.pop()
+            pid, link = self._links[fd]
+            if pid not in self._live:
+                continue
+            try:
+                link.sendall(_LENGTH.pack(len(frame)) + frame)
+            except OSError:
+                continue
+            self._live[pid] = frame
+            return True
+        return False
+
+    def _fork(self, frame: bytes) -> None:
+        ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
         except OSError as error:  # no process is free: said, so that it can be tried again
             launch = json.loads(frame)
             message = f"cannot start a supervisor: {error.strerror}"
             Notes(self._notes_fd, launch["attempt_id"]).send("refused", patient=True, message=message)
-            pid = -1
-        if pid == 0:
-            self._become_supervisor(frame)
-        elif pid > 0:
+            ours.close()
+        else:
+            if pid == 0:
+                self._become_supervisor(frame, theirs)
             self._live[pid] = frame
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            self._links[ours.fileno()] = (pid, ours)
+            self._poll.register(ours.fileno(), select.EPOLLIN)
+        theirs.close()
 
-    def _become_supervisor(self, frame: bytes) -> None:
+    def _become_supervisor(self, frame: bytes, line: socket.socket) -> None:
         code = 1
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            self._channel.close()
-            self._live.clear()
+            self._let_go(keep={line.fileno(), self._notes_fd})
             os.setsid()
-            supervise(frame, self._notes_fd, self._layout)
+            for turn in range(1, _ATTEMPTS + 1):
+                if not supervise(frame, self._notes_fd, self._layout) or turn == _ATTEMPTS:
+                    break
+                if turn % _COLLECT_EVERY == 0:
+                    gc.collect()
+                found = _next(line)
+                if found is None:
+                    break
+                frame = found
             code = 0
         except BaseException:  # the edge of a process: what escapes is shown, and the attempt is found lost
             _write_traceback(json.loads(frame)["run_dir"])
         finally:
             os._exit(code)
+
+    def _let_go(self, keep: set[int]) -> None:
+        """Close what is the spawner's: the server's channel, and the lines to other supervisors."""
+        low = 3
+        for fd in sorted(keep):
+            os.closerange(low, fd)
+            low = fd + 1
+        os.closerange(low, _ALL_FDS)
+        for _, link in self._links.values():
+            link.detach()
+        self._channel.detach()
+        self._live.clear()
+        self._links.clear()
 
     def reap(self, _number: int = 0, _frame: object = None) -> None:
         """After SIGCHLD. A supervisor that did not end well leaves its job behind: end that too, then tell."""
@@ -194,6 +297,15 @@ class Nursery:
         Notes(self._notes_fd, attempt_id).send("gone", patient=True)
         for frame in more:
             self._bury(json.loads(frame))
+
+
+def _next(line: socket.socket) -> bytes | None:
+    """Say that we are free, and wait. None when we are not wanted any more."""
+    try:
+        line.send(b"1")
+    except OSError:
+        return None
+    return _receive(line)
 
 
 def _write_traceback(run_dir: str) -> None:

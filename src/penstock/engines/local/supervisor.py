@@ -1,7 +1,8 @@
-"""One process per attempt: claims the run folder, starts the ranks, watches them, ends all of them, records how it went.
+"""A process per attempt: claims the run folder, starts the ranks, watches them, ends all of them, records how it went.
 
 It outlives the server that asked for it. It runs user code only after the claim and ``started.json``, and it reports an
-end only after nothing of the job is left.
+end only after nothing of the job is left. After a plain end it may see to another attempt, one at a time: making a
+process costs more than all that a short job needs of it.
 """
 
 from __future__ import annotations
@@ -30,26 +31,34 @@ _LISTEN_AGAIN_S = 1.0
 _UNKILLABLE_S = 60.0  # how long processes in uninterruptible sleep are waited for
 
 
-def supervise(frame: bytes, notes_fd: int, layout: Layout) -> None:
-    """Run the attempt that ``frame`` (a Launch as JSON, rendered) describes; returns when it is over or another's."""
+def supervise(frame: bytes, notes_fd: int, layout: Layout) -> bool:
+    """Run the attempt that ``frame`` (a Launch as JSON, rendered) describes; returns when it is over or another's.
+
+    True when nothing of it is left in this process, which can then see to another.
+    """
     launch = json.loads(frame)
     notes = Notes(notes_fd, launch["attempt_id"])
     try:
         lock = folder.claim(launch["run_dir"])
         if lock is None:
-            return
+            return False
         os.chdir(launch["run_dir"])
         fd = os.open(folder.LAUNCH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         kernel.write_all(fd, frame)
         os.close(fd)
     except FileExistsError:
-        return
+        return False
     except OSError as error:
         notes.send(
             "refused", patient=True, message=f"cannot make the run folder: {error.strerror}", no_space=_full(error)
         )
-        return
-    Attempt(launch, notes, layout).run()
+        return False
+    if not Attempt(launch, notes, layout).run():
+        return False
+    os.chdir("/")
+    os.close(lock)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return True
 
 
 def _full(error: OSError) -> bool:
@@ -71,14 +80,17 @@ class Attempt:
         self._told_start = False
         self._grace_over = False
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Whether it ended so plainly that this process is as it was before."""
         kernel.become_subreaper()
         kernel.name_process("penstock-job")
         signal.signal(signal.SIGTERM, self._on_term)
+        plain = False
         try:
             self._start()
             while not self._over():
                 self.loop.turn(self._reap)
+            plain = not self.ending.term_sent and self.ranks.plain and not self.control.asked
         except LaunchError as error:
             self.ending.refuse(error.reason, error.message)
         except OSError as error:
@@ -86,6 +98,9 @@ class Attempt:
                 "LaunchFailed", f"could not start: {error.strerror} ({error.filename or 'no file named'})"
             )
         self._finish()
+        if plain:
+            self.loop.close()
+        return plain
 
     # -- the way in
 

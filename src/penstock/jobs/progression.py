@@ -61,7 +61,7 @@ def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
 
 
 def _update(tx: Tx, attempt: Row[Any], **values: Any) -> None:
-    tx.conn.execute(_SET, {"b_job": attempt.job_id, "b_number": attempt.number, **values})
+    tx.do(_SET, {"b_job": attempt.job_id, "b_number": attempt.number, **values})
 
 
 def _note(tx: Tx, row: Row[Any], attempt: Row[Any], happened: Any) -> None:

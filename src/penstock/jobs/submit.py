@@ -57,7 +57,7 @@ def by_id(conn: Connection, job_id: str) -> Row[Any] | None:
 
 
 def update(tx: Tx, job_id: str, **values: Any) -> None:
-    tx.conn.execute(_SET, {"b_id": job_id, **values})
+    tx.do(_SET, {"b_id": job_id, **values})
 
 
 def move(tx: Tx, row: Row[Any], phase: Phase, reason: str, message: str, **values: Any) -> None:
@@ -85,7 +85,7 @@ def create(tx: Tx, new: NewJob) -> SimpleNamespace:
     values = _values(tx, new, job_id, name)
     values["held"] = "array" if array else ("dependency" if needs else None)
     values["array_count"] = array.count if array else None
-    tx.conn.execute(_INSERT, values)
+    tx.do(_INSERT, values)
     tx.emit(
         Ref("Job", name, new.project, job_id),
         Reason.Created,

@@ -53,5 +53,5 @@ def remember(tx: Tx, key: str, user: str, digest: str, answer: Any) -> None:
     if int(tx.now) % SWEEP_EVERY == 0:  # not at every submission: what has expired does no harm
         tx.conn.execute(delete(idempotency).where(idempotency.c.created_at < tx.now - KEPT_S))
     values = {"key": key, "user": user, "digest": digest, "answer": json.dumps(answer), "created_at": tx.now}
-    tx.conn.execute(_FORGET, {"mine_key": key, "mine_user": user})  # one that has expired, by the same key
-    tx.conn.execute(_INSERT, values)
+    tx.do(_FORGET, {"mine_key": key, "mine_user": user})  # one that has expired, by the same key
+    tx.do(_INSERT, values)

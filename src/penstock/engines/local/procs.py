@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
+@functools.cache
 def boot_id() -> str:
     """Changes with every boot: a pid and a start time mean something only together with it."""
     fd = os.open(_BOOT_ID, os.O_RDONLY)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
+import pwd
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from penstock.engines.local import cgroups, folder, procs
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
 from penstock.engines.spec import Launch, Stage
-from tests.engines.conftest import MACHINE, World, until
+from tests.engines.conftest import JOB_USER, MACHINE, World, until
 
 Local = Callable[..., None]
 
@@ -89,6 +91,66 @@ def test_a_killed_supervisor_takes_its_job_with_it(local: Local) -> None:
         assert groups_left(launch) == []
         again = await world.engine.adopt(launch.attempt_id, launch.run_dir)
         assert (again.stage, again.reason, again.ended_at) == (ended.stage, ended.reason, ended.ended_at)
+
+    local(body)
+
+
+def test_a_supervisor_sees_to_one_attempt_after_another(local: Local) -> None:
+    async def body(world: World) -> None:
+        pids = []
+        for number in range(12):
+            launch = await world.begin("sh", "-c", f"(setsid sleep 300 &); echo {number}; exit {number}", wait=False)
+            ended = await world.end_of(launch)
+            assert (ended.exit_code, await world.log(launch)) == (number, f"{number}\n")
+            assert left(launch) == groups_left(launch) == []
+            assert folder.open_lock(launch.run_dir) is not None  # nobody holds an ended attempt's lock
+            pids.append(_supervisor(launch))
+        assert len(set(pids)) < len(pids)
+        fds = Path(f"/proc/{pids[-1]}/fd")
+        await until(lambda: len(list(fds.iterdir())) <= 5)  # stdio, the notes, the line to the spawner
+        await until(lambda: not os.path.exists(f"/proc/{pids[-1]}"))  # and is let go when nothing comes
+
+    local(body)
+
+
+def test_a_free_supervisor_that_dies_loses_nothing(local: Local) -> None:
+    async def body(world: World) -> None:
+        first = await world.begin("true", wait=False)
+        await world.end_of(first)
+        os.kill(_supervisor(first), signal.SIGKILL)
+        assert (await world.run("sh", "-c", "exit 3")).exit_code == 3
+        ended = [await world.begin("true", wait=False) for _ in range(20)]
+        for launch in ended:
+            with contextlib.suppress(ProcessLookupError, TypeError, FileNotFoundError):
+                os.kill(_supervisor(launch), signal.SIGKILL)  # at work, free, or gone
+        for launch in ended:
+            seen = await until(lambda launch=launch: world.over(launch) or world.last(launch))
+            assert seen.stage in (Stage.EXITED, Stage.LOST, Stage.ABSENT)
+            assert left(launch) == groups_left(launch) == []
+
+    local(body)
+
+
+def test_a_job_keeps_nothing_of_who_started_it(local: Local) -> None:
+    """No privilege, no descriptor, no group: also where no process of ours stands between."""
+    script = (
+        "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|SigIgn|SigBlk)' /proc/self/status; umask; ls /proc/self/fd | wc -l"
+    )
+
+    async def body(world: World) -> None:
+        launch = await world.begin("sh", "-c", script, wait=False)
+        assert (await world.end_of(launch)).reason == "Completed"
+        lines = (await world.log(launch)).splitlines()
+        told = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines if ":" in line}
+        entry = pwd.getpwnam(JOB_USER) if JOB_USER else pwd.getpwuid(os.geteuid())
+        assert told["Uid"] == [str(entry.pw_uid)] * 4
+        assert told["Gid"] == [str(entry.pw_gid)] * 4
+        assert "0" not in told["Groups"]
+        if JOB_USER:
+            assert {int(value, 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") for value in told[name]} == {0}
+        own = 1 << 31 | 1 << 32  # glibc's posix_spawn leaves the two signals that it keeps for itself ignored
+        assert int(told["SigIgn"][0], 16) & ~own == int(told["SigBlk"][0], 16) == 0
+        assert lines[-2:] == ["0022", "5"]  # 0, 1, 2, reports, and the folder that ls reads
 
     local(body)
 

@@ -42,7 +42,7 @@ test-gpu: install ## the tests that need an NVIDIA GPU
 
 soak: install test-deps ## long fault and fuzz runs; their report is what `make bars` reads
 	@$(call say,'make soak')
-	HYPOTHESIS_PROFILE=soak $(PYTEST) -m 'soak and not gpu' --timeout 7200 --soak-report build/soak.json $(ARGS)
+	HYPOTHESIS_PROFILE=soak $(PYTEST) -m 'soak and not gpu' --timeout 7200 --soak-report=build/soak.json $(ARGS)
 	@$(call say,'make soak: every property with 10000 cases')
 	HYPOTHESIS_PROFILE=soak $(PYTEST) -m 'not real and not soak and not gpu' --timeout 7200 tests/scheduling tests/jobs tests/reconcile tests/tenancy/test_plan.py tests/cost/test_plan.py tests/engines/test_launchers.py
 

@@ -109,6 +109,7 @@ class Held:
     since: float
     leaving: bool = False  # evicted, in its grace; its place is not free yet
     ready_at: float | None = None  # when a leaving one is gone at the latest
+    idle_since: float | None = None  # its GPUs have done nothing since then, as telemetry says
 
     @property
     def ends_by(self) -> float | None:

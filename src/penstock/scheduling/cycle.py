@@ -1,0 +1,550 @@
+"""The scheduler: a working view of the snapshot, kept up to date, and one cycle over it.
+
+A cycle: (1) those for whom others were evicted, (2) the next in the order of service, (3) its quota, (4) its place,
+(5) whom to evict for it, (6) what may overtake a blocked head. It knows no clock and no store: the server feeds it from
+the event log, the simulator from an event heap, and both get the same decisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from sortedcontainers import SortedList
+
+from penstock.scheduling import backfill, preemption
+from penstock.scheduling.backfill import Outlook, Window
+from penstock.scheduling.fairshare import FairShare, fairshare_factor, multifactor
+from penstock.scheduling.lines import Entry, Line, Lines
+from penstock.scheduling.pool import Pool
+from penstock.scheduling.quota import Quotas, Refusal, totals
+from penstock.scheduling.reservations import Reservations
+from penstock.scheduling.spec import Queue, Setup
+from penstock.scheduling.state import (
+    Admit,
+    Decision,
+    Evict,
+    Held,
+    NodeState,
+    Part,
+    Promise,
+    Reservation,
+    Share,
+    Snapshot,
+    Workload,
+)
+
+RESCORE_S = 300.0  # Slurm's PriorityCalcPeriod
+_NOTHING = Decision()
+
+
+@dataclass(slots=True)
+class Holding:
+    """A held workload as the cycle books it."""
+
+    held: Held
+    flavor: str
+    asked: Mapping[str, float]
+    path: tuple[str, ...]
+    counted: bool = True  # against its queue's quota
+
+
+@dataclass(slots=True)
+class Awaiting:
+    """A preemptor whose victims have not left yet: its nodes are kept from others."""
+
+    entry: Entry
+    flavor: str
+    mask: int
+    victims: set[str]
+
+
+class Scheduler:
+    """See the module. Not thread-safe; every method is total but for shares that are not free."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.policy = setup.policy
+        self.pool = Pool()
+        self.quotas = Quotas(setup)
+        self.fair = FairShare(self.policy.decay_half_life_s)
+        self.lines = Lines(self.policy, self._score)
+        self.reservations = Reservations(self.pool, setup.reservations)
+        self.held: dict[str, Holding] = {}
+        self.ends: SortedList = SortedList()  # (time by which it ends, id)
+        self.windows: dict[str, Window] = {}  # promises, by whose
+        self.aside: dict[str, Entry] = {}  # could not run even if everything were free
+        self.awaiting: dict[str, Awaiting] = {}
+        self.blocked: Entry | None = None
+        self.now = 0.0
+        self._kinds: dict[object, int] = {}
+        self._queue_paths: dict[str, tuple[str, ...]] = {}
+        self._asked: dict[tuple[Part, ...], dict[str, float]] = {}
+        self._possible: dict[tuple[int, str], bool] = {}  # by kind and queue, for the fleet as it is
+        self._wake = True
+        self._fresh: list[Entry] = []
+        self._freed_early = False
+        self._next_at = math.inf
+        self._rescore_at = 0.0
+        self._strict = self.policy.blocking == "strict"
+
+    # -- the view
+
+    def put_node(self, node: NodeState) -> None:
+        """Add or replace a node."""
+        self.pool.put(node)
+        self._fleet_changed()
+
+    def drop_node(self, name: str) -> None:
+        """It is gone. What ran there is still held, until it is told to have ended."""
+        self.pool.drop(name)
+        self._fleet_changed()
+
+    def _fleet_changed(self) -> None:
+        self._possible.clear()
+        nodes = list(self.pool.states())
+        self.fair.capacity = {
+            "gpus": float(sum(len(node.gpus) for node in nodes)),
+            "cpus": sum(node.cpus for node in nodes),
+            "memory": float(sum(node.memory for node in nodes)),
+        }
+        for id_, window in list(self.windows.items()):
+            if window.mask & ~self.pool.open:
+                del self.windows[id_]
+        for entry in list(self.aside.values()):
+            del self.aside[entry.w.id]
+            self.submit(entry.w)
+        self._wake = self._freed_early = True
+
+    def put_reservation(self, reservation: Reservation) -> None:
+        self.reservations.known[reservation.name] = reservation
+        self._rearrange()
+
+    def drop_reservation(self, name: str) -> None:
+        self.reservations.known.pop(name, None)
+        self._rearrange()
+
+    def _rearrange(self) -> None:
+        self.windows.clear()
+        self._wake = True
+
+    def submit(self, w: Workload) -> None:
+        """It waits from now on; one of the same id is replaced."""
+        if w.id in self.lines.entries or w.id in self.aside:
+            self.withdraw(w.id)
+        asked = self._asked.get(w.parts)
+        if asked is None:
+            asked = self._asked[w.parts] = totals(w.parts)
+        same = (w.parts, w.flavors, w.topology, w.exclude, w.reservations)
+        kind = self._kinds.setdefault(same, len(self._kinds))
+        possible = self._possible.get((kind, w.queue))
+        if possible is None:
+            possible = self._possible[kind, w.queue] = self._could_run(w, asked)
+        if not possible:
+            self.aside[w.id] = Entry(w, (), kind, asked, Line(w.queue, self._path(w)))
+            return
+        entry = self.lines.add(w, kind, asked, self._path(w))
+        if self.blocked is None or self.policy.order == "fairshare" or entry.key < self.blocked.key:
+            self._wake = True
+        elif self._strict:
+            self._fresh.append(entry)
+        elif entry.line.head is entry:
+            self._wake = True
+
+    def withdraw(self, id: str) -> None:  # noqa: A002 - the word of every other place here
+        """It waits no more."""
+        self.aside.pop(id, None)
+        entry = self.lines.remove(id)
+        awaiting = self.awaiting.pop(id, None)
+        if awaiting is not None:
+            self.quotas.give(awaiting.entry.w.queue, awaiting.flavor, awaiting.entry.asked)
+        self.windows.pop(id, None)
+        if entry is not None and (entry is self.blocked or awaiting is not None):
+            self._wake = True
+
+    def begin(self, held: Held) -> None:
+        """It holds its place already."""
+        self.lines.remove(held.workload.id)
+        asked = totals(held.workload.parts)
+        self._hold(held, self._flavor_of(held.shares), asked)
+
+    def end(self, id: str, now: float) -> None:  # noqa: A002
+        """Finished, failed, or evicted and gone: its place is free."""
+        holding = self.held.pop(id, None)
+        if holding is None:
+            return
+        w = holding.held.workload
+        end = _end_of(holding.held)
+        self.pool.give(id)
+        self.ends.discard((end, id))
+        if now < end:
+            self._freed_early = True
+        if holding.counted:
+            self.quotas.give(w.queue, holding.flavor, holding.asked)
+        self.fair.give(holding.path, holding.asked, now)
+        for awaiting in self.awaiting.values():
+            awaiting.victims.discard(id)
+        self._wake = True
+
+    def snapshot(self) -> Snapshot:
+        """The view as one frozen value."""
+        return Snapshot(
+            tuple(self.pool.states()),
+            tuple(holding.held for holding in self.held.values()),
+            tuple(entry.w for entry in (*self.lines.entries.values(), *self.aside.values())),
+            tuple(self.reservations.known.values()),
+            tuple(window.promise for window in self.windows.values()),
+        )
+
+    # -- the cycle
+
+    def plan(self, now: float) -> Decision:
+        """Decide. What is admitted is held in the view from here on; what is evicted leaves when ``end`` is told."""
+        self.now = now
+        if now >= self._rescore_at and self.policy.order == "multifactor":
+            self.lines.rescore()
+            self._rescore_at, self._wake = now + RESCORE_S, True
+        if not (self._wake or self._fresh or now >= self._next_at):
+            return _NOTHING
+        admitted: list[Admit] = []
+        evicted: list[Evict] = []
+        if self._wake or now >= self._next_at:
+            self._fresh.clear()
+            self._serve_awaiting(now, admitted)
+            self._serve(now, admitted, evicted)
+            candidates: Iterator[Entry] | None = None
+        else:
+            candidates = iter(self._fresh)
+        if self.blocked is not None and self.policy.backfill != "none":
+            self._overtake(now, candidates, admitted)
+        self._fresh = []
+        self._wake = self._freed_early = False
+        self._next_at = self._next_change(now)
+        if not admitted and not evicted and not self.windows:
+            return Decision(blocked_by=self.blocked.w.id) if self.blocked else _NOTHING
+        promises = tuple(window.promise for window in self.windows.values())
+        return Decision(tuple(admitted), tuple(evicted), promises, (), self.blocked.w.id if self.blocked else None)
+
+    def _next_change(self, now: float) -> float:
+        change = self.reservations.next_change(now) if self.reservations.known else None
+        times = [window.promise.start for window in self.windows.values() if window.promise.start > now]
+        return min(times, default=math.inf) if change is None else min([change, *times])
+
+    def wake_at(self) -> float:
+        """When to plan again though nothing happens: a window begins or ends, a promise falls due. inf: never."""
+        return self._next_at
+
+    def _serve_awaiting(self, now: float, admitted: list[Admit]) -> None:
+        """Those for whom others were evicted, as soon as the others are gone."""
+        for id_, awaiting in list(self.awaiting.items()):
+            if awaiting.victims:
+                continue
+            entry = awaiting.entry
+            del self.awaiting[id_]
+            self.quotas.give(entry.w.queue, awaiting.flavor, entry.asked)  # booked when the victims were told
+            found = self._admit(entry, now, ())
+            if isinstance(found, Admit):
+                self.lines.remove(id_)
+                admitted.append(found)
+
+    def _serve(self, now: float, admitted: list[Admit], evicted: list[Evict]) -> None:
+        """In order, while it fits."""
+        self.blocked = None
+        passed: set[int] = set()
+        windows = self._windows_of_others() if self.policy.backfill == "conservative" else ()
+        while (line := self._next_line(now, passed)) is not None:
+            entry = line.head
+            if entry.w.id in self.awaiting:
+                passed.add(id(line))
+                continue
+            found = self._admit(entry, now, windows)
+            if isinstance(found, Admit):
+                self.lines.remove(entry.w.id)
+                admitted.append(found)
+                continue
+            if self._make_room(entry, now, evicted) or isinstance(found, Refusal):
+                passed.add(id(line))  # its own line waits; others are not in its way
+                continue
+            passed.add(id(line))
+            if self.blocked is None:
+                self.blocked = entry
+            if self._strict:
+                break
+
+    def _next_line(self, now: float, passed: set[int]) -> Line | None:
+        lines = self.lines.lines
+        if len(lines) == 1:
+            (line,) = lines.values()
+            return line if line.entries and id(line) not in passed else None
+        open_ = [line for line in lines.values() if line.entries and id(line) not in passed]
+        if not open_:
+            return None
+        if self.policy.order == "fairshare":
+            return min(open_, key=lambda line: (self.fair.rank(line.path, now), line.head.key))
+        return min(open_, key=lambda line: line.head.key)
+
+    def _windows_of_others(self) -> tuple[Window, ...]:
+        return tuple(self.windows.values())
+
+    def _admit(self, entry: Entry, now: float, windows: tuple[Window, ...]) -> Admit | Refusal | None:
+        """Quota, then place, then hold it. Refusal: quota is short; None: no place."""
+        w = entry.w
+        queue = self.setup.queues.get(w.queue)
+        within = self._within(w, now, windows)
+        if queue is None or not queue.limited:
+            shares = self.pool.find(w, within=within)
+            return None if shares is None else self._start(entry, shares, "", now)
+        refusal: Refusal | None = None
+        for flavor in self._flavors(queue, w):
+            short = self.quotas.check(w.queue, flavor, entry.asked)
+            if short is not None:
+                refusal = refusal or short
+                continue
+            refusal = None
+            mask = self.pool.flavor_mask(flavor)
+            shares = self.pool.find(w, within=mask if within is None else mask & within)
+            if shares is not None:
+                return self._start(entry, shares, flavor, now)
+            return None
+        return refusal
+
+    def _flavors(self, queue: Queue, w: Workload) -> tuple[str, ...]:
+        own = tuple(queue.quotas)
+        return tuple(flavor for flavor in w.flavors if flavor in own) if w.flavors else own
+
+    def _within(self, w: Workload, now: float, windows: tuple[Window, ...]) -> int | None:
+        """Nodes that others' fences, promises and windows leave it; None: all."""
+        if not (self.awaiting or windows or self.reservations.known):
+            return None
+        mask = self.pool.open
+        for id_, awaiting in self.awaiting.items():
+            if id_ != w.id:
+                mask &= ~awaiting.mask
+        if self.reservations.known:
+            mask &= ~self.reservations.blocked(w, now)
+        return backfill.allowed(w, now, windows, mask) if windows else mask
+
+    def _start(
+        self, entry: Entry, shares: tuple[Share, ...], flavor: str, now: float, *, filled: bool = False
+    ) -> Admit:
+        w = entry.w
+        self.windows.pop(w.id, None)
+        held = Held(w, shares, now)
+        borrowed = self._hold(held, flavor or self._flavor_of(shares), entry.asked, entry.line.path)
+        for window in self.windows.values():
+            if _end_of(held) > window.promise.start:
+                window.use(shares, self.pool)
+        return Admit(w.id, shares, flavor or "default", "", filled, borrowed)
+
+    def _hold(self, held: Held, flavor: str, asked: Mapping[str, float], path: tuple[str, ...] | None = None) -> float:
+        w = held.workload
+        path = path if path is not None else self._path(w)
+        self.pool.take(w.id, held.shares)
+        borrowed = self.quotas.take(w.queue, flavor, asked) if w.queue in self.quotas.queues else 0.0
+        self.fair.take(path, asked, held.since if held.since > self.now else self.now)
+        self.held[w.id] = Holding(held, flavor, asked, path, w.queue in self.quotas.queues)
+        self.ends.add((_end_of(held), w.id))
+        return borrowed
+
+    def _flavor_of(self, shares: tuple[Share, ...]) -> str:
+        if not shares or not self.setup.flavors:
+            return "default"
+        node = self.pool.nodes[self.pool.index(shares[0].node)]
+        return node.flavor if node is not None else "default"
+
+    # -- evict
+
+    def _make_room(self, entry: Entry, now: float, evicted: list[Evict]) -> bool:
+        """Evict for it, if that really lets it start. The quota moves at once; the place when they have left."""
+        if entry.tried_at == self.pool.frees or not self._may_evict(entry):
+            return False
+        found = preemption.search(self, entry, now)
+        if found is None:
+            entry.tried_at = self.pool.frees
+            return False
+        for evict in found.evict:
+            holding = self.held[evict.id]
+            if holding.counted:
+                self.quotas.give(holding.held.workload.queue, holding.flavor, holding.asked)
+                holding.counted = False
+            grace = holding.held.workload.grace_s
+            holding.held = replace(holding.held, leaving=True, ready_at=now + grace)
+        self.quotas.take(entry.w.queue, found.flavor, entry.asked)
+        victims = {evict.id for evict in found.evict}
+        self.awaiting[entry.w.id] = Awaiting(entry, found.flavor, self.pool.node_mask(found.nodes), victims)
+        evicted.extend(found.evict)
+        return True
+
+    def _may_evict(self, entry: Entry) -> bool:
+        if self.policy.preemption:
+            return True
+        queue = self.setup.queues.get(entry.w.queue)
+        return queue is not None and (queue.preempt_within_queue != "never" or queue.limited)
+
+    # -- overtake
+
+    def _overtake(self, now: float, candidates: Iterator[Entry] | None, admitted: list[Admit]) -> None:
+        """Backfill behind the blocked head."""
+        head = self.blocked
+        assert head is not None
+        if self.policy.backfill == "conservative":
+            self._conservative(now, admitted)
+            return
+        for id_ in [id_ for id_ in self.windows if id_ != head.w.id]:
+            del self.windows[id_]
+        self._promise(head, now, ())
+        failed: set[int] = set()
+        for depth, entry in enumerate(self._behind(head) if candidates is None else candidates):
+            if depth >= self.policy.depth:
+                break
+            if entry.kind in failed or entry.w.id in self.awaiting or entry.w.id not in self.lines.entries:
+                continue
+            if not self._fill(entry, now, admitted) and not self._room_for(entry, now):
+                failed.add(entry.kind)
+
+    def _room_for(self, entry: Entry, now: float) -> bool:
+        """Whether one of its kind might fit if it were shorter: then the kind is not given up."""
+        return self.pool.find(entry.w, within=self._within(entry.w, now, ())) is not None
+
+    def _behind(self, head: Entry) -> Iterator[Entry]:
+        """A copy of the first in line, since starting one takes it out."""
+        found: list[Entry] = []
+        for entry in self.lines.in_order():
+            if entry is not head:
+                found.append(entry)
+            if len(found) >= self.policy.depth:
+                break
+        return iter(found)
+
+    def _fill(self, entry: Entry, now: float, admitted: list[Admit]) -> bool:
+        found = self._admit(entry, now, self._windows_of_others())
+        if not isinstance(found, Admit):
+            return False
+        self.lines.remove(entry.w.id)
+        admitted.append(replace(found, backfilled=True))
+        return True
+
+    def _conservative(self, now: float, admitted: list[Admit]) -> None:
+        """Each in order starts where no promise is touched, or is promised a start of its own."""
+        head = self.blocked
+        assert head is not None
+        for entry in [head, *self._behind(head)]:
+            if entry.w.id in self.awaiting:
+                continue
+            if entry is not head and self._fill(entry, now, admitted):
+                continue
+            others = tuple(window for id_, window in self.windows.items() if id_ != entry.w.id)
+            self._promise(entry, now, others)
+
+    def _promise(self, entry: Entry, now: float, others: tuple[Window, ...]) -> None:
+        """Keep what it was promised, unless it is overdue or, something having ended early, an earlier one is there."""
+        w = entry.w
+        kept = self.windows.get(w.id)
+        if kept is not None and kept.promise.start > now and not self._freed_early:
+            return
+        outlook = Outlook(self.pool, self.ends, now, others)
+        mask = self._promisable(entry)
+        closed = (lambda start: self.reservations.blocked(w, start)) if self.reservations.known else None
+        found = outlook.earliest(w, mask, closed)
+        if found is not None and (kept is None or found.start < kept.promise.start or kept.promise.start <= now):
+            self.windows[w.id] = outlook.window(found, w.limit_s)
+
+    def _promisable(self, entry: Entry) -> int:
+        mask = self.pool.candidates(entry.w)
+        queue = self.setup.queues.get(entry.w.queue)
+        if queue is None or not queue.limited:
+            return mask
+        allowed = 0
+        for flavor in self._flavors(queue, entry.w):
+            allowed |= self.pool.flavor_mask(flavor)
+        return mask & allowed
+
+    def promise(self, id: str) -> Promise | None:  # noqa: A002
+        window = self.windows.get(id)
+        return window.promise if window is not None else None
+
+    # -- what is worked out once
+
+    def _path(self, w: Workload) -> tuple[str, ...]:
+        """Of its account: cohorts from the root, the queue, and the user under fair share."""
+        path = self._queue_paths.get(w.queue)
+        if path is None:
+            names: list[str] = [w.queue]
+            node = self.quotas.queues.get(w.queue)
+            while node is not None and node.parent is not None:
+                node = node.parent
+                names.append(node.name)
+            path = self._queue_paths[w.queue] = tuple(reversed(names))
+            self._weigh(path, w.queue)
+        if self.policy.order not in ("fairshare", "multifactor"):
+            return path
+        queue = self.setup.queues.get(w.queue)
+        full = (*path, w.user)
+        self.fair.account(full, queue.user_weights.get(w.user, 1.0) if queue else 1.0)
+        return full
+
+    def _weigh(self, path: tuple[str, ...], queue: str) -> None:
+        for depth, name in enumerate(path, 1):
+            spec = self.setup.queues.get(queue) if depth == len(path) else self.setup.cohorts.get(name)
+            self.fair.account(path[:depth], spec.weight if spec is not None else 1.0)
+
+    def _score(self, w: Workload) -> float:
+        """Slurm's multifactor priority, plus the workload's own."""
+        weights = dict(self.policy.weights)
+        capacity = self.fair.capacity
+        size = self._asked.get(w.parts) or totals(w.parts)
+        path = self._path(w)
+        account = self.fair.account(path)
+        account.settle(self.now, self.fair.half_life)
+        siblings = [a for p, a in self.fair.accounts.items() if len(p) == len(path) and p[:-1] == path[:-1]]
+        queue = self.setup.queues.get(w.queue)
+        shares, used = sum(a.weight for a in siblings), sum(a.decayed for a in siblings)
+        factors = {
+            "age": min(1.0, max(0.0, self.now - w.queued_at) / self.policy.max_age_s),
+            "fairshare": fairshare_factor(account.decayed, account.weight / shares if shares else 1.0, used),
+            "jobsize": size.get("gpus", 0.0) / capacity["gpus"] if capacity.get("gpus") else 0.0,
+            "qos": queue.qos if queue else 0.0,
+        }
+        return multifactor(weights, factors) + w.priority
+
+    def _could_run(self, w: Workload, asked: Mapping[str, float]) -> bool:
+        """On the fleet as it is, with nobody else there."""
+        queue = self.setup.queues.get(w.queue)
+        if queue is None:
+            return False
+        if queue.limited:
+            flavors = self._flavors(queue, w)
+            refusals = [self.quotas.check(w.queue, flavor, asked) for flavor in flavors]
+            if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
+                return False
+        return self.could_place(w)
+
+    def could_place(self, w: Workload) -> bool:
+        """Whether the nodes, closed ones included, hold it when empty; required topology included."""
+        fleet = self.pool.fleet()
+        if w.topology is not None and w.topology.required:
+            domains = next(iter(self.pool.domains.climb(w.topology, fleet)))
+        else:
+            domains = [fleet]
+        return any(self._holds_empty(w, mask) for mask in domains)
+
+    def _holds_empty(self, w: Workload, mask: int) -> bool:
+        for part in sorted(w.parts, key=lambda part: -part.ask.gpus):
+            need = part.count
+            for i, node in enumerate(self.pool.nodes):
+                if need and node is not None and mask >> i & 1 and node.name not in w.exclude:
+                    flavored = not w.flavors or node.flavor in w.flavors
+                    if flavored and self.pool.fits_empty(part.ask, node):
+                        need -= 1
+                        mask &= ~(1 << i)
+                if not need:
+                    break
+            if need:
+                return False
+        return True
+
+
+def _end_of(held: Held) -> float:
+    end = held.ends_by
+    return math.inf if end is None else end

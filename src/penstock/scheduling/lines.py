@@ -1,0 +1,104 @@
+"""The queued workloads in their order of service: lines whose heads compete.
+
+All who wait for the same thing stand in one line, so that a blocked head speaks for everybody behind it: a line per
+queue; per user of it under fair share; and, where blocked workloads are skipped, per kind of request too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from heapq import merge
+
+from sortedcontainers import SortedKeyList
+
+from penstock.scheduling.state import Policy, Workload
+
+Key = tuple[float, ...]
+
+
+@dataclass(slots=True)
+class Entry:
+    """A queued workload with what was worked out about it once."""
+
+    w: Workload
+    key: Key
+    kind: int  # workloads of one kind fit in the same places
+    asked: dict[str, float]
+    line: Line
+    tried_at: int = -1  # the pool's state in which evicting for it was last found useless
+
+
+@dataclass(slots=True)
+class Line:
+    queue: str
+    path: tuple[str, ...]  # of its account, from the root cohort to the user
+    entries: SortedKeyList = field(default_factory=lambda: SortedKeyList(key=_key))
+
+    @property
+    def head(self) -> Entry:
+        found: Entry = self.entries[0]
+        return found
+
+
+def _key(entry: Entry) -> Key:
+    return entry.key
+
+
+class Lines:
+    """``rank`` orders lines before their heads' keys do: fair share; None: keys alone."""
+
+    def __init__(self, policy: Policy, score: Callable[[Workload], float]) -> None:
+        self._policy = policy
+        self._score = score
+        self._by_user = policy.order == "fairshare"
+        self._by_kind = policy.blocking == "skip"
+        self.entries: dict[str, Entry] = {}
+        self.lines: dict[tuple[object, ...], Line] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def key(self, w: Workload) -> Key:
+        order = self._policy.order
+        if order == "sjf":
+            estimate = w.estimate_s if w.estimate_s is not None else w.limit_s
+            return (-w.priority, estimate if estimate is not None else float("inf"), w.queued_at, w.seq)
+        if order == "multifactor":
+            return (-self._score(w), w.queued_at, w.seq)
+        return (-w.priority, w.queued_at, w.seq)
+
+    def add(self, w: Workload, kind: int, asked: dict[str, float], path: tuple[str, ...]) -> Entry:
+        name = (w.queue, w.user if self._by_user else "", kind if self._by_kind else 0)
+        line = self.lines.get(name)
+        if line is None:
+            line = self.lines[name] = Line(w.queue, path)
+        entry = self.entries[w.id] = Entry(w, self.key(w), kind, asked, line)
+        line.entries.add(entry)
+        return entry
+
+    def remove(self, id_: str) -> Entry | None:
+        entry = self.entries.pop(id_, None)
+        if entry is not None:
+            rows = entry.line.entries
+            if rows[0] is entry:
+                del rows[0]
+            else:
+                rows.remove(entry)
+        return entry
+
+    def active(self) -> list[Line]:
+        return [line for line in self.lines.values() if line.entries]
+
+    def rescore(self) -> None:
+        """Multifactor priorities change with time: sort anew."""
+        for line in self.lines.values():
+            entries = list(line.entries)
+            for entry in entries:
+                entry.key = self.key(entry.w)
+            line.entries = SortedKeyList(entries, key=_key)
+
+    def in_order(self) -> Iterator[Entry]:
+        """All of them by their keys."""
+        lines = self.active()
+        return iter(lines[0].entries) if len(lines) == 1 else merge(*(line.entries for line in lines), key=_key)

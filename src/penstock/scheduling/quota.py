@@ -1,0 +1,203 @@
+"""Quotas in a tree of cohorts, as Kueue keeps them (kueue/pkg/cache/scheduler/resource_node: cohorts, hierarchical).
+
+Every node of the tree (a queue, a cohort) has, for each flavor and resource, a *subtree quota*: its own nominal plus
+what its children may lend. Its *local* part (above its lending limit) is its own alone; use beyond it is booked at the
+parent. So a queue may use its local part, and of the parent's what is there, but no more than its borrowing limit allows.
+All operations cost the depth of the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from penstock.scheduling.spec import Queue, Quota, Setup
+from penstock.scheduling.state import Part
+
+Cell = tuple[str, str]  # flavor, resource
+SLACK = 1e-6
+
+
+@dataclass(slots=True)
+class TreeNode:
+    """A queue or a cohort. Maps are by (flavor, resource)."""
+
+    name: str
+    parent: TreeNode | None
+    quotas: dict[Cell, Quota]
+    weight: float
+    limited: bool
+    subtree: dict[Cell, float] = field(default_factory=dict)
+    usage: dict[Cell, float] = field(default_factory=dict)
+    children: list[TreeNode] = field(default_factory=list)
+
+    def local(self, cell: Cell) -> float:
+        """What nobody else may take."""
+        limit = self.quotas[cell].lending_limit if cell in self.quotas else None
+        return 0.0 if limit is None or self.parent is None else max(0.0, self.subtree.get(cell, 0.0) - limit)
+
+    def available(self, cell: Cell) -> float:
+        """How much more it may use now."""
+        quota, used = self.subtree.get(cell, 0.0), self.usage.get(cell, 0.0)
+        if self.parent is None:
+            return quota - used
+        local = self.local(cell)
+        above = self.parent.available(cell)
+        limit = self.quotas[cell].borrowing_limit if cell in self.quotas else None
+        if limit is not None:
+            above = min(above, (quota - local) - max(0.0, used - local) + limit)
+        return max(0.0, local - used) + above
+
+    def add(self, cell: Cell, amount: float) -> None:
+        before = self.usage.get(cell, 0.0)
+        room = max(0.0, self.local(cell) - before)
+        self.usage[cell] = before + amount
+        if self.parent is not None and amount > room:
+            self.parent.add(cell, amount - room)
+
+    def remove(self, cell: Cell, amount: float) -> None:
+        before = self.usage.get(cell, 0.0)
+        above = before - self.local(cell)
+        self.usage[cell] = before - amount
+        if self.parent is not None and above > 0:
+            self.parent.remove(cell, min(amount, above))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Which quota is short: of ``asked``, ``available`` may be used; the queue uses ``used`` of its nominal."""
+
+    queue: str
+    flavor: str
+    resource: str
+    asked: float
+    available: float
+    used: float
+    nominal: float
+    never: bool  # it could not have it even if nobody used anything
+
+
+def totals(parts: Iterable[Part]) -> dict[str, float]:
+    """What a gang asks for in all. A share of a GPU counts as that share; a MIG instance as one GPU of its flavor."""
+    found = {"gpus": 0.0, "cpus": 0.0, "memory": 0.0}
+    for part in parts:
+        ask = part.ask
+        found["gpus"] += part.count * (ask.gpus + ask.gpu_milli / 1000)
+        found["cpus"] += part.count * ask.cpus
+        found["memory"] += part.count * ask.memory
+    return {name: amount for name, amount in found.items() if amount}
+
+
+class Quotas:
+    """The tree with what is used of it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.queues: dict[str, TreeNode] = {}
+        self.cohorts: dict[str, TreeNode] = {}
+        self._specs = setup.queues
+        for name in setup.cohorts:
+            self._cohort(setup, name)
+        for queue in setup.queues.values():
+            parent = self._cohort(setup, queue.cohort) if queue.cohort else None
+            self.queues[queue.name] = self._node(queue.name, parent, queue.quotas, queue.weight)
+        for root in self.roots():
+            _sum_up(root)
+
+    def _cohort(self, setup: Setup, name: str) -> TreeNode:
+        found = self.cohorts.get(name)
+        if found is None:
+            spec = setup.cohorts.get(name)
+            parent = self._cohort(setup, spec.parent) if spec and spec.parent else None
+            quotas = spec.quotas if spec else {}
+            found = self.cohorts[name] = self._node(name, parent, quotas, spec.weight if spec else 1.0)
+        return found
+
+    @staticmethod
+    def _node(name: str, parent: TreeNode | None, quotas: Mapping[str, Mapping[str, Quota]], weight: float) -> TreeNode:
+        cells = {(flavor, resource): quota for flavor, by in quotas.items() for resource, quota in by.items()}
+        node = TreeNode(name, parent, cells, weight, bool(cells))
+        if parent is not None:
+            parent.children.append(node)
+        return node
+
+    def roots(self) -> list[TreeNode]:
+        return [node for node in (*self.cohorts.values(), *self.queues.values()) if node.parent is None]
+
+    def flavors(self, queue: Queue) -> tuple[str, ...]:
+        """In the order in which they are tried; empty where the queue has no quota: any."""
+        return tuple(queue.quotas)
+
+    def check(self, queue: str, flavor: str, asked: Mapping[str, float]) -> Refusal | None:
+        """The first resource that is short, or None: then ``take`` keeps every sum."""
+        node = self.queues[queue]
+        if not node.limited:
+            return None
+        for resource, amount in asked.items():
+            cell = (flavor, resource)
+            if cell not in node.quotas:
+                continue  # this resource of it is not limited
+            available = node.available(cell)
+            if amount > available + SLACK:
+                return self._refusal(node, cell, amount, available)
+        return None
+
+    @staticmethod
+    def _refusal(node: TreeNode, cell: Cell, amount: float, available: float) -> Refusal:
+        quota = node.quotas[cell]
+        most = quota.nominal
+        if node.parent is not None:
+            root = node
+            while root.parent is not None:
+                root = root.parent
+            lent = root.subtree.get(cell, 0.0) + node.local(cell)
+            most = lent if quota.borrowing_limit is None else min(lent, quota.nominal + quota.borrowing_limit)
+        used = node.usage.get(cell, 0.0)
+        return Refusal(node.name, *cell, amount, max(available, 0.0), used, quota.nominal, amount > most + SLACK)
+
+    def take(self, queue: str, flavor: str, asked: Mapping[str, float]) -> float:
+        """Book it; the GPUs by which the queue is now above its nominal quota through this."""
+        node = self.queues[queue]
+        for resource, amount in asked.items():
+            node.add((flavor, resource), amount)
+        cell = (flavor, "gpus")
+        over = node.usage.get(cell, 0.0) - node.quotas[cell].nominal if cell in node.quotas else 0.0
+        return min(asked.get("gpus", 0.0), max(0.0, over))
+
+    def give(self, queue: str, flavor: str, asked: Mapping[str, float]) -> None:
+        node = self.queues[queue]
+        for resource, amount in asked.items():
+            node.remove((flavor, resource), amount)
+
+    def borrows(self, queue: str, flavor: str) -> bool:
+        """Whether the queue uses more than its nominal quota of any resource of this flavor."""
+        node = self.queues[queue]
+        return any(
+            node.usage.get(cell, 0.0) > quota.nominal + SLACK
+            for cell, quota in node.quotas.items()
+            if cell[0] == flavor
+        )
+
+    def within_nominal(self, queue: str, flavor: str, asked: Mapping[str, float]) -> bool:
+        """Whether it would still be within its nominal quota with this on top."""
+        node = self.queues[queue]
+        return all(
+            node.usage.get((flavor, name), 0.0) + amount <= node.quotas[flavor, name].nominal + SLACK
+            for name, amount in asked.items()
+            if (flavor, name) in node.quotas
+        )
+
+    def root(self, queue: str) -> str:
+        """The name of the root of a queue's tree: those with the same one share."""
+        node = self.queues[queue]
+        while node.parent is not None:
+            node = node.parent
+        return node.name
+
+
+def _sum_up(node: TreeNode) -> None:
+    for child in node.children:
+        _sum_up(child)
+    cells = {*node.quotas, *(cell for child in node.children for cell in child.subtree)}
+    for cell in cells:
+        own = node.quotas[cell].nominal if cell in node.quotas else 0.0
+        node.subtree[cell] = own + sum(child.subtree.get(cell, 0.0) - child.local(cell) for child in node.children)

@@ -35,6 +35,7 @@ from penstock.scheduling.state import (
     Workload,
 )
 
+MOST_SEEN = 1 << 14  # requests remembered by identity
 RESCORE_S = 300.0  # Slurm's PriorityCalcPeriod
 _NOTHING = Decision()
 
@@ -47,6 +48,7 @@ class Holding:
     flavor: str
     asked: Mapping[str, float]
     path: tuple[str, ...]
+    end: float  # by its limit, at the latest
     counted: bool = True  # against its queue's quota
 
 
@@ -66,7 +68,7 @@ class Scheduler:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.policy = setup.policy
-        self.pool = Pool()
+        self.pool = Pool(first_fit=self.policy.placement == "firstfit")
         self.quotas = Quotas(setup)
         self.fair = FairShare(self.policy.decay_half_life_s)
         self.lines = Lines(self.policy, self._score)
@@ -88,6 +90,10 @@ class Scheduler:
         self._next_at = math.inf
         self._rescore_at = 0.0
         self._strict = self.policy.blocking == "strict"
+        self._backfills = self.policy.backfill != "none"
+        self._by_use = self.policy.order in ("fairshare", "multifactor")  # only these ask what was used
+        self._limited = any(queue.limited for queue in setup.queues.values())
+        self._seen: dict[int, tuple[tuple[Part, ...], dict[str, float], int]] = {}  # by identity: hashing parts costs
 
     # -- the view
 
@@ -133,11 +139,7 @@ class Scheduler:
         """It waits from now on; one of the same id is replaced."""
         if w.id in self.lines.entries or w.id in self.aside:
             self.withdraw(w.id)
-        asked = self._asked.get(w.parts)
-        if asked is None:
-            asked = self._asked[w.parts] = totals(w.parts)
-        same = (w.parts, w.flavors, w.topology, w.exclude, w.reservations)
-        kind = self._kinds.setdefault(same, len(self._kinds))
+        asked, kind = self._analyse(w)
         possible = self._possible.get((kind, w.queue))
         if possible is None:
             possible = self._possible[kind, w.queue] = self._could_run(w, asked)
@@ -148,9 +150,27 @@ class Scheduler:
         if self.blocked is None or self.policy.order == "fairshare" or entry.key < self.blocked.key:
             self._wake = True
         elif self._strict:
-            self._fresh.append(entry)
+            if self._backfills:
+                self._fresh.append(entry)
         elif entry.line.head is entry:
             self._wake = True
+
+    def _analyse(self, w: Workload) -> tuple[dict[str, float], int]:
+        """What it asks for in all, and its kind: those of one kind fit in the same places."""
+        plain = not (w.flavors or w.exclude or w.reservations) and w.topology is None
+        seen = self._seen.get(id(w.parts))
+        if plain and seen is not None and seen[0] is w.parts:
+            return seen[1], seen[2]
+        asked = self._asked.get(w.parts)
+        if asked is None:
+            asked = self._asked[w.parts] = totals(w.parts)
+        same = (w.parts, w.flavors, w.topology, w.exclude, w.reservations)
+        kind = self._kinds.setdefault(same, len(self._kinds))
+        if plain:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
+            self._seen[id(w.parts)] = (w.parts, asked, kind)
+        return asked, kind
 
     def withdraw(self, id: str) -> None:  # noqa: A002 - the word of every other place here
         """It waits no more."""
@@ -174,17 +194,18 @@ class Scheduler:
         holding = self.held.pop(id, None)
         if holding is None:
             return
-        w = holding.held.workload
-        end = _end_of(holding.held)
         self.pool.give(id)
-        self.ends.discard((end, id))
-        if now < end:
-            self._freed_early = True
+        if self._backfills:
+            self.ends.discard((holding.end, id))
+            if now < holding.end:
+                self._freed_early = True
         if holding.counted:
-            self.quotas.give(w.queue, holding.flavor, holding.asked)
-        self.fair.give(holding.path, holding.asked, now)
-        for awaiting in self.awaiting.values():
-            awaiting.victims.discard(id)
+            self.quotas.give(holding.held.workload.queue, holding.flavor, holding.asked)
+        if self._by_use:
+            self.fair.give(holding.path, holding.asked, now)
+        if self.awaiting:
+            for awaiting in self.awaiting.values():
+                awaiting.victims.discard(id)
         self._wake = True
 
     def snapshot(self) -> Snapshot:
@@ -207,6 +228,9 @@ class Scheduler:
             self._rescore_at, self._wake = now + RESCORE_S, True
         if not (self._wake or self._fresh or now >= self._next_at):
             return _NOTHING
+        if self._wake and not self.lines.entries and not self.awaiting:
+            self._rest()
+            return _NOTHING
         admitted: list[Admit] = []
         evicted: list[Evict] = []
         if self._wake or now >= self._next_at:
@@ -218,15 +242,23 @@ class Scheduler:
             candidates = iter(self._fresh)
         if self.blocked is not None and self.policy.backfill != "none":
             self._overtake(now, candidates, admitted)
-        self._fresh = []
-        self._wake = self._freed_early = False
+        self._rest()
         self._next_at = self._next_change(now)
         if not admitted and not evicted and not self.windows:
             return Decision(blocked_by=self.blocked.w.id) if self.blocked else _NOTHING
         promises = tuple(window.promise for window in self.windows.values())
         return Decision(tuple(admitted), tuple(evicted), promises, (), self.blocked.w.id if self.blocked else None)
 
+    def _rest(self) -> None:
+        if self._fresh:
+            self._fresh = []
+        if not self.lines.entries:
+            self.blocked = None
+        self._wake = self._freed_early = False
+
     def _next_change(self, now: float) -> float:
+        if not (self.windows or self.reservations.known):
+            return math.inf
         change = self.reservations.next_change(now) if self.reservations.known else None
         times = [window.promise.start for window in self.windows.values() if window.promise.start > now]
         return min(times, default=math.inf) if change is None else min([change, *times])
@@ -341,10 +373,14 @@ class Scheduler:
         w = held.workload
         path = path if path is not None else self._path(w)
         self.pool.take(w.id, held.shares)
-        borrowed = self.quotas.take(w.queue, flavor, asked) if w.queue in self.quotas.queues else 0.0
-        self.fair.take(path, asked, held.since if held.since > self.now else self.now)
-        self.held[w.id] = Holding(held, flavor, asked, path, w.queue in self.quotas.queues)
-        self.ends.add((_end_of(held), w.id))
+        counted = self._limited and w.queue in self.quotas.queues
+        borrowed = self.quotas.take(w.queue, flavor, asked) if counted else 0.0
+        if self._by_use:
+            self.fair.take(path, asked, held.since if held.since > self.now else self.now)
+        end = math.inf if w.limit_s is None else held.since + w.limit_s
+        self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
+        if self._backfills:
+            self.ends.add((end, w.id))
         return borrowed
 
     def _flavor_of(self, shares: tuple[Share, ...]) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Share, Workload
 from penstock.scheduling.topology import Domains
@@ -33,7 +35,8 @@ class Placed:
 class Pool:
     """Capacity less what is held. Not over-committed by construction: ``take`` refuses what is not free."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, first_fit: bool = False) -> None:
+        self.first_fit = first_fit  # the first node that fits, instead of the fullest
         self.nodes: list[NodeState | None] = []
         self.free_cpus: list[float] = []
         self.free_memory: list[int] = []
@@ -197,11 +200,14 @@ class Pool:
         """Fewest sufficient free GPUs, then the first node."""
         gpus = ask.gpus
         levels = self.levels
+        if self.first_fit and len(levels) > gpus:
+            levels = [reduce(or_, levels[gpus:], 0)]
+            gpus = 0
         for level in range(gpus, len(levels)):
             hit = levels[level] & mask
             if hit:
                 i = (hit & -hit).bit_length() - 1
-                return i, Share(self.nodes[i].name, ask, self._pick(i, gpus))  # type: ignore[union-attr]  # listed: there
+                return i, Share(self.nodes[i].name, ask, self._pick(i, ask.gpus))  # type: ignore[union-attr]  # listed: there
         return None
 
     def _best(self, ask: Ask, mask: int, scorer: Scorer | None) -> tuple[int, Share] | None:

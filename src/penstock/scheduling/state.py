@@ -134,7 +134,7 @@ class Policy:
     order: ``fifo`` (priority, then arrival), ``sjf`` (shortest estimate), ``fairshare`` (least dominant share, decayed),
     ``multifactor`` (Slurm's priority/multifactor weights). blocking: ``strict`` = nothing overtakes a blocked head but
     by backfill; ``skip`` = whatever fits starts. backfill: ``none``, ``easy``, ``conservative``. placement: ``bestfit``
-    ("consolidate": fewest sufficient free GPUs, ties: first node), ``spread``, ``fgd``. depth: queued workloads looked at
+    ("consolidate": fewest sufficient free GPUs, ties: first node), ``firstfit`` (the first node that fits), ``spread``, ``fgd``. depth: queued workloads looked at
     by backfill in a cycle (Slurm's bf_max_job_test, 100).
     """
 

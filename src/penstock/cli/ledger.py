@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.base.errors import LedgerBroken
+from penstock.base.errors import LedgerBroken, NotFound
 from penstock.client.verb import Column, Invocation, Verb
 from penstock.jobs.commands.view import age
 
@@ -33,6 +33,13 @@ def _events(call: Invocation, arguments: Namespace) -> int:
     filters = {"kind": arguments.kind, "name": arguments.name, "reason": arguments.reason, "actor": arguments.actor}
     filters["project"] = call.settings.project if arguments.name and arguments.kind in (None, "Job") else None
     out, newest = call.output, call.client.events.newest(arguments.limit, **filters)
+    only_name = arguments.name and not (newest or arguments.follow or arguments.reason or arguments.actor)
+    if only_name:
+        where = f" in project {filters['project']!r}" if filters["project"] else ""
+        raise NotFound(
+            f"nothing ever happened to a {arguments.kind or 'Job'} named {arguments.name!r}{where}",
+            hint="`penstock get jobs` lists the names; --project and --kind look elsewhere.",
+        )
     if out.format != "table" and not arguments.follow:
         out.document({"items": newest})
         return 0

@@ -20,6 +20,7 @@ from penstock.base.routes import Call, Endpoint, ServerEvent, Stream
 from penstock.engines.spec import LogRequest, Session, SessionRequest
 from penstock.jobs import queries, submit
 from penstock.jobs.room import Room
+from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import FINAL, Phase
 from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
@@ -109,6 +110,7 @@ class _Streams:
                 f"{row.name!r} is an array: its tasks have the logs",
                 details=[Problem("name", f"name a task: {row.name}-0 to {row.name}-{row.array_count - 1}")],
             )
+        _check_rank(row, query.rank)
         await self.room.store.read(lambda conn: queries.find_attempt(conn, row, query.attempt))
         since = _parse_since(query.since, self.room.store.clock()) if query.since else None
         request = LogRequest(query.rank, query.follow, since, query.tail, query.prefix, query.timestamps, query.raw)
@@ -209,6 +211,17 @@ async def _wait(changed: asyncio.Event) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(WATCH_S):
             await changed.wait()
+
+
+def _check_rank(row: Row[Any], rank: str | None) -> None:
+    """Raises InvalidInput for a rank that the job does not have."""
+    if rank is None or not rank.isdigit():
+        return
+    spec = JobSpec.model_validate_json(row.spec)
+    world = spec.nodes * spec.procs
+    if int(rank) >= world:
+        ranks = "rank 0 alone" if world == 1 else f"ranks 0 to {world - 1}"
+        raise InvalidInput(f"{row.name!r} has {ranks}", details=[Problem("rank", f"there is no rank {rank}")])
 
 
 def _command(first: Any) -> tuple[str, ...]:

@@ -230,6 +230,7 @@ class Scheduler:
             return _NOTHING
         if self._wake and not self.lines.entries and not self.awaiting:
             self._rest()
+            self._next_at = self._next_change(now)
             return _NOTHING
         admitted: list[Admit] = []
         evicted: list[Evict] = []
@@ -376,7 +377,7 @@ class Scheduler:
         counted = self._limited and w.queue in self.quotas.queues
         borrowed = self.quotas.take(w.queue, flavor, asked) if counted else 0.0
         if self._by_use:
-            self.fair.take(path, asked, held.since if held.since > self.now else self.now)
+            self.fair.take(path, asked, max(self.now, held.since))
         end = math.inf if w.limit_s is None else held.since + w.limit_s
         self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
         if self._backfills:

@@ -365,10 +365,26 @@ class Pool:
 
     def take(self, id: str, shares: Sequence[Share]) -> None:  # noqa: A002 - the word of every other place here
         """Hold these shares for ``id``. Raises ValueError where one is not free: the caller planned on another state."""
+        if len(shares) == 1 and self._take_plain(id, shares[0]):
+            return
         placed = [self._place(share) for share in shares]
         self._take(id, placed)
         if self._log is not None:
             self._log.append((True, id, placed))
+
+    def _take_plain(self, id: str, share: Share) -> bool:  # noqa: A002
+        """The commonest case in one step: whole GPUs of one node and nothing else."""
+        ask = share.ask
+        i = self._index[share.node]
+        if ask.cpus or ask.memory or ask.gpu_milli or ask.mig or self._log is not None or id in self.held:
+            return False
+        wanted = self._ids[self._kind[i]].get(share.gpus)
+        if wanted is None or self.nodes[i] is None or wanted & ~self.free_bits[i]:
+            return False
+        self._set_free(i, self.free_bits[i] & ~wanted)
+        self._on[i].add(id)
+        self.held[id] = [Placed(share, i, wanted)]
+        return True
 
     def _take(self, id: str, placed: list[Placed]) -> None:  # noqa: A002
         for one in placed:

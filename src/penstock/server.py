@@ -33,7 +33,7 @@ from penstock.base.routes import Endpoint, Sample
 from penstock.base.settings import Settings
 from penstock.base.version import VERSION
 from penstock.console import asgi as console
-from penstock.cost import ledger, prices
+from penstock.cost import capacity, ledger, prices
 from penstock.cost import routes as cost_routes
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
@@ -202,6 +202,7 @@ def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_roo
     """Wire the rooms; nothing runs yet."""
     clock = SystemClock()
     ledger.attach(store)
+    capacity.attach(store)
     loop = Loop()
     sole = store.is_sqlite
     lease = Lease(store, "reconcile", f"{socket.gethostname()}:{os.getpid()}:{clock.now():.3f}", 4.0)

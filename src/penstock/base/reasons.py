@@ -62,6 +62,11 @@ class Reason(_Named):
     Drained = auto()
     Lost = auto()
     Restored = auto()
+    # money
+    BudgetSet = auto()
+    BudgetDeleted = auto()
+    BudgetWarning = auto()  # a threshold of a project's budget is reached
+    BudgetExceeded = auto()
     # the house
     ServerStarted = auto()
     ServerStopped = auto()

@@ -12,25 +12,39 @@ import yaml
 
 from penstock.base.errors import InvalidInput, Problem, TooLarge
 from penstock.base.text import one_line
+from penstock.cost import terms_file
 from penstock.cost.spec import Prices
+from penstock.cost.terms import Terms
+from penstock.cost.terms_file import SECTIONS
 
 MAX_BYTES = 1 << 18
 _RATES = ("cpu_hour", "memory_gib_hour")
 _NOTES = ("as_of", "sources")  # for people: any YAML
-_KEYS = ("currency", *_RATES, "gpu_hour", *_NOTES)
+_KEYS = ("currency", *_RATES, "gpu_hour", *SECTIONS, *_NOTES)
 _DEAREST = Decimal(10) ** 9  # an hour of anything
 
 
 def load(path: str | None) -> Prices:
     """The file at ``path``, or the one that ships with Penstock. Raises InvalidInput."""
+    return load_both(path)[0]
+
+
+def load_both(path: str | None) -> tuple[Prices, Terms]:
+    """Prices, and how capacity is paid for. Raises InvalidInput."""
+    name = path or "the price file"
+    text = _read(path)
+    return parse(text, name), terms_file.parse(text, name)
+
+
+def _read(path: str | None) -> str:
     if path is None:
-        return parse(resources.files("penstock.cost").joinpath("prices.yaml").read_text("utf-8"))
+        return resources.files("penstock.cost").joinpath("prices.yaml").read_text("utf-8")
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as exc:
         raise InvalidInput(f"the price file cannot be read: {exc}") from exc
-    return parse(data.decode("utf-8", "replace"), path)
+    return data.decode("utf-8", "replace")
 
 
 def parse(text: str, name: str = "the price file") -> Prices:

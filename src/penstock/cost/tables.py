@@ -1,8 +1,8 @@
-"""The usage ledger: one row per attempt, node and resource; what is still in use has no end."""
+"""Usage (one row per attempt, node and resource) and capacity (per node and resource); what still lasts has no end."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Double, Index, Integer, Table, Text
+from sqlalchemy import Boolean, Column, Double, Index, Integer, Table, Text
 
 from penstock.store.tables import metadata
 
@@ -21,4 +21,26 @@ usage = Table(
     Column("ended_at", Double),
     Index("ix_usage_project_started_at", "project", "started_at"),
     Index("ix_usage_ended_at", "ended_at"),
+)
+
+capacity = Table(
+    "capacity",
+    metadata,
+    Column("node", Text, primary_key=True),
+    Column("resource", Text, primary_key=True),  # as in ``usage``
+    Column("started_at", Double, primary_key=True),
+    Column("quantity", Double, nullable=False),
+    Column("ended_at", Double),
+    Index("ix_capacity_ended_at", "ended_at"),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("amount", Text, nullable=False),  # a decimal, for a calendar month (UTC)
+    Column("thresholds", Text, nullable=False),  # JSON: percentages, ascending
+    Column("refuse", Boolean, nullable=False),
+    Column("contact", Text, nullable=False),
+    Column("told", Text, nullable=False),  # "2026-11 80": the month, and the highest threshold that was announced
 )

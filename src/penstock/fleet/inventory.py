@@ -64,12 +64,13 @@ def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:
         Reason.Joined,
         f"{offer.cpus:g} CPUs, {len(offer.gpus)} GPUs",
         actor="system",
-        data={"cpus": offer.cpus, "memory": offer.memory, "gpus": gpus},
+        data={"cpus": offer.cpus, "memory": offer.memory, "gpus": gpus, "ready": offer.ready},
     )
 
 
 def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
-    gpus = json.dumps([{"id": g.id, "model": g.model, "memory": g.memory} for g in offer.gpus])
+    found = [{"id": g.id, "model": g.model, "memory": g.memory} for g in offer.gpus]
+    gpus = json.dumps(found)
     same = (row.cpus, int(row.memory), row.gpus, bool(row.ready)) == (offer.cpus, offer.memory, gpus, offer.ready)
     if same:
         return False
@@ -86,7 +87,8 @@ def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
         reason=reason,
         message=offer.message,
     )
-    tx.emit(ref(row.name), reason, offer.message, actor="system")
+    has = {"cpus": offer.cpus, "memory": offer.memory, "gpus": found, "ready": offer.ready}
+    tx.emit(ref(row.name), reason, offer.message, actor="system", data=has)
     return True
 
 

@@ -1,0 +1,320 @@
+"""Who bears what of the bill. Pure, and exact: the bill follows from capacity and commitments, the rows are shares of it.
+
+The bill: what was up (node, resource, from, until) at its price, and commitments at theirs whether used or not. A row
+is *used* (an interval of the usage ledger), *idle* (up, nobody's) or *unused* (committed, but not up). Commitments
+for GPUs of a model cover the first GPUs of it that are up; all of that model then bear the blend of both prices.
+Usage where no capacity was recorded counts as capacity. All arithmetic is on whole numbers: microseconds, thousandths
+of a unit, 1e-12 of the currency; every division rounds down, so that idle, which takes the rest, is never negative.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+from penstock.cost.spec import CPUS, GIB, GPUS, MEMORY, Prices
+from penstock.cost.terms import Commitment, Terms
+
+Kind = Literal["used", "idle", "unused"]
+Pool = tuple[
+    str, str
+]  # how it is paid for: ("on_demand" | "spot", resource), ("node", name), ("reserved", commitment/node)
+_MICRO = 10**6
+_MILLI = 1000
+_PICO = 10**12
+_HOUR = 3600 * _MICRO
+_TO_NANOS = _HOUR * _MILLI * (_PICO // 10**9)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """``quantity`` units of ``resource`` on ``node`` between two times (epoch s). Capacity has no ``key`` and no id."""
+
+    node: str
+    resource: str
+    quantity: float
+    start: float
+    end: float
+    key: tuple[str, ...] = ()
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the bill: ``pool`` says how it is paid for, ``intervals`` which usage it stands for."""
+
+    kind: Kind
+    key: tuple[str, ...]
+    pool: Pool
+    nanos: int
+    intervals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    rows: tuple[Row, ...]
+    nanos: int  # the bill, from capacity and commitments alone
+
+
+@dataclass(slots=True)
+class _Pool:
+    rate: int  # picos an hour of one unit; ``flat``: of the whole
+    flat: bool = False
+    ups: list[tuple[int, int, int]] = field(default_factory=list)
+    used: list[tuple[int, int, int, Interval]] = field(default_factory=list)
+    commitments: list[tuple[int, int, int, int]] = field(default_factory=list)  # start, end, milli-units, picos
+
+
+def allocate(
+    used: Iterable[Interval], up: Iterable[Interval], prices: Prices, terms: Terms, *, since: float, until: float
+) -> Statement:
+    """The bill of one period and its rows; what lies outside the period is cut off."""
+    window = (_micros(since), max(_micros(since), _micros(until)))
+    used, up = list(used), list(up)
+    with_gpus = frozenset(each.node for each in (*used, *up) if each.resource.startswith(GPUS))
+    pools: dict[Pool, _Pool] = {}
+    _commit(pools, prices, terms, window)
+    for interval in up:
+        for name, start, end in _placed(interval, terms, window):
+            _pool(pools, name, prices, terms).ups.append((start, end, _units(interval, name, with_gpus)))
+    for interval in used:
+        for name, start, end in _placed(interval, terms, window):
+            _pool(pools, name, prices, terms).used.append((start, end, _units(interval, name, with_gpus), interval))
+    rows: list[Row] = []
+    bill = 0
+    for name in sorted(pools):
+        made, nanos = _settle(name, pools[name])
+        rows += made
+        bill += nanos
+    return Statement(tuple(rows), bill)
+
+
+def _micros(time: float) -> int:
+    return round(time * _MICRO)
+
+
+def _picos(rate: Decimal) -> int:
+    return int(rate * _PICO)
+
+
+def _units(interval: Interval, pool: Pool, with_gpus: frozenset[str]) -> int:
+    """Thousandths of a unit; of a node that is paid for as a whole its GPUs bear the price, or its cores if it has none."""
+    quantity = interval.quantity / GIB if interval.resource == MEMORY else interval.quantity
+    whole = pool[0] in ("node", "reserved")
+    if whole and not (interval.resource.startswith(GPUS) if interval.node in with_gpus else interval.resource == CPUS):
+        return 0
+    return max(round(quantity * _MILLI), 0)
+
+
+def _placed(interval: Interval, terms: Terms, window: tuple[int, int]) -> Iterable[tuple[Pool, int, int]]:
+    """The interval cut where a commitment for its node begins or ends, each piece with its pool."""
+    start, end = max(_micros(interval.start), window[0]), min(_micros(interval.end), window[1])
+    for commitment in terms.of_node(interval.node):
+        if start >= end:
+            return
+        first, last = max(start, _micros(commitment.start)), min(end, _micros(commitment.end))
+        if first >= last:
+            continue
+        if start < first:
+            yield _usual(interval, terms), start, first
+        yield ("reserved", f"{commitment.name}/{interval.node}"), first, last
+        start = last
+    if start < end:
+        yield _usual(interval, terms), start, end
+
+
+def _usual(interval: Interval, terms: Terms) -> Pool:
+    if interval.node in terms.node_hour:
+        return ("node", interval.node)
+    return ("spot" if terms.is_spot(interval.node) else "on_demand", interval.resource)
+
+
+def _pool(pools: dict[Pool, _Pool], name: Pool, prices: Prices, terms: Terms) -> _Pool:
+    if name not in pools:
+        if name[0] == "node":
+            pools[name] = _Pool(_picos(terms.node_hour[name[1]]), flat=True)
+        else:
+            pools[name] = _Pool(_picos(_rate(name, prices, terms)))
+    return pools[name]
+
+
+def _rate(name: Pool, prices: Prices, terms: Terms) -> Decimal:
+    how, resource = name
+    if resource == CPUS:
+        return prices.cpu_hour
+    if resource == MEMORY:
+        return prices.memory_gib_hour
+    if not resource.startswith(GPUS):
+        return Decimal(0)
+    model = resource.removeprefix(GPUS)
+    return terms.spot_gpu(model, prices) if how == "spot" else prices.gpu(model)
+
+
+def _commit(pools: dict[Pool, _Pool], prices: Prices, terms: Terms, window: tuple[int, int]) -> None:
+    for commitment in terms.commitments:
+        start, end = max(_micros(commitment.start), window[0]), min(_micros(commitment.end), window[1])
+        if start >= end:
+            continue
+        for name, units in _bought(commitment):
+            pool = (
+                pools.setdefault(name, _Pool(0, flat=True)) if commitment.nodes else _pool(pools, name, prices, terms)
+            )
+            pool.commitments.append((start, end, units, _picos(commitment.rate)))
+
+
+def _bought(commitment: Commitment) -> Iterable[tuple[Pool, int]]:
+    if not commitment.nodes:
+        yield ("on_demand", GPUS + commitment.model), commitment.gpus * _MILLI
+    for node in commitment.nodes:
+        yield ("reserved", f"{commitment.name}/{node}"), _MILLI
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """The pool's account while time goes on; ``price`` is the integral of what one milli-unit costs."""
+
+    times: list[int] = field(default_factory=list)
+    price: list[int] = field(default_factory=list)
+    covering: int = 0  # what was up cost
+    unused: int = 0
+
+
+def _settle(name: Pool, pool: _Pool) -> tuple[list[Row], int]:
+    sweep = _swept(pool)
+    raw: list[tuple[Kind, tuple[str, ...], int, str]] = []
+    taken = 0
+    for start, end, units, interval in pool.used:
+        cost = units * (_at(sweep, end) - _at(sweep, start))
+        taken += cost
+        raw.append(("used", interval.key, cost, interval.id))
+    raw.append(("idle", (), sweep.covering - taken, ""))
+    raw.append(("unused", (), sweep.unused, ""))
+    nanos = _rounded(sweep.covering + sweep.unused)
+    merged: dict[tuple[Kind, tuple[str, ...]], int] = defaultdict(int)
+    ids: dict[tuple[Kind, tuple[str, ...]], list[str]] = defaultdict(list)
+    for kind, key, cost, id_ in raw:
+        merged[kind, key] += cost
+        if id_:
+            ids[kind, key].append(id_)
+    shares = apportion(nanos, list(merged.values()))
+    rows = [
+        Row(kind, key, name, share, tuple(ids[kind, key]))
+        for (kind, key), share in zip(merged, shares, strict=True)
+        if share or ids[kind, key]
+    ]
+    return rows, nanos
+
+
+def _rounded(cost: int) -> int:
+    return (2 * cost + _TO_NANOS) // (2 * _TO_NANOS)
+
+
+def _at(sweep: _Sweep, time: int) -> int:
+    return sweep.price[bisect_left(sweep.times, time)]
+
+
+def _swept(pool: _Pool) -> _Sweep:
+    up: dict[int, int] = defaultdict(int)
+    used: dict[int, int] = defaultdict(int)
+    present: dict[int, int] = defaultdict(int)  # whether anything is there at all, for what is paid for as a whole
+    for steps, intervals in ((up, pool.ups), (used, [piece[:3] for piece in pool.used])):
+        for start, end, units in intervals:
+            steps[start] += units
+            steps[end] -= units
+            present[start] += 1
+            present[end] -= 1
+    edges = {t for start, end, _, _ in pool.commitments for t in (start, end)}
+    sweep = _Sweep(times=sorted({*present, *edges}))
+    now_up = now_used = now_present = integral = 0
+    for index, time in enumerate(sweep.times):
+        sweep.price.append(integral)
+        now_up += up[time]
+        now_used += used[time]
+        now_present += present[time]
+        if index + 1 == len(sweep.times):
+            break
+        there = max(now_up, now_used)
+        covering, unused = _cost(pool, time, there, bool(now_present))
+        for_this = sweep.times[index + 1] - time
+        sweep.covering += covering * for_this
+        sweep.unused += unused * for_this
+        integral += covering * for_this // there if there else 0
+    return sweep
+
+
+def _cost(pool: _Pool, time: int, there: int, present: bool) -> tuple[int, int]:
+    """What one microsecond costs now: of what is there, and of what is committed and not there."""
+    live = [(units, rate) for start, end, units, rate in pool.commitments if start <= time < end]
+    if pool.flat:
+        paid = sum(rate * _MILLI for _, rate in live) or (pool.rate * _MILLI if present else 0)
+        return (paid, 0) if present else (0, paid)
+    covering = unused = 0
+    left = there
+    for units, rate in sorted(live, key=lambda each: each[1]):
+        covered = min(units, left)
+        left -= covered
+        covering += covered * rate
+        unused += (units - covered) * rate
+    return covering + left * pool.rate, unused
+
+
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole parts of ``total`` after ``weights`` by the largest remainder (ties: the first); they add up exactly."""
+    whole = sum(weights)
+    if not weights:
+        return []
+    if whole == 0:
+        return [total, *([0] * (len(weights) - 1))]
+    parts = [total * weight // whole for weight in weights]
+    order = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
+    for index in order[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def share_out(
+    statement: Statement, rule: str, *, queue_at: int = 0, quotas: Mapping[str, int] | None = None
+) -> Statement:
+    """Give idle and unused capacity to those who bear it: ``usage`` (in proportion to what they used of the same pool;
+    a pool that nobody used keeps its row), ``quota`` (by the queues' nominal quota: rows whose key is the queue alone
+    at ``queue_at``), or ``own`` (rows of their own).
+    """
+    if rule == "own":
+        return statement
+    rows: list[Row] = [row for row in statement.rows if row.kind == "used"]
+    for row in statement.rows:
+        if row.kind == "used":
+            continue
+        rows += _to_quota(row, queue_at, quotas or {}) if rule == "quota" else _to_usage(row, statement.rows)
+    return Statement(tuple(rows), statement.nanos)
+
+
+def _to_quota(row: Row, queue_at: int, quotas: Mapping[str, int]) -> list[Row]:
+    if sum(quotas.values()) <= 0:
+        return [row]
+    names = sorted(name for name in quotas if quotas[name] > 0)
+    parts = apportion(row.nanos, [quotas[name] for name in names])
+    return [
+        Row(row.kind, ("",) * queue_at + (name,), row.pool, part)
+        for name, part in zip(names, parts, strict=True)
+        if part
+    ]
+
+
+def _to_usage(row: Row, rows: Sequence[Row]) -> list[Row]:
+    users = [other for other in rows if other.kind == "used" and other.pool == row.pool and other.nanos]
+    if not users:
+        return [row]
+    parts = apportion(row.nanos, [user.nanos for user in users])
+    return [Row(row.kind, user.key, row.pool, part) for user, part in zip(users, parts, strict=True) if part]
+
+
+def in_cents(rows: Sequence[Row], nanos: int) -> tuple[list[int], int]:
+    """Rows as printed, in cents, and the bill in cents: they add up, because the largest remainders are rounded up."""
+    cent = 10**7
+    total = (2 * nanos + cent) // (2 * cent)
+    return apportion(total, [row.nanos for row in rows]), total

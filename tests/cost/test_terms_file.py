@@ -1,0 +1,65 @@
+"""The price file's terms: read, and refused with every error at once."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from penstock.base.errors import InvalidInput
+from penstock.cost.prices import load_both
+from penstock.cost.terms_file import parse
+
+GOOD = """
+reserved:
+  - {name: h100, gpus: 64, model: H100, gpu_hour: 2.10, from: 2026-01-01, until: 2027-01-01}
+  - {name: rack, nodes: [n1, n2], node_hour: 30, from: 2026-01-01T00:00:00Z, until: 2026-02-01}
+spot: {nodes: [spot-*], gpu_hour: {H100: 1.5}}
+node_hour: {login: 0.5}
+idle: usage
+"""
+BAD = """
+reserved:
+  - {name: a, gpus: 4, gpu_hour: x, from: 2026-01-01, until: 2025-01-01}
+  - {nodes: [n1], gpus: 2, from: soon, until: 2026-01-01, why: 1}
+spot: [a]
+node_hour: {n: -1}
+idle: nobody
+"""
+
+
+def test_all_of_it() -> None:
+    terms = parse(GOOD)
+    assert [(c.name, c.rate, c.gpus, c.nodes) for c in terms.commitments] == [
+        ("h100", Decimal("2.1"), 64, ()),
+        ("rack", Decimal(30), 0, ("n1", "n2")),
+    ]
+    assert (terms.idle, terms.is_spot("spot-7"), terms.is_spot("n1")) == ("usage", True, False)
+    assert terms.commitments[1].start == 1767225600.0
+
+
+def test_every_error_at_once() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse(BAD)
+    assert {problem.path for problem in caught.value.details} == {
+        "reserved[0].until",
+        "reserved[0].model",
+        "reserved[0].gpu_hour",
+        "reserved[1].why",
+        "reserved[1].from",
+        "reserved[1].until",
+        "reserved[1].name",
+        "reserved[1]",
+        "spot",
+        "node_hour.n",
+        "idle",
+    } - {"reserved[1].until"}
+
+
+def test_a_date_that_no_calendar_has() -> None:
+    with pytest.raises(InvalidInput):
+        parse("reserved: [{from: 2026-13-45}]")
+
+
+def test_the_file_that_ships() -> None:
+    assert load_both(None)[1].commitments == ()

@@ -52,6 +52,12 @@ class Row:
     pool: Pool
     nanos: int
     intervals: tuple[str, ...] = ()
+    units: int = 0  # thousandths of a unit times microseconds
+
+    @property
+    def hours(self) -> float:
+        """GPU-hours, core-hours, GiB-hours; node-hours of a node that is paid for as a whole and was not there."""
+        return self.units / (_MILLI * _HOUR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,28 +187,33 @@ class _Sweep:
     price: list[int] = field(default_factory=list)
     covering: int = 0  # what was up cost
     unused: int = 0
+    covering_units: int = 0
+    unused_units: int = 0
 
 
 def _settle(name: Pool, pool: _Pool) -> tuple[list[Row], int]:
     sweep = _swept(pool)
-    raw: list[tuple[Kind, tuple[str, ...], int, str]] = []
-    taken = 0
+    raw: list[tuple[Kind, tuple[str, ...], int, int, str]] = []
+    taken = held = 0
     for start, end, units, interval in pool.used:
         cost = units * (_at(sweep, end) - _at(sweep, start))
         taken += cost
-        raw.append(("used", interval.key, cost, interval.id))
-    raw.append(("idle", (), sweep.covering - taken, ""))
-    raw.append(("unused", (), sweep.unused, ""))
+        held += units * max(end - start, 0)
+        raw.append(("used", interval.key, cost, units * max(end - start, 0), interval.id))
+    raw.append(("idle", (), sweep.covering - taken, sweep.covering_units - held, ""))
+    raw.append(("unused", (), sweep.unused, sweep.unused_units, ""))
     nanos = _rounded(sweep.covering + sweep.unused)
     merged: dict[tuple[Kind, tuple[str, ...]], int] = defaultdict(int)
     ids: dict[tuple[Kind, tuple[str, ...]], list[str]] = defaultdict(list)
-    for kind, key, cost, id_ in raw:
+    amounts: dict[tuple[Kind, tuple[str, ...]], int] = defaultdict(int)
+    for kind, key, cost, much, id_ in raw:
         merged[kind, key] += cost
+        amounts[kind, key] += much
         if id_:
             ids[kind, key].append(id_)
     shares = apportion(nanos, list(merged.values()))
     rows = [
-        Row(kind, key, name, share, tuple(ids[kind, key]))
+        Row(kind, key, name, share, tuple(ids[kind, key]), amounts[kind, key])
         for (kind, key), share in zip(merged, shares, strict=True)
         if share or ids[kind, key]
     ]
@@ -238,28 +249,31 @@ def _swept(pool: _Pool) -> _Sweep:
         if index + 1 == len(sweep.times):
             break
         there = max(now_up, now_used)
-        covering, unused = _cost(pool, time, there, bool(now_present))
+        covering, unused, missing = _cost(pool, time, there, bool(now_present))
         for_this = sweep.times[index + 1] - time
         sweep.covering += covering * for_this
         sweep.unused += unused * for_this
+        sweep.covering_units += there * for_this
+        sweep.unused_units += missing * for_this
         integral += covering * for_this // there if there else 0
     return sweep
 
 
-def _cost(pool: _Pool, time: int, there: int, present: bool) -> tuple[int, int]:
-    """What one microsecond costs now: of what is there, and of what is committed and not there."""
+def _cost(pool: _Pool, time: int, there: int, present: bool) -> tuple[int, int, int]:
+    """What one microsecond costs now: of what is there, and of what is committed and not there (and how much that is)."""
     live = [(units, rate) for start, end, units, rate in pool.commitments if start <= time < end]
     if pool.flat:
         paid = sum(rate * _MILLI for _, rate in live) or (pool.rate * _MILLI if present else 0)
-        return (paid, 0) if present else (0, paid)
-    covering = unused = 0
+        return (paid, 0, 0) if present else (0, paid, sum(units for units, _ in live))
+    covering = unused = missing = 0
     left = there
     for units, rate in sorted(live, key=lambda each: each[1]):
         covered = min(units, left)
         left -= covered
         covering += covered * rate
         unused += (units - covered) * rate
-    return covering + left * pool.rate, unused
+        missing += units - covered
+    return covering + left * pool.rate, unused, missing
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:

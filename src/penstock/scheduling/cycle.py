@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from sortedcontainers import SortedList
 
-from penstock.scheduling import backfill, preemption
+from penstock.scheduling import backfill, explain, preemption
 from penstock.scheduling.backfill import Outlook, Window
 from penstock.scheduling.fairshare import FairShare, fairshare_factor, multifactor
 from penstock.scheduling.lines import Entry, Line, Lines
@@ -32,6 +32,7 @@ from penstock.scheduling.state import (
     Reservation,
     Share,
     Snapshot,
+    Wait,
     Workload,
 )
 
@@ -501,6 +502,37 @@ class Scheduler:
         window = self.windows.get(id)
         return window.promise if window is not None else None
 
+    # -- words
+
+    def why(self, id: str, now: float) -> Wait:  # noqa: A002
+        """Why a queued workload waits. KeyError for one that does not."""
+        entry = self.aside.get(id) or self.lines.entries[id]
+        return explain.explain(self, entry.w, now)
+
+    def refused(self, w: Workload) -> Refusal | None:
+        """By quota in every flavor; then the last refusal that time may lift, else the first."""
+        queue = self.setup.queues.get(w.queue)
+        if queue is None or not queue.limited:
+            return None
+        asked, _ = self._analyse(w)
+        found = [self.quotas.check(w.queue, flavor, asked) for flavor in self._flavors(queue, w)]
+        refusals = [refusal for refusal in found if refusal is not None]
+        if not refusals or len(refusals) < len(found):
+            return None
+        return next((refusal for refusal in refusals if not refusal.never), refusals[0])
+
+    def room_within(self, w: Workload, now: float) -> int | None:
+        """Nodes that its queue's flavors, and what is kept for others, leave it now; None: all."""
+        queue = self.setup.queues.get(w.queue)
+        others = tuple(window for id_, window in self.windows.items() if id_ != w.id)
+        within = self._within(w, now, others)
+        if queue is None or not queue.limited:
+            return within
+        mask = 0
+        for flavor in self._flavors(queue, w):
+            mask |= self.pool.flavor_mask(flavor)
+        return mask if within is None else mask & within
+
     # -- what is worked out once
 
     def _path(self, w: Workload) -> tuple[str, ...]:
@@ -555,31 +587,7 @@ class Scheduler:
             refusals = [self.quotas.check(w.queue, flavor, asked) for flavor in flavors]
             if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
                 return False
-        return self.could_place(w)
-
-    def could_place(self, w: Workload) -> bool:
-        """Whether the nodes, closed ones included, hold it when empty; required topology included."""
-        fleet = self.pool.fleet()
-        if w.topology is not None and w.topology.required:
-            domains = next(iter(self.pool.domains.climb(w.topology, fleet)))
-        else:
-            domains = [fleet]
-        return any(self._holds_empty(w, mask) for mask in domains)
-
-    def _holds_empty(self, w: Workload, mask: int) -> bool:
-        for part in sorted(w.parts, key=lambda part: -part.ask.gpus):
-            need = part.count
-            for i, node in enumerate(self.pool.nodes):
-                if need and node is not None and mask >> i & 1 and node.name not in w.exclude:
-                    flavored = not w.flavors or node.flavor in w.flavors
-                    if flavored and self.pool.fits_empty(part.ask, node):
-                        need -= 1
-                        mask &= ~(1 << i)
-                if not need:
-                    break
-            if need:
-                return False
-        return True
+        return self.pool.could_place(w)
 
 
 def _end_of(held: Held) -> float:

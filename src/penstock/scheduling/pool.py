@@ -297,6 +297,30 @@ class Pool:
         need = 1 if ask.gpu_milli else ask.gpus
         return sum(1 for gpu in node.gpus if not gpu.mig and self._model_ok(ask, gpu)) >= need
 
+    def could_place(self, w: Workload) -> bool:
+        """Whether the nodes, closed ones included, hold it when empty; required topology included."""
+        fleet = self.fleet()
+        if w.topology is not None and w.topology.required:
+            domains = next(iter(self.domains.climb(w.topology, fleet)))
+        else:
+            domains = [fleet]
+        return any(self._holds_empty(w, mask) for mask in domains)
+
+    def _holds_empty(self, w: Workload, mask: int) -> bool:
+        for part in sorted(w.parts, key=lambda part: -part.ask.gpus):
+            need = part.count
+            for i, node in enumerate(self.nodes):
+                if need and node is not None and mask >> i & 1 and node.name not in w.exclude:
+                    flavored = not w.flavors or node.flavor in w.flavors
+                    if flavored and self.fits_empty(part.ask, node):
+                        need -= 1
+                        mask &= ~(1 << i)
+                if not need:
+                    break
+            if need:
+                return False
+        return True
+
     def _holds_rest(self, ask: Ask, i: int) -> bool:
         return self.free_cpus[i] + EPSILON >= ask.cpus and self.free_memory[i] >= ask.memory
 

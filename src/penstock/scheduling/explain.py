@@ -1,0 +1,213 @@
+"""Why a workload waits, in words with the figures that a person would ask for next, and what would help.
+
+Computed on demand for one workload, never in the cycle: a sentence costs more than a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from penstock.base.quantities import format_memory
+from penstock.base.reasons import Reason
+from penstock.scheduling.pool import Pool
+from penstock.scheduling.state import Ask, NodeState, Part, Wait, Workload
+
+if TYPE_CHECKING:
+    from penstock.scheduling.cycle import Scheduler
+    from penstock.scheduling.quota import Refusal
+
+
+def explain(view: Scheduler, w: Workload, now: float) -> Wait:
+    """One queued workload, as things stand in ``view``."""
+    awaiting = view.awaiting.get(w.id)
+    if awaiting is not None:
+        leaving = len(awaiting.victims)
+        return Wait(w.id, Reason.WaitingForResources, f"{leaving} evicted for it {_have(leaving)} still to leave")
+    promise = view.promise(w.id)
+    start = promise.start if promise is not None else None
+    refusal = view.refused(w)
+    if refusal is not None:
+        return _quota(w, refusal, start)
+    if not view.pool.could_place(w):
+        return _never(view, w)
+    within = view.room_within(w, now)
+    if view.pool.find(w, within=within) is not None:
+        return _behind(view, w, start)
+    return _no_room(view, w, within, now, start)
+
+
+def _behind(view: Scheduler, w: Workload, start: float | None) -> Wait:
+    head = view.blocked.w if view.blocked is not None else None
+    if head is None or head.id == w.id:
+        return Wait(w.id, Reason.WaitingBehind, "in line: it starts at the next decision", (), start)
+    return Wait(w.id, Reason.WaitingBehind, f"waits behind {head.name}, which is first in line", (), start)
+
+
+def _quota(w: Workload, refusal: Refusal, start: float | None) -> Wait:
+    show = format_memory if refusal.resource == "memory" else "{:g}".format
+    unit = {"gpus": " GPUs", "cpus": " CPUs"}.get(refusal.resource, " of memory")
+    asked, free, used, nominal = (
+        (show(int(x)) if refusal.resource == "memory" else show(x))
+        for x in (refusal.asked, refusal.available, refusal.used, refusal.nominal)
+    )
+    what = f"needs {asked}{unit} of {refusal.flavor}"
+    if refusal.never:
+        message = (
+            f"{what}; queue {refusal.queue} could never have that: its nominal quota is {nominal}, borrowing included"
+        )
+        return Wait(w.id, Reason.Unschedulable, message, ("ask for less, or for a larger quota",))
+    message = f"{what}; queue {refusal.queue} may have {free} more now (it uses {used}, its nominal quota is {nominal})"
+    return Wait(w.id, Reason.QuotaExceeded, message, ("waits for its queue, or its cohort, to use less",), start)
+
+
+def _never(view: Scheduler, w: Workload) -> Wait:
+    nodes = list(view.pool.states())
+    part = _hardest(view.pool, w, view.pool.fleet())
+    could = [node for node in nodes if _could(view.pool, w, part, node)]
+    less = f"ask for less (the fleet: {_fleet(nodes)}), or add nodes that hold {_each(part.ask)}"
+    if w.topology is not None and w.topology.required and len(could) >= part.count:
+        message = f"needs {need(w.parts)} in one {w.topology.level}; no {w.topology.level} of the fleet is that large"
+        return Wait(
+            w.id, Reason.Unschedulable, message, (f"prefer the {w.topology.level} instead of requiring it", less)
+        )
+    message = f"needs {need(w.parts)}; {_count(len(could))} of the fleet could ever hold that"
+    return Wait(w.id, Reason.Unschedulable, message + _best(view.pool, part.ask, nodes), (less,))
+
+
+def _no_room(view: Scheduler, w: Workload, within: int | None, now: float, start: float | None) -> Wait:
+    pool = view.pool
+    left = pool.open if within is None else within
+    part = _hardest(pool, w, left)
+    could = [node for node in pool.states() if _could(pool, w, part, node)]
+    room = pool.fit_mask(part.ask) & pool.candidates(w, left)
+    fitting = room.bit_count()
+    closed = [node for node in could if not node.open]
+    message = (
+        f"needs {need(w.parts)}; {fitting} of {len(could)} such nodes {'has' if fitting == 1 else 'have'} room now"
+    )
+    if w.topology is not None and w.topology.required:
+        message = f"needs {need(w.parts)} in one {w.topology.level}" + _best_domain(pool, w, left)
+    elif not fitting:
+        message += _best(pool, part.ask, [node for node in could if node.open])
+    if closed:
+        message += "; " + ", ".join(f"{node.name} is {node.why_closed or 'closed'}" for node in closed[:3])
+    message += _kept_for_others(view, w, now)
+    helps = ["waits for running jobs to end"] if len(could) - len(closed) >= part.count else []
+    helps += [f"`penstock uncordon {node.name}`" for node in closed[:3] if "cordoned" in node.why_closed]
+    return Wait(w.id, Reason.WaitingForResources, message, tuple(helps), start)
+
+
+def _hardest(pool: Pool, w: Workload, mask: int) -> Part:
+    """The part that lacks most nodes now: the one to speak of."""
+    return max(w.parts, key=lambda part: part.count - (pool.fit_mask(part.ask) & mask).bit_count())
+
+
+def _could(pool: Pool, w: Workload, part: Part, node: NodeState) -> bool:
+    flavored = not w.flavors or node.flavor in w.flavors
+    return flavored and node.name not in w.exclude and pool.fits_empty(part.ask, node)
+
+
+def _best_domain(pool: Pool, w: Workload, mask: int) -> str:
+    """The domain with most free GPUs (or nodes with room, where none are asked for), by its path."""
+    assert w.topology is not None
+    if w.topology.level == "host":
+        return _best(pool, w.parts[0].ask, [node for node in pool.states() if node.open])
+    asked = sum(part.count * part.ask.gpus for part in w.parts)
+    best = max(
+        ((_free(pool, w.parts, domain & mask), path) for path, domain in pool.domains.masks(w.topology.level).items()),
+        key=lambda one: one[0],
+        default=None,
+    )
+    if best is None:
+        return f"; no node says which {w.topology.level} it is in"
+    what = f"{best[0]} GPUs free" if asked else f"{best[0]} nodes with room"
+    return f"; the best {w.topology.level}, {'/'.join(best[1])}, has {what}"
+
+
+def _free(pool: Pool, parts: Sequence[Part], domain: int) -> int:
+    if any(part.ask.gpus for part in parts):
+        return pool.free_gpus(domain)
+    return (pool.fit_mask(parts[0].ask) & domain).bit_count()
+
+
+def _kept_for_others(view: Scheduler, w: Workload, now: float) -> str:
+    """Promises, reservations and evictions that take from it what is free."""
+    told = ""
+    promised = [window.promise for id_, window in view.windows.items() if id_ != w.id]
+    if promised:
+        first = min(promised, key=lambda promise: promise.start)
+        gpus = sum(share.ask.gpus for share in first.shares)
+        what = f"{gpus} GPU{'s' if gpus != 1 else ''}" if gpus else f"{len(first.shares)} places"
+        entry = view.lines.entries.get(first.id)
+        name = entry.w.name if entry is not None else first.id
+        told += f"; {what} {'is' if what == '1 GPU' else 'are'} promised to job {name} at {_clock(first.start)}"
+    reservation = view.reservations.on(w, now)
+    if reservation is not None:
+        kind = "maintenance" if reservation.maintenance else "reservation"
+        count = len(reservation.nodes)
+        told += f"; {kind} {reservation.name} keeps {count} node{'s' if count != 1 else ''} from {_clock(reservation.start)}"
+    return told
+
+
+def _clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%H:%M}"
+
+
+def need(parts: Sequence[Part]) -> str:
+    """``2 nodes with 4 CPUs each``."""
+    if len(parts) == 1 and parts[0].count == 1:
+        return _each(parts[0].ask)
+    return " and ".join(f"{p.count} node{'s' if p.count != 1 else ''} with {_each(p.ask)} each" for p in parts)
+
+
+def _each(ask: Ask) -> str:
+    told = [f"{ask.cpus:g} CPU{'s' if ask.cpus != 1 else ''}"] if ask.cpus or not _gpus(ask) else []
+    if ask.memory:
+        told.append(f"{format_memory(ask.memory)} of memory")
+    return ", ".join([*told, *_gpus(ask)])
+
+
+def _gpus(ask: Ask) -> list[str]:
+    model = f" {' or '.join(ask.gpu_models)}" if ask.gpu_models else ""
+    if ask.mig:
+        return [f"{max(ask.gpus, 1)} {ask.mig} MIG instance{'s' if ask.gpus > 1 else ''}"]
+    if ask.gpu_milli:
+        return [f"{ask.gpu_milli / 1000:g} of one{model} GPU"]
+    return [f"{ask.gpus}{model} GPU{'s' if ask.gpus != 1 else ''}"] if ask.gpus else []
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
+
+
+def _count(number: int) -> str:
+    return "no node" if number == 0 else "only 1 node" if number == 1 else f"only {number} nodes"
+
+
+def _best(pool: Pool, ask: Ask, nodes: Sequence[NodeState]) -> str:
+    open_ = [pool.index(node.name) for node in nodes if node.open]
+    if not open_:
+        return "; no node is open"
+    wants_gpus = bool(_gpus(ask))
+    best = max(
+        open_,
+        key=lambda i: (pool.free_bits[i].bit_count() if wants_gpus else 0, pool.free_cpus[i], pool.free_memory[i], -i),
+    )
+    node = pool.nodes[best]
+    assert node is not None
+    told = [f"{max(pool.free_cpus[best], 0):g} of {node.cpus:g} CPUs"] if ask.cpus or not wants_gpus else []
+    if ask.memory:
+        told.append(f"{format_memory(max(pool.free_memory[best], 0))} of {format_memory(node.memory)} memory")
+    if wants_gpus:
+        told.append(f"{pool.free_bits[best].bit_count()} of {len(node.gpus)} GPUs")
+    return f"; the freest, {node.name}, has {', '.join(told)} free"
+
+
+def _fleet(nodes: Sequence[NodeState]) -> str:
+    if not nodes:
+        return "no nodes"
+    cpus, memory = max(node.cpus for node in nodes), max(node.memory for node in nodes)
+    gpus = max(len(node.gpus) for node in nodes)
+    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} of up to {cpus:g} CPUs, {format_memory(memory)}, {gpus} GPUs"

@@ -1,0 +1,90 @@
+"""The words in which the scheduler says why something waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from penstock.base.reasons import Reason
+from penstock.scheduling.cycle import Scheduler
+from penstock.scheduling.spec import Queue, Quota, Setup
+from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Policy, Reservation, Topology, Wait, Workload
+
+
+def node(name: str, cpus: float = 4, gpus: int = 0, path: tuple[str, ...] = ()) -> NodeState:
+    return NodeState(name, cpus, 8 << 30, tuple(Gpu(f"g{at}") for at in range(gpus)), topology=path)
+
+
+def job(name: str, ask: Ask, count: int = 1, topology: Topology | None = None) -> Workload:
+    return Workload(name, name, 0.0, (Part(count, ask),), topology=topology, seq=len(name), limit_s=600.0)
+
+
+def why(nodes: list[NodeState], *jobs: Workload, setup: Setup | None = None) -> Wait:
+    """Of the last one, after a cycle."""
+    scheduler = Scheduler(setup or Setup())
+    for each in nodes:
+        scheduler.put_node(each)
+    for each_job in jobs:
+        scheduler.submit(each_job)
+    scheduler.plan(0.0)
+    return scheduler.why(jobs[-1].id, 0.0)
+
+
+def test_a_gang_that_has_not_room_yet() -> None:
+    wait = why([node("a"), node("b")], job("r", Ask(cpus=3)), job("gang", Ask(cpus=4), 2))
+    assert wait.message == "needs 2 nodes with 4 CPUs each; 1 of 2 such nodes has room now"
+    assert wait.reason is Reason.WaitingForResources
+    assert wait.helps == ("waits for running jobs to end",)
+
+
+def test_more_than_any_node_has() -> None:
+    wait = why([node("a", gpus=8)], job("huge", Ask(cpus=1, gpus=16)))
+    assert wait.reason is Reason.Unschedulable
+    assert wait.message.startswith("needs 1 CPU, 16 GPUs; no node of the fleet could ever hold that")
+    assert wait.helps
+
+
+def test_a_cordoned_node_is_named_with_what_helps() -> None:
+    wait = why([replace(node("a"), open=False, why_closed="cordoned by ann")], job("j", Ask(cpus=1)))
+    assert "a is cordoned by ann" in wait.message
+    assert wait.helps == ("`penstock uncordon a`",)
+
+
+def test_the_best_rack_has_too_few() -> None:
+    nodes = [node(f"n{i}", gpus=8, path=("block-1", f"rack-{i // 2}")) for i in range(4)]
+    more = [job("a", Ask(gpus=8)), job("bb", Ask(gpus=8)), job("ccc", Ask(gpus=4))]
+    wait = why(nodes, *more, job("large", Ask(gpus=8), 2, Topology("rack", required=True)))
+    assert wait.message == "needs 2 nodes with 8 GPUs each in one rack; the best rack, block-1/rack-1, has 12 GPUs free"
+
+
+def test_no_rack_is_that_large() -> None:
+    nodes = [node(f"n{i}", gpus=8, path=("block-1", f"rack-{i}")) for i in range(2)]
+    wait = why(nodes, job("large", Ask(gpus=8), 2, Topology("rack", required=True)))
+    assert wait.reason is Reason.Unschedulable
+    assert wait.message.endswith("in one rack; no rack of the fleet is that large")
+
+
+def test_quota_with_its_figures() -> None:
+    queue = Queue("default", quotas={"default": {"gpus": Quota(4)}})
+    setup = Setup(queues={"default": queue})
+    wait = why([node("a", gpus=8)], job("x", Ask(gpus=3)), job("xx", Ask(gpus=2)), setup=setup)
+    assert wait.reason is Reason.QuotaExceeded
+    assert wait.message == (
+        "needs 2 GPUs of default; queue default may have 1 more now (it uses 3, its nominal quota is 4)"
+    )
+
+
+def test_behind_the_head() -> None:
+    wait = why([node("a")], job("r", Ask(cpus=2)), job("head", Ask(cpus=4)), job("little", Ask(cpus=1)))
+    assert (wait.reason, wait.message) == (Reason.WaitingBehind, "waits behind head, which is first in line")
+
+
+def test_what_is_promised_and_what_is_reserved() -> None:
+    policy = Policy(backfill="easy")
+    wait = why(
+        [node("a", gpus=4)], job("r", Ask(gpus=3)), job("head", Ask(gpus=4)), replace(job("little", Ask(gpus=1)), limit_s=None),
+        setup=Setup(policy=policy),
+    )  # fmt: skip
+    assert wait.message.endswith("; 4 GPUs are promised to job head at 00:10")
+    soon = Reservation("disks", 60.0, 120.0, frozenset({"a"}), maintenance=True)
+    wait = why([node("a")], job("j", Ask(cpus=1)), setup=Setup(reservations=(soon,)))
+    assert wait.message.endswith("; maintenance disks keeps 1 node from 00:01")

@@ -6,20 +6,22 @@ At one instant: first what ends, then what arrives, then one scheduling cycle.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 
+from penstock.capacity.accounts import Accounts
 from penstock.scheduling.cycle import Scheduler
-from penstock.scheduling.spec import Setup
+from penstock.scheduling.spec import Queue, Setup
 from penstock.scheduling.state import Admit, Ask, Evict, Gpu, NodeState, Part, Workload
 
-_END, _REPAIR, _FAIL, _ARRIVE, _WAKE = range(5)  # order at one instant
+_END, _REPAIR, _FAIL, _WAKE = range(4)  # order at one instant
+Part_ = tuple[Part, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would cost a tenth of a replay
 class TraceJob:
-    """One row of a trace. Times in seconds; ``line`` is where it stands in its file."""
+    """One row of a trace, never changed. Times in seconds; ``line`` is where it stands in its file."""
 
     id: str
     submit: float
@@ -35,6 +37,8 @@ class TraceJob:
     gpu_milli: int = 0
     started: float | None = None  # in reality, where the trace knows
     line: int = 0
+    models: tuple[str, ...] = ()  # GPU models that it may have
+    ongoing: bool = False  # it still ran when the trace was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +88,16 @@ class Outcome:
     failures: int = 0
     lost_s: float = 0.0  # run time that had to be done again
     promised: float | None = None  # the start that it was first told
+    queued_at: float = 0.0  # when it was first submitted, on the replay's clock
 
 
 @dataclass(slots=True)
 class Result:
-    outcomes: list[Outcome]
+    outcomes: list[Outcome] = field(default_factory=list)  # empty where a sink took them
     events: int = 0
+    ended: int = 0
+    makespan: float = 0.0  # the last end, from the first submission
+    unplaced: list[Outcome] = field(default_factory=list)  # could never start
     gpu_seconds: float = 0.0  # used, evicted and lost work included
     capacity_gpu_seconds: float = 0.0  # from the first submission to the last end
     aborted: bool = False
@@ -105,188 +113,180 @@ class _Run:
     outcome: Outcome
     started: float
     left: float  # seconds of work at its start
-    queued_at: float
-    version: int = 0
-
-
-def parts_of(job: TraceJob, gpus_per_node: int, known: dict[tuple[object, ...], tuple[Part, ...]]) -> tuple[Part, ...]:
-    """Whole nodes and one for the remainder; memoised, since most jobs of a trace look alike."""
-    key = (job.gpus, job.nodes, job.cpus, job.memory, job.gpu_milli)
-    found = known.get(key)
-    if found is None:
-        found = known[key] = _parts(job, gpus_per_node)
-    return found
-
-
-def _parts(job: TraceJob, per_node: int) -> tuple[Part, ...]:
-    if job.gpu_milli and job.gpus <= 1:
-        return (Part(1, Ask(job.cpus, job.memory, 0, job.gpu_milli)),)
-    if job.nodes and job.nodes > 1:
-        each, extra = divmod(job.gpus, job.nodes)
-        share = Ask(job.cpus / job.nodes, job.memory // job.nodes, each)
-        return (Part(job.nodes, share if not extra else replace(share, gpus=each + 1)),)
-    whole, rest = divmod(job.gpus, per_node) if per_node and job.gpus > per_node else (0, job.gpus)
-    count = whole + (1 if rest or not whole else 0)
-    cpus, memory = job.cpus / count, job.memory // count
-    parts = [Part(whole, Ask(cpus, memory, per_node))] if whole else []
-    if rest or not whole:
-        parts.append(Part(1, Ask(cpus, memory, rest)))
-    return tuple(parts)
+    version: int  # of the attempt
 
 
 class Replay:
-    """One run. ``stop_early`` is asked now and then with the waits so far and may end a hopeless run."""
+    """One run over jobs in the order of their submission, which may be a stream: only those not ended are kept.
+
+    ``sink`` is given each job as it ends; without one they are collected in the result.
+    """
 
     def __init__(
         self,
-        jobs: Sequence[TraceJob],
-        nodes: Sequence[NodeState],
+        jobs: Iterable[TraceJob],
+        cluster: Cluster,
         setup: Setup,
         *,
         failures: Iterable[Failure] = (),
         checkpoint_s: float | None = None,
-        samples: int = 0,
+        sample_s: float = 0.0,
+        sink: Callable[[Outcome], None] | None = None,
     ) -> None:
         self.jobs = jobs
-        self.nodes = list(nodes)
-        self.scheduler = Scheduler(setup)
+        self.cluster = cluster
+        self.nodes = cluster.states()
+        self._queues = dict(setup.queues)
+        self._own_queues = setup.policy.order in {"fairshare", "multifactor"} or len(setup.queues) > 1
+        self.scheduler = Scheduler(replace(setup, queues=self._queues))
         for node in self.nodes:
             self.scheduler.put_node(node)
         self.checkpoint_s = checkpoint_s
-        self.result = Result([])
-        self._origin = jobs[0].submit if jobs else 0.0
-        self._gpus_per_node = max((len(node.gpus) for node in self.nodes), default=0)
-        self._parts: dict[tuple[object, ...], tuple[Part, ...]] = {}
+        self.result = Result()
+        self.accounts = Accounts(setup)
+        self._sink = sink or self.result.outcomes.append
+        self._parts: dict[tuple[object, ...], Part_] = {}
         self._runs: dict[str, _Run] = {}
-        self._left: dict[str, float] = {}
-        self._outcomes: dict[str, Outcome] = {}
+        self._waiting: dict[str, tuple[Outcome, float, float]] = {}  # id -> outcome, work left, in line since
         self._heap: list[tuple[float, int, int, str]] = []
         self._down: dict[int, float] = {}
-        self._sample_every = 0.0
-        self._samples = samples
+        self._sample_s = sample_s
         for failure in failures:
             self._heap.append((failure.at, _FAIL, failure.node, repr(failure.until)))
         heapify(self._heap)
 
     def run(
-        self, *, progress: Callable[[int], None] | None = None, stop: Callable[[float, int], bool] | None = None
+        self, *, progress: Callable[[int], None] | None = None, stop: Callable[[float], bool] | None = None
     ) -> Result:
-        """Until the last job has ended. ``stop(now, ended)`` true ends it early."""
-        jobs, origin, heap, scheduler = self.jobs, self._origin, self._heap, self.scheduler
-        count, at, now, events, ended = len(jobs), 0, 0.0, 0, 0
-        while at < count or self._runs or len(scheduler.lines) or scheduler.awaiting:
-            arrival = jobs[at].submit - origin if at < count else math.inf
-            first = heap[0][0] if heap else math.inf
+        """Until the last job has ended. ``stop(now)`` is asked now and then, and true ends a hopeless run early."""
+        heap, scheduler, result = self._heap, self.scheduler, self.result
+        stream = iter(self.jobs)
+        job = next(stream, None)
+        origin = arrival = job.submit if job is not None else math.inf
+        arrival -= origin if job is not None else 0.0
+        events, said = 0, 0
+        while job is not None or self._runs or self._waiting:
+            now = heap[0][0] if heap else math.inf
             wake = scheduler.wake_at()
-            now = min(arrival, first, wake)
-            if now == math.inf:
+            now = min(now, arrival, wake)
+            if now == math.inf or (job is None and not self._runs and not self._hope(now)):
                 break  # what is left can never start
             while heap and heap[0][0] <= now:
                 _, kind, number, what = heappop(heap)
-                ended += self._happened(kind, number, what, now)
+                self._happened(kind, number, what, now)
                 events += 1
-            while at < count and jobs[at].submit - origin <= now:
-                self._arrive(jobs[at], now)
-                at += 1
+            while arrival <= now and job is not None:
+                self._arrive(job, now)
                 events += 1
-            decision = scheduler.plan(now)
-            if decision.admit or decision.evict:
-                for evict in decision.evict:
-                    self._evict(evict, now)
-                for admit in decision.admit:
-                    self._start(admit, now)
-            for promise in decision.promises:
-                outcome = self._outcomes[promise.id]
-                if outcome.promised is None:
-                    outcome.promised = promise.start
-            if self._samples:
-                self._sample(now)
-            if progress is not None and events & 4095 == 0:
-                progress(ended)
-            if stop is not None and events & 255 == 0 and stop(now, ended):
-                self.result.aborted = True
-                break
-        self.result.events = events
-        self.result.outcomes = list(self._outcomes.values())
-        last = max((one.end for one in self.result.outcomes if one.end == one.end), default=0.0)
-        gpus = sum(len(node.gpus) for node in self.nodes)
-        self.result.capacity_gpu_seconds = gpus * last
-        return self.result
+                job = next(stream, None)
+                arrival = job.submit - origin if job is not None else math.inf
+            self._cycle(now)
+            if events - said >= 2048:
+                said = events
+                if progress is not None:
+                    progress(result.ended)
+                if stop is not None and stop(now):
+                    result.aborted = True
+                    break
+        result.events = events
+        result.unplaced = [outcome for outcome, _, _ in self._waiting.values()]
+        result.capacity_gpu_seconds = sum(len(node.gpus) for node in self.nodes) * result.makespan
+        self.accounts.close(result.makespan)
+        return result
+
+    def _hope(self, now: float) -> bool:
+        """Nothing runs or arrives: only a node that comes back, or a due cycle, can still change anything."""
+        return bool(self._down) or (bool(self._heap) and self._heap[0][0] <= now) or self.scheduler.wake_at() <= now
+
+    def _cycle(self, now: float) -> None:
+        decision = self.scheduler.plan(now)
+        for evict in decision.evict:
+            self._interrupt(evict.id, now, evicted=True)  # traces know no grace: it is gone, and in line again
+        for admit in decision.admit:
+            self._start(admit, now)
+        for promise in decision.promises:
+            waiting = self._waiting.get(promise.id)
+            if waiting is not None and waiting[0].promised is None:
+                waiting[0].promised = promise.start
+        if self._sample_s:
+            self._sample(now)
 
     def _arrive(self, job: TraceJob, now: float) -> None:
-        self._outcomes[job.id] = Outcome(job)
-        self._left[job.id] = max(job.duration, 1.0)
-        self._queue(job, now)
+        if job.id in self._waiting or job.id in self._runs:  # ids of different instants may be alike
+            job = replace(job, id=f"{job.id}~{job.line}")
+        self._queue(Outcome(job, queued_at=now), max(job.duration, 1.0), now)
 
-    def _queue(self, job: TraceJob, now: float, evictions: int = 0) -> None:
-        left = self._left[job.id]
-        limit = left if job.limit is None else job.limit
+    def _queue(self, outcome: Outcome, left: float, now: float) -> None:
+        job = outcome.job
+        parts = self._parts_of(job)
+        queue = "default"
+        if self._own_queues:
+            queue = job.queue
+            if queue not in self._queues:
+                self._queues[queue] = Queue(queue)
+        limit = left if job.limit is None else max(job.limit, 1.0)
+        self._waiting[job.id] = (outcome, left, now)
         self.scheduler.submit(
             Workload(
-                job.id,
-                job.id,
-                now,
-                parts_of(job, self._gpus_per_node, self._parts),
-                job.queue,
-                job.user,
-                "",
-                job.priority,
-                limit,
-                left,
-                evictions=evictions,
-                seq=job.line,
+                job.id, job.id, now, parts, queue, job.user, "", job.priority, limit, left,
+                evictions=outcome.evictions, seq=job.line,
             )
-        )
+        )  # fmt: skip
+
+    def _parts_of(self, job: TraceJob) -> Part_:
+        """Memoised, since most jobs of a trace look alike."""
+        key = (job.gpus, job.nodes, job.cpus, job.memory, job.gpu_milli, job.models)
+        found = self._parts.get(key)
+        if found is None:
+            found = self._parts[key] = parts_of(job, self.cluster)
+        return found
 
     def _start(self, admit: Admit, now: float) -> None:
-        outcome = self._outcomes[admit.id]
-        workload = self.scheduler.held[admit.id].held.workload
-        left = self._left[admit.id]
-        limit = outcome.job.limit
-        lasts = left if limit is None else min(left, max(limit, 1.0))
+        outcome, left, since = self._waiting.pop(admit.id)
+        job = outcome.job
+        lasts = left if job.limit is None else min(left, max(job.limit, 1.0))
         outcome.start = now
-        outcome.waited += now - workload.queued_at
-        self._runs[admit.id] = _Run(outcome, now, left, workload.queued_at, outcome.evictions + outcome.failures)
-        heappush(self._heap, (now + lasts, _END, outcome.evictions + outcome.failures, admit.id))
+        outcome.waited += now - since
+        version = outcome.evictions + outcome.failures
+        self._runs[admit.id] = _Run(outcome, now, left, version)
+        heappush(self._heap, (now + lasts, _END, version, admit.id))
+        self.accounts.change(job.queue, job.gpus, now)
 
-    def _happened(self, kind: int, number: int, what: str, now: float) -> int:
+    def _happened(self, kind: int, number: int, what: str, now: float) -> None:
         if kind == _END:
-            return self._ended(what, number, now)
-        if kind == _FAIL:
+            self._ended(what, number, now)
+        elif kind == _FAIL:
             self._fail(number, float(what), now)
-        elif kind == _REPAIR:
-            if self._down.get(number) == now:
-                del self._down[number]
-                self.scheduler.put_node(self.nodes[number])
-        return 0
+        elif kind == _REPAIR and self._down.get(number, math.inf) <= now:
+            del self._down[number]
+            self.scheduler.put_node(self.nodes[number])
 
-    def _ended(self, id_: str, version: int, now: float) -> int:
+    def _ended(self, id_: str, version: int, now: float) -> None:
         run = self._runs.get(id_)
         if run is None or run.version != version:
-            return 0  # evicted or lost before
+            return  # evicted or lost before
         del self._runs[id_]
         self.scheduler.end(id_, now)
-        run.outcome.end = now
-        self.result.gpu_seconds += (now - run.started) * run.outcome.job.gpus
-        del self._left[id_]
-        return 1
-
-    def _evict(self, evict: Evict, now: float) -> None:
-        """Traces know no grace: it is gone at once, and stands in line again."""
-        self._interrupt(evict.id, now, evicted=True)
+        outcome, result = run.outcome, self.result
+        outcome.end = result.makespan = now
+        result.ended += 1
+        result.gpu_seconds += (now - run.started) * outcome.job.gpus
+        self.accounts.change(outcome.job.queue, -outcome.job.gpus, now)
+        self._sink(outcome)
 
     def _interrupt(self, id_: str, now: float, *, evicted: bool) -> None:
+        """It starts again from its last checkpoint, or from scratch where it makes none."""
         run = self._runs.pop(id_)
         outcome, ran = run.outcome, now - run.started
         kept = math.floor(ran / self.checkpoint_s) * self.checkpoint_s if self.checkpoint_s else 0.0
-        self._left[id_] = max(run.left - kept, 1.0)
         outcome.lost_s += ran - kept
         outcome.evictions += evicted
         outcome.failures += not evicted
         self.result.gpu_seconds += ran * outcome.job.gpus
         self.scheduler.end(id_, now)
-        self._queue(outcome.job, now, outcome.evictions)
-        heappush(self._heap, (now, _WAKE, 0, ""))
+        self.accounts.change(outcome.job.queue, -outcome.job.gpus, now)
+        self._queue(outcome, max(run.left - kept, 1.0), now)
+        heappush(self._heap, (now, _WAKE, 0, ""))  # a cycle at this very instant
 
     def _fail(self, number: int, until: float, now: float) -> None:
         """A node is lost: whatever has a group on it is lost whole, and waits again."""
@@ -302,17 +302,39 @@ class Replay:
                 self._interrupt(id_, now, evicted=False)
 
     def _sample(self, now: float) -> None:
-        """Utilisation and waiting by queue, at instants spaced so that about ``samples`` are kept."""
+        """GPUs in use and jobs in line by queue, at most once in ``sample_s``."""
         timeline = self.result.timeline
-        if timeline and now < timeline[-1][0] + self._sample_every:
+        if timeline and now < timeline[-1][0] + self._sample_s:
             return
-        if not timeline:
-            span = self.jobs[-1].submit - self._origin
-            self._sample_every = span / self._samples
         used: dict[str, int] = {}
         for run in self._runs.values():
             used[run.outcome.job.queue] = used.get(run.outcome.job.queue, 0) + run.outcome.job.gpus
         waiting: dict[str, int] = {}
-        for line in self.scheduler.lines.lines.values():
-            waiting[line.queue] = waiting.get(line.queue, 0) + len(line.entries)
+        for outcome, _, _ in self._waiting.values():
+            waiting[outcome.job.queue] = waiting.get(outcome.job.queue, 0) + 1
         timeline.append((now, used, waiting))
+
+    def still_waiting(self, now: float) -> Iterator[float]:
+        """How long those in line have waited by now: they will wait at least as long."""
+        return (outcome.waited + now - since for outcome, _, since in self._waiting.values())
+
+
+def parts_of(job: TraceJob, cluster: Cluster) -> Part_:
+    """Whole nodes and one for the remainder. Cores, memory and models count where the nodes were given any."""
+    per_node = cluster.gpus
+    cpus, memory = (job.cpus if cluster.cpus else 0.0), (job.memory if cluster.memory else 0)
+    models = job.models if cluster.model else ()
+    if job.gpu_milli and job.gpus <= 1:
+        return (Part(1, Ask(cpus, memory, 0, job.gpu_milli, models)),)
+    if job.nodes and job.nodes > 1 and -(-job.gpus // job.nodes) <= per_node:
+        each, extra = divmod(job.gpus, job.nodes)
+        ask = Ask(cpus / job.nodes, memory // job.nodes, each, 0, models)
+        parts = (Part(extra, replace(ask, gpus=each + 1)), Part(job.nodes - extra, ask))
+        return tuple(part for part in parts if part.count)
+    whole, rest = divmod(job.gpus, per_node) if per_node and job.gpus > per_node else (0, job.gpus)
+    count = whole + (1 if rest or not whole else 0)
+    ask = Ask(cpus / count, memory // count, per_node, 0, models)
+    found = [Part(whole, ask)] if whole else []
+    if rest or not whole:
+        found.append(Part(1, replace(ask, gpus=rest)))
+    return tuple(found)

@@ -1,0 +1,210 @@
+"""Trace files -> jobs in order of submission. Nothing is dropped in silence: every row that is left out is counted
+under its reason, and the first ten are kept with their lines. Memory is bounded: long files are sorted on disk.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import lzma
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
+from typing import IO, TextIO
+
+from penstock.base.errors import InvalidInput, Problem
+from penstock.base.text import one_line
+from penstock.capacity import presets
+from penstock.capacity.presets import BadRow, Preset, Row
+from penstock.capacity.replay import TraceJob
+
+SHOWN = 10  # problems kept with their lines
+CHUNK = 200_000  # rows sorted in memory at once
+_ORDER = attrgetter("submit", "line")
+_OPENERS: dict[str, Callable[[str], IO[bytes]]] = {
+    ".xz": lambda path: lzma.open(path, "rb"),
+    ".gz": lambda path: gzip.open(path, "rb"),
+    ".bz2": lambda path: bz2.open(path, "rb"),
+}
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was odd about a trace. ``rejected`` rows are not replayed; ``noted`` ones are."""
+
+    rows: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def reject(self, why: str, line: int, what: str) -> None:
+        self.rejected[why] = self.rejected.get(why, 0) + 1
+        self._show(line, why, what)
+
+    def note(self, why: str, line: int, what: str) -> None:
+        self.noted[why] = self.noted.get(why, 0) + 1
+        self._show(line, why, what)
+
+    def _show(self, line: int, why: str, what: str) -> None:
+        if len(self.problems) < SHOWN:
+            self.problems.append(Problem(why, one_line(what, 200), line))
+
+    @property
+    def left_out(self) -> int:
+        return sum(self.rejected.values())
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "rows": self.rows,
+            "rejected": sum(self.rejected.values()),
+            "rejected_by_reason": dict(self.rejected),
+            "noted_by_reason": dict(self.noted),
+            "problems": [problem.to_dict() for problem in self.problems],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which jobs of a trace: of one cluster, the first of those, of these the ones up to a size."""
+
+    cluster: str | None = None
+    first: int | None = None
+    max_gpus: int | None = None
+    pool_gpus: int | None = None  # jobs larger than this can never start
+
+
+def preset_names() -> tuple[str, ...]:
+    return tuple(presets.PRESETS)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[TextIO]:
+    """The file's text; ``-`` is standard input. Raises InvalidInput."""
+    if path == "-":
+        yield sys.stdin
+        return
+    opener = next((known for end, known in _OPENERS.items() if path.endswith(end)), lambda name: open(name, "rb"))  # noqa: SIM115 - closed below
+    try:
+        binary = opener(path)
+    except OSError as exc:
+        raise InvalidInput(f"the trace cannot be read: {exc}") from exc
+    with binary:
+        import io  # noqa: PLC0415
+
+        yield io.TextIOWrapper(binary, "utf-8", errors="replace", newline="")
+
+
+def read(path: str, preset: str, select: Selection, findings: Findings) -> Iterator[TraceJob]:
+    """Jobs by submission, then by line. Raises InvalidInput where the file as a whole cannot be understood."""
+    form = presets.PRESETS.get(preset)
+    if form is None:
+        raise InvalidInput(f"--preset {preset!r} is not known; known are {', '.join(presets.PRESETS)}")
+    with opened(path) as text, ExitStack() as files:
+        jobs = _parsed(_rows(text, form, path), form, findings)
+        yield from _selected(_ordered(jobs, findings, files), select, form, findings)
+
+
+def _rows(text: Iterable[str], form: Preset, path: str) -> Iterator[tuple[int, Row]]:
+    try:
+        reader = csv.reader(_clean(text), delimiter=form.delimiter)
+        header = [name.strip() for name in next(reader, [])]
+        missing = form.missing(header)
+        if missing:
+            found = ", ".join(header[:30]) or "nothing"
+            details = [Problem(name, "this column is missing", 1) for name in missing]
+            raise InvalidInput(f"{path} is no {form.name} trace: its first line has {found}", details=details)
+        for values in reader:
+            if values:
+                yield reader.line_num, (dict(zip(header, values, strict=False)) if len(values) >= len(header) else {})
+    except (OSError, EOFError, lzma.LZMAError) as exc:
+        raise InvalidInput(f"{path} cannot be read to its end: {exc}") from exc
+    except csv.Error as exc:
+        raise InvalidInput(f"{path} is no CSV: {exc}") from exc
+
+
+def _clean(text: Iterable[str]) -> Iterator[str]:
+    """Without NUL bytes, which the csv module refuses without a line number."""
+    for n, line in enumerate(text):
+        yield (line.lstrip("\ufeff") if n == 0 else line).replace("\0", "")
+
+
+def _parsed(rows: Iterable[tuple[int, Row]], form: Preset, findings: Findings) -> Iterator[TraceJob]:
+    for line, row in rows:
+        findings.rows += 1
+        try:
+            if not row:
+                raise BadRow("too few columns", "the row has fewer columns than the first line")
+            job = form.job(row, line)
+        except BadRow as bad:
+            if bad.skip:
+                findings.noted[bad.why] = findings.noted.get(bad.why, 0) + 1
+            else:
+                findings.reject(bad.why, line, bad.what)
+            continue
+        if job.ongoing:
+            findings.noted["still running: its run time so far is taken"] = (
+                findings.noted.get("still running: its run time so far is taken", 0) + 1
+            )
+        yield job
+
+
+def _ordered(jobs: Iterator[TraceJob], findings: Findings, files: ExitStack) -> Iterator[TraceJob]:
+    """Sorted; in memory while they fit one chunk, else merged from sorted files."""
+    spilled: list[Iterator[TraceJob]] = []
+    last: TraceJob | None = None
+    while chunk := list(islice(jobs, CHUNK)):
+        for job in chunk:
+            if last is not None and job.submit < last.submit:
+                findings.note("unsorted", job.line, "submitted before the row above it; rows are sorted first")
+            last = job
+        chunk.sort(key=_ORDER)
+        if len(chunk) < CHUNK and not spilled:
+            return iter(chunk)
+        file = files.enter_context(tempfile.TemporaryFile())
+        for at in range(0, len(chunk), 1000):
+            pickle.dump(chunk[at : at + 1000], file, pickle.HIGHEST_PROTOCOL)
+        file.seek(0)
+        spilled.append(_spilled(file))
+    return merge(*spilled, key=_ORDER)
+
+
+def _spilled(file: IO[bytes]) -> Iterator[TraceJob]:
+    while True:
+        try:
+            rows = pickle.load(file)  # noqa: S301 - our own temporary file, which nobody else can open
+        except EOFError:
+            return
+        yield from rows
+
+
+def _selected(jobs: Iterable[TraceJob], select: Selection, form: Preset, findings: Findings) -> Iterator[TraceJob]:
+    taken, at, seen = 0, -1.0, set[object]()
+    for job in jobs:
+        if select.cluster is not None and job.queue != select.cluster:
+            continue
+        if select.first is not None and taken >= select.first:
+            return
+        taken += 1
+        if job.submit != at:
+            at, seen = job.submit, set()
+        same = job.id if form.has_ids else (job.queue, job.user, job.duration, job.gpus)
+        if same in seen:
+            if form.has_ids:
+                findings.reject("duplicate", job.line, f"job {job.id} stands here a second time")
+                continue
+            findings.note("duplicate", job.line, "the same as another row; both are replayed")
+        seen.add(same)
+        if select.max_gpus is not None and job.gpus > select.max_gpus:
+            findings.noted["above --max-gpus"] = findings.noted.get("above --max-gpus", 0) + 1
+            continue
+        if select.pool_gpus is not None and job.gpus > select.pool_gpus:
+            findings.reject("larger than the pool", job.line, f"asks {job.gpus} GPUs of {select.pool_gpus}")
+            continue
+        yield job

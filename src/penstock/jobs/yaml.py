@@ -1,176 +1,31 @@
-"""YAML text -> documents; every error of the text at once, each with its line and path."""
+"""YAML text -> Job documents; every error of the text at once, each with its line and path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import yaml
-from pydantic import BaseModel, ValidationError
-
-from penstock.base.errors import InvalidInput, Problem, TooLarge
-from penstock.base.text import one_line
+from penstock.base.errors import InvalidInput, Problem
+from penstock.documents import MAX_BYTES, bounded, numbered, read, summary, validate
 from penstock.jobs.spec import JobDocument
 
-MAX_BYTES = 1 << 20
-MAX_NODES = 200_000
-MAX_DEPTH = 64
-MAX_PROBLEMS = 100
-Path = tuple[str | int, ...]
-
-
-# pydantic's words are for programmers; these are for whoever wrote the file.
-_PLAINLY = {
-    "tuple_type": "must be a list, such as [python, train.py]",
-    "list_type": "must be a list",
-    "string_type": "must be text: put quotes around it",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "dict_type": "must be a mapping (name: value)",
-    "model_type": "must be a mapping (name: value)",
-}
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases: nobody needs them here, and they expand without bound ("billion laughs")."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML is half typed
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken here", event.start_mark)
-        return super().compose_node(parent, index)
+__all__ = ["MAX_BYTES", "parse_jobs"]
 
 
 def parse_jobs(text: str) -> list[JobDocument]:
     """All Job documents of a YAML text. Raises InvalidInput that lists what is wrong in all of them; TooLarge."""
-    if len(text) > MAX_BYTES:
-        raise TooLarge(f"the file has {len(text):,} characters; at the most {MAX_BYTES:,} are taken")
-    documents: list[JobDocument] = []
-    problems: list[Problem] = []
-    nodes = _compose(text)
-    if not nodes:
+    found, problems = read(text)
+    if not found:
         raise InvalidInput("the file holds no document", details=[Problem("", "write at least one Job", 1)])
-    for index, node in enumerate(nodes):
-        prefix = f"[{index}]." if len(nodes) > 1 else ""
-        lines: dict[Path, int] = {}
-        found = list(_walk(node, (), lines))
-        problems += [Problem(prefix + p.path, p.message, p.line) for p in found]
-        if found:
+    documents: list[JobDocument] = []
+    for index, one in enumerate(found):
+        if one is None:
             continue
-        value, odd = _construct(node)
-        if odd is not None:
-            problems.append(Problem(prefix + odd.path, odd.message, odd.line))
-            continue
-        document, wrong = validate(JobDocument, value, lines)
-        problems += [Problem(prefix + p.path, p.message, p.line) for p in wrong]
+        document, wrong = validate(JobDocument, *one)
+        problems += numbered(wrong, index, len(found))
         if document is not None:
             documents.append(document)
     problems += _twins(documents)
     if problems:
-        raise InvalidInput(_summary(problems), details=bounded(problems))
+        raise InvalidInput(summary(problems), details=bounded(problems))
     return documents
-
-
-def _compose(text: str) -> list[yaml.Node]:
-    loader = None
-    try:
-        loader = _Loader(text)
-        nodes = []
-        while loader.check_node():
-            node = loader.get_node()
-            if node is not None:
-                nodes.append(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = one_line(" ".join(x for x in (error.context, error.problem) if x))
-        line = mark.line + 1 if mark else None
-        raise InvalidInput("this is not YAML", details=[Problem("", what, line)]) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        what = "nested too deep" if isinstance(error, RecursionError) else one_line(str(error))
-        raise InvalidInput("this is not YAML", details=[Problem("", what)]) from error
-    finally:
-        if loader is not None:
-            loader.dispose()
-    return nodes
-
-
-def _construct(node: yaml.Node) -> tuple[Any, Problem | None]:
-    """The document's value; or what in it has a type that is not taken, or is no value of its type (a 31st of June)."""
-    try:
-        return _Loader("").construct_document(node), None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else node.start_mark.line + 1
-        return None, Problem("", one_line(str(error.problem or error.context)), line)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        return None, Problem("", one_line(str(error)), node.start_mark.line + 1)
-
-
-def _walk(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Iterator[Problem]:
-    """Note every path's line; yield what YAML allows and we do not (twice the same key, keys that are not text)."""
-    lines[path] = node.start_mark.line + 1
-    if len(path) > MAX_DEPTH or len(lines) > MAX_NODES:
-        yield Problem(show(path), "nested too deep or too large", lines[path])
-        return
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                yield Problem(show(path), "a key must be text", line)
-            elif name in seen:
-                yield Problem(show((*path, name)), "stands here a second time", line)
-            seen.add(name)
-            yield from _walk(value, (*path, name), lines)
-            lines[(*path, name)] = line
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _walk(value, (*path, index), lines)
-
-
-def validate(
-    model: type[BaseModel], value: Any, lines: dict[Path, int] | None = None
-) -> tuple[Any | None, list[Problem]]:
-    """The model's instance, or all that is wrong with ``value``."""
-    try:
-        return model.model_validate(value), []
-    except ValidationError as error:
-        return None, problems_of(error, lines or {})
-
-
-def problems_of(error: ValidationError, lines: dict[Path, int]) -> list[Problem]:
-    """pydantic's errors as Problems; ``lines`` maps paths to 1-based lines."""
-    return [_problem(e, lines) for e in error.errors(include_url=False, include_context=False, include_input=False)]
-
-
-def _problem(error: Any, lines: dict[Path, int]) -> Problem:
-    path: Path = tuple(error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "is not a field here"
-    elif error["type"] == "missing":
-        message = "is missing"
-    else:
-        message = _PLAINLY.get(error["type"], message)
-    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
-    return Problem(show(path), message[:1].lower() + message[1:] if message[:2] != "I " else message, line)
-
-
-def show(path: Path) -> str:
-    """``("spec", "env", 0)`` -> ``spec.env[0]``, with strangers' text shortened."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else ("." if text else "") + one_line(part, 60)
-    return text
-
-
-def bounded(problems: list[Problem]) -> list[Problem]:
-    """At the most MAX_PROBLEMS, and a last one that counts the rest."""
-    if len(problems) <= MAX_PROBLEMS:
-        return problems
-    return [*problems[:MAX_PROBLEMS], Problem("", f"and {len(problems) - MAX_PROBLEMS} more")]
 
 
 def _twins(documents: list[JobDocument]) -> list[Problem]:
@@ -182,7 +37,3 @@ def _twins(documents: list[JobDocument]) -> list[Problem]:
             wrong.append(Problem("name", f"{document.name!r} is the name of two documents"))
         seen.add(key)
     return wrong
-
-
-def _summary(problems: list[Problem]) -> str:
-    return f"{len(problems)} {'thing is' if len(problems) == 1 else 'things are'} wrong with this file"

@@ -50,6 +50,8 @@ class FairShare:
         self.half_life = half_life_s
         self.capacity: dict[str, float] = {}
         self.accounts: dict[tuple[str, ...], Account] = {}
+        self._scores: dict[tuple[str, ...], float] = {}  # at one instant, for one fleet: a cycle asks for them often
+        self._scored: tuple[float, Mapping[str, float]] = (-math.inf, {})
 
     def account(self, path: tuple[str, ...], weight: float = 1.0) -> Account:
         found = self.accounts.get(path)
@@ -66,15 +68,23 @@ class FairShare:
     def _change(self, path: tuple[str, ...], amounts: Mapping[str, float], now: float, sign: float) -> None:
         for depth in range(1, len(path) + 1):
             account = self.account(path[:depth])
+            self._scores.pop(path[:depth], None)
             account.settle(now, self.half_life)
             for name, amount in amounts.items():
                 account.held[name] = account.held.get(name, 0.0) + sign * amount
 
     def rank(self, path: tuple[str, ...], now: float) -> tuple[float, ...]:
         """Scores from the root down: compared as tuples among those that share a prefix, they walk the tree."""
-        return tuple(
-            self.account(path[:depth]).score(now, self.half_life, self.capacity) for depth in range(1, len(path) + 1)
-        )
+        if self._scored[0] != now or self._scored[1] is not self.capacity:
+            self._scores.clear()
+            self._scored = (now, self.capacity)
+        return tuple([self._score(path[:depth], now) for depth in range(1, len(path) + 1)])
+
+    def _score(self, path: tuple[str, ...], now: float) -> float:
+        found = self._scores.get(path)
+        if found is None:
+            found = self._scores[path] = self.account(path).score(now, self.half_life, self.capacity)
+        return found
 
 
 def multifactor(weights: Mapping[str, float], factors: Mapping[str, float]) -> float:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,8 +33,9 @@ from penstock.base.routes import Endpoint, Sample
 from penstock.base.settings import Settings
 from penstock.base.version import VERSION
 from penstock.console import asgi as console
-from penstock.cost import capacity, ledger, prices
+from penstock.cost import bill_routes, budgets, capacity, ledger, prices
 from penstock.cost import routes as cost_routes
+from penstock.cost.spec import Prices
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
 from penstock.fleet import routes as fleet_routes
@@ -196,6 +197,7 @@ class House:
     leadership: Leadership
     access: Access
     app: App
+    prices: Prices
 
 
 def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_root: bool) -> House:
@@ -233,8 +235,11 @@ def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_roo
     )
     reconciler.on_progress = room.wake
     access = Access(store, now=clock.now, monotonic=clock.monotonic)
-    app = _application(settings, store, engine, reconciler, room, access)
-    return House(settings, store, engine, loop, reconciler, room, leadership, access, app)
+    rates, terms = prices.load_both(settings.prices)
+    room.refuses = lambda conn, project: budgets.refusal(conn, project, rates, store.clock())
+    money = (*cost_routes.endpoints(store, rates), *bill_routes.endpoints(store, rates, terms))
+    app = _application(settings, store, engine, reconciler, room, access, money)
+    return House(settings, store, engine, loop, reconciler, room, leadership, access, app, rates)
 
 
 async def _nothing() -> None:
@@ -242,7 +247,13 @@ async def _nothing() -> None:
 
 
 def _application(
-    settings: Settings, store: Store, engine: LocalEngine, reconciler: JobReconciler, room: Room, access: Access
+    settings: Settings,
+    store: Store,
+    engine: LocalEngine,
+    reconciler: JobReconciler,
+    room: Room,
+    access: Access,
+    money: Sequence[Endpoint],
 ) -> App:
     """Every room's endpoints and the console, behind one door."""
 
@@ -261,7 +272,7 @@ def _application(
         *tenancy_routes.endpoints(store),
         *fleet_routes.endpoints(fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes)),
         *job_routes.endpoints(room, reconciler.jobs_dir),
-        *cost_routes.endpoints(store, prices.load(settings.prices)),
+        *money,
     ]
     gate = Gate(access, decide, settings)
     pages = console.build(
@@ -372,5 +383,6 @@ async def _watch_nodes(house: House) -> None:
         if house.leadership.leading:
             try:
                 await house.reconciler.sync_nodes()
+                await house.store.write(lambda tx: budgets.watch(tx, house.prices))
             except PenstockError as error:
                 log.warning("cannot take over the nodes: %s", error)

@@ -85,6 +85,11 @@ def month_of(time: float) -> tuple[float, float]:
     return first.timestamp(), following.timestamp()
 
 
+def month_named(text: str) -> tuple[float, float]:
+    """The month that "2026-11" names."""
+    return month_of(datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).timestamp())
+
+
 def export(statement: Statement, prices: Prices, *, since: float, until: float, account: Account = Account()) -> str:
     """CSV text; ``since`` and ``until`` lie in one calendar month."""
     cents, _ = in_cents(statement.rows, statement.nanos)

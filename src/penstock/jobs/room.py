@@ -24,6 +24,11 @@ from penstock.store.store import Store, Tx
 
 ENDED_KEPT = 10_000
 Holds = Callable[[Connection, str, str], bool]
+Refuses = Callable[[Connection, str], str | None]
+
+
+def _never(_conn: Connection, _project: str) -> str | None:
+    return None
 
 
 @dataclass(slots=True)
@@ -39,6 +44,7 @@ class Room:
     require_project: Callable[[Connection, str], None]
     unix_user: str | None = None
     as_root: bool = False
+    refuses: Refuses = _never  # why a project may submit nothing more (its budget); None where it may
     memory: admission.Memory = field(default_factory=admission.Memory)
     changes: int = 0  # grows with every commit that was heard of
     ended_attempts: OrderedDict[tuple[str, int], None] = field(default_factory=OrderedDict)  # the last ENDED_KEPT
@@ -112,6 +118,9 @@ class Room:
     def create(self, tx: Tx, actor: Actor, new: submit.NewJob) -> SimpleNamespace:
         """Check and insert; the new row. Raises InvalidInput with all that is wrong, Conflict."""
         problems = self.check(tx.conn, actor, new.project, new.spec) + homeless(new.spec, "spec")
+        refused = self.refuses(tx.conn, new.project)
+        if refused is not None:
+            problems.append(Problem("project", refused))
         if problems:
             raise InvalidInput("the job cannot run here", details=problems)
         return submit.create(tx, new)

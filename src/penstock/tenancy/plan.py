@@ -47,6 +47,8 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "jobs.read": _project_read,
         "events.read": _project_read,
         "cost.read": _project_read,
+        "bill.read": _fleet_read,
+        "budgets.write": _fleet_write,
         "jobs.create": _project_write,
         "jobs.write": _project_write,
         "jobs.apply": _project_write,

@@ -1,13 +1,25 @@
-"""What an operator writes about queues, and the frozen ``Setup`` that the planners are given of it."""
+"""What an operator writes about queues, and the frozen ``Setup`` that the planners are given of it.
+
+A document of a queue file is a mapping with any of the keys policy, flavors, cohorts, queues, reservations; of several
+documents the lists are put together. Every entry is read for itself, so that a bad one hides nothing of what is wrong
+elsewhere, and all of it is told at once with paths and lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from penstock.base.errors import InvalidInput, Problem
+from penstock.base.quantities import format_memory
+from penstock.documents import Path, bounded, read, show, summary, validate
+from penstock.scheduling.forms import FORMS, PolicyForm
 from penstock.scheduling.state import Policy, Reservation
 
 RESOURCES = ("gpus", "cpus", "memory")  # memory in bytes, cpus in cores
+Capacity = Mapping[str, Mapping[str, float]]  # flavor -> resource -> how much the fleet has
+SLACK = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +83,211 @@ class Setup:
     cohorts: Mapping[str, Cohort] = field(default_factory=dict)
     flavors: Mapping[str, Flavor] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
+
+
+# -- a queue file
+
+
+def parse_setup(text: str, *, path: str = "this file", capacity: Capacity | None = None) -> Setup:
+    """The setup that a queue file describes. Raises InvalidInput with everything that is wrong, TooLarge.
+
+    ``path`` names the file in messages. With ``capacity``, nominal quotas may not add up to more than the fleet has.
+    """
+    found, problems = read(text)
+    if not found:
+        raise InvalidInput(f"{path} holds no document", details=[Problem("", "write at least one queue", 1)])
+    reader = _Reader(problems)
+    for index, one in enumerate(found):
+        if one is not None:
+            reader.document(*one, prefix=f"[{index}]." if len(found) > 1 else "")
+    reader.problems += _Checks(reader.items, capacity).all()
+    if reader.problems:
+        reader.problems.sort(key=lambda problem: problem.line or 0)
+        raise InvalidInput(summary(reader.problems, path), details=bounded(reader.problems))
+    return _setup(reader)
+
+
+@dataclass(slots=True)
+class Item:
+    """One entry of a list. ``form`` is None where it is not what it should be; its name may be known all the same."""
+
+    name: str
+    form: Any
+    path: str
+    lines: dict[Path, int]
+
+    def problem(self, message: str, *where: str) -> Problem:
+        line = next((self.lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in self.lines), None)
+        return Problem(f"{self.path}.{show(where)}" if where else self.path, message, line)
+
+
+@dataclass(slots=True)
+class _Reader:
+    problems: list[Problem]
+    items: dict[str, list[Item]] = field(default_factory=lambda: {kind: [] for kind in FORMS})
+    policy: Policy | None = None
+
+    def document(self, value: Any, lines: dict[Path, int], *, prefix: str) -> None:
+        if not isinstance(value, dict):
+            keys = ", ".join(("policy", *FORMS))
+            self.problems.append(Problem(prefix.rstrip("."), f"must be a mapping with {keys}", lines.get(())))
+            return
+        groups: dict[Path, dict[Path, int]] = {}
+        for at, line in lines.items():
+            groups.setdefault(at[:1], {})[at[1:]] = line
+            groups.setdefault(at[:2], {})[at[2:]] = line
+        for key, one in value.items():
+            here = groups.get((key,), {})
+            if key == "policy":
+                self._policy(one, here, prefix)
+            elif key not in FORMS:
+                self.problems.append(Problem(prefix + show((str(key),)), "is not a field here", here.get(())))
+            elif not isinstance(one, list):
+                self.problems.append(Problem(prefix + key, "must be a list", here.get(())))
+            else:
+                for n, entry in enumerate(one):
+                    self._entry(key, entry, f"{prefix}{key}[{n}]", groups.get((key, n), {}))
+
+    def _policy(self, value: Any, lines: dict[Path, int], prefix: str) -> None:
+        if self.policy is not None:
+            self.problems.append(Problem(prefix + "policy", "stands here a second time", lines.get(())))
+        form, wrong = validate(PolicyForm, value, lines)
+        self.problems += _below(wrong, prefix + "policy")
+        self.policy = form.frozen() if form is not None else Policy()
+
+    def _entry(self, kind: str, value: Any, path: str, lines: dict[Path, int]) -> None:
+        form, wrong = validate(FORMS[kind], value, lines)
+        self.problems += _below(wrong, path)
+        name = value.get("name") if isinstance(value, dict) else None
+        if isinstance(name, str):
+            self.items[kind].append(Item(name, form, path, lines))
+
+
+def _below(problems: Iterable[Problem], path: str) -> list[Problem]:
+    return [Problem(f"{path}.{p.path}" if p.path else path, p.message, p.line) for p in problems]
+
+
+class _Checks:
+    """What no single entry can know."""
+
+    def __init__(self, items: Mapping[str, list[Item]], capacity: Capacity | None) -> None:
+        self.items, self.capacity = items, capacity
+        self.cohorts = {item.name: item for item in items["cohorts"]}
+        self.flavors = {item.name for item in items["flavors"]} or {"default"}
+
+    def all(self) -> list[Problem]:
+        return [*self._twins(), *self._parents(), *self._cycles(), *self._quotas(), *self._projects(), *self._sums()]
+
+    def _good(self, *kinds: str) -> Iterator[Item]:
+        return (item for kind in kinds for item in self.items[kind] if item.form is not None)
+
+    def _twins(self) -> Iterator[Problem]:
+        for kinds in (("flavors",), ("cohorts", "queues"), ("reservations",)):
+            first: dict[str, Item] = {}
+            for item in (item for kind in kinds for item in self.items[kind]):
+                other = first.setdefault(item.name, item)
+                if other is not item:
+                    yield item.problem(f"{item.name!r} is the name of {other.path} already", "name")
+
+    def _parents(self) -> Iterator[Problem]:
+        for item in self._good("cohorts", "queues"):
+            key = "cohort" if hasattr(item.form, "cohort") else "parent"
+            parent = getattr(item.form, key)
+            if parent is not None and parent not in self.cohorts:
+                yield item.problem(f"there is no cohort {parent!r} in the file{_known(self.cohorts)}", key)
+
+    def _cycles(self) -> Iterator[Problem]:
+        """Each cycle once, at the first of its cohorts."""
+        done: set[str] = set()
+        for start in self.cohorts:
+            seen: list[str] = []
+            name: str | None = start
+            while name is not None and name not in done and name not in seen:
+                seen.append(name)
+                item = self.cohorts.get(name)
+                name = item.form.parent if item is not None and item.form is not None else None
+            if name is not None and name in seen:
+                ring = [*seen[seen.index(name) :], name]
+                yield self.cohorts[name].problem(f"cohorts go round in a circle: {' -> '.join(ring)}", "parent")
+            done.update(seen)
+
+    def _quotas(self) -> Iterator[Problem]:
+        for item in self._good("cohorts", "queues"):
+            queue = hasattr(item.form, "cohort")
+            alone = (item.form.cohort if queue else item.form.parent) is None
+            for flavor, by in item.form.quotas.items():
+                if flavor not in self.flavors:
+                    yield item.problem(f"there is no flavor {flavor!r}{_known(self.flavors)}", "quotas", flavor)
+                for resource, quota in by.items():
+                    at = ("quotas", flavor, resource)
+                    if queue and quota.lending_limit is not None and quota.lending_limit > quota.nominal + SLACK:
+                        lent, has = quota.lending_limit, quota.nominal
+                        words = f"lends {_amount(resource, lent)}, more than its nominal {_amount(resource, has)}"
+                        yield item.problem(words, *at, "lending_limit")
+                    for limit in ("borrowing_limit", "lending_limit"):
+                        if alone and getattr(quota, limit) is not None:
+                            words = "means nothing without a " + ("cohort" if queue else "parent")
+                            yield item.problem(words, *at, limit)
+
+    def _projects(self) -> Iterator[Problem]:
+        first: dict[str, str] = {}
+        for item in self._good("queues"):
+            for project in item.form.projects:
+                other = first.setdefault(project, item.name)
+                if other != item.name:
+                    yield item.problem(f"project {project!r} is in queue {other!r} already", "projects")
+
+    def _sums(self) -> Iterator[Problem]:
+        """Nominal quotas against the fleet, told where the sum first passes it."""
+        if self.capacity is None:
+            return
+        sums: dict[tuple[str, str], float] = {}
+        for item in self._good("queues", "cohorts"):
+            for flavor, by in item.form.quotas.items():
+                for resource, quota in by.items():
+                    known = self.capacity.get(flavor, {resource: 0.0})
+                    if resource not in known:
+                        continue  # a trace's nodes say nothing of their memory, say
+                    has = known[resource]
+                    before = sums.get((flavor, resource), 0.0)
+                    after = sums[flavor, resource] = before + quota.nominal
+                    if before <= has + SLACK < after and flavor in self.flavors:
+                        words = (
+                            f"with this, {_amount(resource, after)} {resource} of flavor {flavor} are promised; "
+                            f"the fleet has {_amount(resource, has)}"
+                        )
+                        yield item.problem(words, "quotas", flavor, resource)
+
+
+def _known(names: Iterable[str]) -> str:
+    known = sorted(names)
+    return f" (there are: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''})" if known else ""
+
+
+def _amount(resource: str, value: float) -> str:
+    return format_memory(value) if resource == "memory" else f"{value:g}"
+
+
+def _setup(reader: _Reader) -> Setup:
+    forms = {kind: [item.form for item in items] for kind, items in reader.items.items()}
+    queues = {
+        form.name: Queue(
+            form.name, form.cohort, _frozen(form.quotas), form.weight, form.user_weights, form.projects,
+            form.reclaim_within_cohort, form.preempt_within_queue, form.reclaim_idle_after, form.max_time_limit, form.qos,
+        )
+        for form in forms["queues"]
+    }  # fmt: skip
+    cohorts = {one.name: Cohort(one.name, one.parent, _frozen(one.quotas), one.weight) for one in forms["cohorts"]}
+    flavors = {one.name: Flavor(one.name, one.gpu_models, one.labels) for one in forms["flavors"]}
+    reservations = tuple(
+        Reservation(one.name, one.start, one.end, frozenset(one.nodes), one.maintenance)
+        for one in forms["reservations"]
+    )
+    return Setup(reader.policy or Policy(), queues or Setup().queues, cohorts, flavors, reservations)
+
+
+def _frozen(quotas: Any) -> Quotas:
+    return {
+        flavor: {name: Quota(one.nominal, one.borrowing_limit, one.lending_limit) for name, one in by.items()}
+        for flavor, by in quotas.items()
+    }

@@ -15,7 +15,7 @@ class Account:
     """GPU-seconds so far. ``idle`` is quota that its own queue did not use, ``lent`` the part of it that others did."""
 
     nominal: float | None = None
-    now_used: int = 0
+    now_used: float = 0
     since: float = 0.0
     lent_since: float = 0.0  # the pot's integral then
     used: float = 0.0
@@ -80,7 +80,7 @@ class Accounts:
             name = cohort.parent
         return name
 
-    def change(self, queue: str, gpus: int, now: float) -> None:
+    def change(self, queue: str, gpus: float, now: float) -> None:
         """``gpus`` more (or fewer) of them are in use by this queue from ``now`` on."""
         account = self.by_queue.get(queue) or self._open(queue)
         self._settle(account, now)

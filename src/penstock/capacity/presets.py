@@ -106,13 +106,14 @@ def _openb(row: Row, line: int) -> TraceJob:
         raise BadRow("negative duration", f"deleted at {deleted:g}, before it was scheduled")
     gpus = _positive(_number(row, "num_gpu", whole=True))
     milli = int(_number(row, "gpu_milli")) if row.get("gpu_milli", "").strip() else 1000
+    milli = milli if gpus == 1 and 0 < milli < 1000 else 0
     return TraceJob(
         row.get("name") or str(line),
         created,
         max(deleted - (created if started is None else started), 1.0),
-        gpus,
+        milli / 1000 if milli else gpus,
         row.get("qos") or "default",
-        gpu_milli=milli if gpus == 1 and 0 < milli < 1000 else 0,
+        gpu_milli=milli,
         started=started,
         line=line,
         models=tuple(filter(None, row.get("gpu_spec", "").split("|"))),
@@ -126,11 +127,14 @@ def _own(row: Row, line: int) -> TraceJob:
     except ValueError as exc:
         raise BadRow("not a quantity", str(exc)) from None
     started = _time(row["start"], "start") if row.get("start", "").strip() else None
+    gpus = _number(row, "gpus")
+    if gpus >= 1 or gpus == 0:
+        gpus = _positive(_number(row, "gpus", whole=True))
     return TraceJob(
         row.get("id") or str(line),
         _time(row["submit"], "submit"),
         max(_number(row, "duration_s"), 1.0),
-        _positive(_number(row, "gpus", whole=True)),
+        gpus,
         row.get("queue") or "default",
         row.get("user") or "",
         limit,
@@ -138,8 +142,9 @@ def _own(row: Row, line: int) -> TraceJob:
         int(_number(row, "nodes", whole=True)) if row.get("nodes", "").strip() else None,
         _number(row, "cpus") if row.get("cpus", "").strip() else 0.0,
         memory,
-        started=started,
-        line=line,
+        int(gpus * 1000) if gpus < 1 else 0,
+        started,
+        line,
     )
 
 

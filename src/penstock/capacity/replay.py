@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 from penstock.capacity.accounts import Accounts
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Queue, Setup
-from penstock.scheduling.state import Admit, Ask, Evict, Gpu, NodeState, Part, Workload
+from penstock.scheduling.state import Admit, Ask, Gpu, NodeState, Part, Workload
 
 _END, _REPAIR, _FAIL, _WAKE = range(4)  # order at one instant
 Part_ = tuple[Part, ...]
@@ -26,7 +26,7 @@ class TraceJob:
     id: str
     submit: float
     duration: float
-    gpus: int
+    gpus: float  # below 1: a share of one
     queue: str = "default"
     user: str = ""
     limit: float | None = None  # None: its true duration
@@ -101,7 +101,7 @@ class Result:
     gpu_seconds: float = 0.0  # used, evicted and lost work included
     capacity_gpu_seconds: float = 0.0  # from the first submission to the last end
     aborted: bool = False
-    timeline: list[tuple[float, dict[str, int], dict[str, int]]] = field(
+    timeline: list[tuple[float, dict[str, float], dict[str, int]]] = field(
         default_factory=list
     )  # at, GPUs by queue, waiting
 
@@ -306,7 +306,7 @@ class Replay:
         timeline = self.result.timeline
         if timeline and now < timeline[-1][0] + self._sample_s:
             return
-        used: dict[str, int] = {}
+        used: dict[str, float] = {}
         for run in self._runs.values():
             used[run.outcome.job.queue] = used.get(run.outcome.job.queue, 0) + run.outcome.job.gpus
         waiting: dict[str, int] = {}
@@ -324,14 +324,15 @@ def parts_of(job: TraceJob, cluster: Cluster) -> Part_:
     per_node = cluster.gpus
     cpus, memory = (job.cpus if cluster.cpus else 0.0), (job.memory if cluster.memory else 0)
     models = job.models if cluster.model else ()
+    gpus = math.ceil(job.gpus)
     if job.gpu_milli and job.gpus <= 1:
         return (Part(1, Ask(cpus, memory, 0, job.gpu_milli, models)),)
-    if job.nodes and job.nodes > 1 and -(-job.gpus // job.nodes) <= per_node:
-        each, extra = divmod(job.gpus, job.nodes)
+    if job.nodes and job.nodes > 1 and -(-gpus // job.nodes) <= per_node:
+        each, extra = divmod(gpus, job.nodes)
         ask = Ask(cpus / job.nodes, memory // job.nodes, each, 0, models)
         parts = (Part(extra, replace(ask, gpus=each + 1)), Part(job.nodes - extra, ask))
         return tuple(part for part in parts if part.count)
-    whole, rest = divmod(job.gpus, per_node) if per_node and job.gpus > per_node else (0, job.gpus)
+    whole, rest = divmod(gpus, per_node) if per_node and gpus > per_node else (0, gpus)
     count = whole + (1 if rest or not whole else 0)
     ask = Ask(cpus / count, memory // count, per_node, 0, models)
     found = [Part(whole, ask)] if whole else []

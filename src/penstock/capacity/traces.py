@@ -7,6 +7,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import lzma
 import pickle
 import sys
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
-from typing import IO, TextIO
+from pathlib import Path
+from typing import IO, Any, TextIO
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.text import one_line
@@ -28,11 +30,7 @@ from penstock.capacity.replay import TraceJob
 SHOWN = 10  # problems kept with their lines
 CHUNK = 200_000  # rows sorted in memory at once
 _ORDER = attrgetter("submit", "line")
-_OPENERS: dict[str, Callable[[str], IO[bytes]]] = {
-    ".xz": lambda path: lzma.open(path, "rb"),
-    ".gz": lambda path: gzip.open(path, "rb"),
-    ".bz2": lambda path: bz2.open(path, "rb"),
-}
+_OPENERS: dict[str, Callable[[str], Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
 @dataclass(slots=True)
@@ -42,19 +40,21 @@ class Findings:
     rows: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)  # the first rejected rows
+    oddities: list[Problem] = field(default_factory=list)  # the first noted ones
 
     def reject(self, why: str, line: int, what: str) -> None:
         self.rejected[why] = self.rejected.get(why, 0) + 1
-        self._show(line, why, what)
+        self._show(self.problems, line, why, what)
 
     def note(self, why: str, line: int, what: str) -> None:
         self.noted[why] = self.noted.get(why, 0) + 1
-        self._show(line, why, what)
+        self._show(self.oddities, line, why, what)
 
-    def _show(self, line: int, why: str, what: str) -> None:
-        if len(self.problems) < SHOWN:
-            self.problems.append(Problem(why, one_line(what, 200), line))
+    @staticmethod
+    def _show(shown: list[Problem], line: int, why: str, what: str) -> None:
+        if len(shown) < SHOWN:
+            shown.append(Problem(why, one_line(what, 200), line))
 
     @property
     def left_out(self) -> int:
@@ -67,6 +67,7 @@ class Findings:
             "rejected_by_reason": dict(self.rejected),
             "noted_by_reason": dict(self.noted),
             "problems": [problem.to_dict() for problem in self.problems],
+            "oddities": [problem.to_dict() for problem in self.oddities],
         }
 
 
@@ -90,14 +91,12 @@ def opened(path: str) -> Iterator[TextIO]:
     if path == "-":
         yield sys.stdin
         return
-    opener = next((known for end, known in _OPENERS.items() if path.endswith(end)), lambda name: open(name, "rb"))  # noqa: SIM115 - closed below
+    opener = next((known for end, known in _OPENERS.items() if path.endswith(end)), lambda name: Path(name).open("rb"))
     try:
         binary = opener(path)
     except OSError as exc:
         raise InvalidInput(f"the trace cannot be read: {exc}") from exc
     with binary:
-        import io  # noqa: PLC0415
-
         yield io.TextIOWrapper(binary, "utf-8", errors="replace", newline="")
 
 
@@ -167,7 +166,7 @@ def _ordered(jobs: Iterator[TraceJob], findings: Findings, files: ExitStack) -> 
         chunk.sort(key=_ORDER)
         if len(chunk) < CHUNK and not spilled:
             return iter(chunk)
-        file = files.enter_context(tempfile.TemporaryFile())
+        file = files.enter_context(tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it)
         for at in range(0, len(chunk), 1000):
             pickle.dump(chunk[at : at + 1000], file, pickle.HIGHEST_PROTOCOL)
         file.seek(0)

@@ -51,6 +51,10 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         ),
     ),
     (
+        "Capacity",
+        (Entry("capacity", "replay a trace, size a fleet, make up work", "penstock.capacity.commands"),),
+    ),
+    (
         "Access",
         (
             Entry("project", "make and list projects, and say who may use them", "penstock.tenancy.commands"),

@@ -1,0 +1,306 @@
+"""``penstock capacity replay|plan|synth|pack``: questions about a fleet, answered on this machine by its own planners."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.base.errors import InvalidInput, Problem
+from penstock.base.quantities import format_duration, parse_duration, parse_memory
+from penstock.client.verb import Column, Invocation, Progress, Verb
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from penstock.capacity.scenario import Scenario, Source
+
+_MOST_TEXT = 4 << 20  # bytes of a queue file, a slurm.conf or a failure file
+
+
+def _trace_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("trace", metavar="TRACE", help="the trace: .csv, .csv.xz, .csv.gz, or - for standard input")
+    add("--preset", default="csv", help="philly, openb, slurm-sacct or csv (default)")
+    add("--cluster", metavar="VC", help="only this virtual cluster, partition or queue")
+    add("--first", type=int, metavar="N", help="only its first N jobs by submission")
+    add("--max-gpus", type=int, metavar="G", help="of these, only jobs of at most G GPUs")
+    add("--gpus-per-node", type=int, required=True, metavar="G")
+    add("--cpus-per-node", type=float, default=0.0, metavar="C", help="cores; without it cores are not counted")
+    add("--memory-per-node", default="0", metavar="SIZE", help="8Gi; without it memory is not counted")
+    add("--gpu-model", default="", metavar="NAME", help="the nodes' GPUs; without it models are not looked at")
+
+
+def _policy_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--policy", default="fifo", help="fifo, sjf, fairshare or multifactor (default: fifo)")
+    add("--blocking", default="strict", help="strict: the head blocks; skip: what fits starts (default: strict)")
+    add("--backfill", default="none", help="none, easy or conservative (default: none)")
+    add("--placement", help="bestfit or firstfit (default: bestfit; with --blocking skip: firstfit)")
+    add("--depth", type=int, default=100, help="workloads that backfill looks at (default: 100)")
+    add("--queues", metavar="FILE", help="a queue file: quotas, cohorts, weights")
+    add("--slurm-conf", metavar="FILE", help="take multifactor weights and backfill from a slurm.conf")
+    add("--failures", metavar="FILE", help="CSV of node, at_s, until_s")
+    add("--mtbf", metavar="TIME", help="mean time between failures of one node: 500h; a bare number is hours")
+    add("--repair", default="4h", metavar="TIME", help="how long a failed node is away (default: 4h)")
+    add("--checkpoint-interval", metavar="TIME", help="work since then is lost; without it all of it is")
+    add("--seed", type=int, default=0)
+
+
+def _configure(parser: ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="what", required=True, metavar="replay|plan|synth|pack")
+    replay = what.add_parser("replay", help="run a trace through the scheduler")
+    _trace_arguments(replay)
+    replay.add_argument("--nodes", type=int, required=True, metavar="N")
+    _policy_arguments(replay)
+    plan = what.add_parser("plan", help="the least number of nodes that meets a target")
+    _trace_arguments(plan)
+    plan.add_argument("--target", required=True, metavar="METRIC=TIME", help="p95-wait=1h, p50-wait or mean-wait")
+    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="the fleet as it was, to check the replay by")
+    plan.add_argument("--prices", metavar="FILE", help="the price file (default: the one that ships with Penstock)")
+    plan.add_argument("--force", action="store_true", help="answer though the replay is far from what happened")
+    _policy_arguments(plan)
+    synth = what.add_parser("synth", help="make up a trace like that of a published cluster")
+    synth.add_argument("--cluster", required=True, help="seren, kalos, philly, helios or pai")
+    synth.add_argument("--jobs", type=int, required=True, metavar="N")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--per-day", type=float, metavar="N", help="jobs a day (default: the cluster's)")
+    synth.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
+    _configure_pack(what.add_parser("pack", help="fill a fleet with pods, to compare placements"))
+
+
+def _configure_pack(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--pods", required=True, metavar="CSV")
+    add("--nodes", required=True, metavar="CSV")
+    add("--policy", default="fgd", help="random, bestfit, packing, dotprod or fgd (default: fgd)")
+    add("--tune", type=float, default=1.3, metavar="X", help="demand as a multiple of the fleet's GPUs (default: 1.3)")
+    add("--seed", type=int, default=42)
+
+
+def _text(path: str | None, option: str) -> str:
+    if path is None:
+        return ""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
+        raise InvalidInput(f"{option} cannot be read: {exc}") from exc
+    if len(data) > _MOST_TEXT:
+        raise InvalidInput(f"{option} {path} is larger than {_MOST_TEXT >> 20} MiB")
+    return data.decode("utf-8", "replace")
+
+
+def _times(arguments: Namespace) -> dict[str, float | None]:
+    """Durations of the options, all that are wrong at once."""
+    problems: list[Problem] = []
+    found: dict[str, float | None] = {}
+    mtbf = arguments.mtbf
+    if mtbf is not None and mtbf.replace(".", "", 1).isdigit():
+        mtbf += "h"
+    for name, text in (("mtbf", mtbf), ("repair", arguments.repair), ("checkpoint", arguments.checkpoint_interval)):
+        try:
+            found[name] = None if text is None else parse_duration(text)
+        except ValueError as exc:
+            problems.append(Problem(f"--{name}", str(exc)))
+    if problems:
+        raise InvalidInput("the options cannot be read", details=problems)
+    return found
+
+
+def _scenario(arguments: Namespace) -> Scenario:
+    from penstock.capacity.scenario import Scenario, checked  # noqa: PLC0415 - help needs no planner
+
+    times = _times(arguments)
+    try:
+        memory = parse_memory(arguments.memory_per_node)
+    except ValueError as exc:
+        raise InvalidInput(f"--memory-per-node: {exc}") from exc
+    return checked(
+        Scenario(
+            arguments.nodes,
+            arguments.gpus_per_node,
+            arguments.policy,
+            arguments.blocking,
+            arguments.backfill,
+            arguments.depth,
+            arguments.placement,
+            arguments.cpus_per_node,
+            memory,
+            arguments.gpu_model,
+            _text(arguments.queues, "--queues"),
+            _text(arguments.slurm_conf, "--slurm-conf"),
+            _text(arguments.failures, "--failures"),
+            times["mtbf"],
+            times["repair"] or 0.0,
+            times["checkpoint"],
+            arguments.seed,
+        )
+    )
+
+
+def _source(arguments: Namespace) -> Source:
+    from penstock.capacity.scenario import Source  # noqa: PLC0415
+    from penstock.capacity.traces import Selection  # noqa: PLC0415
+
+    return Source(arguments.trace, arguments.preset, Selection(arguments.cluster, arguments.first, arguments.max_gpus))
+
+
+def _replay(call: Invocation, arguments: Namespace) -> int:
+    from penstock.capacity.scenario import replayed  # noqa: PLC0415
+
+    live = call.output.live()
+
+    def progress(ended: int) -> None:
+        live.show(Progress(None, f"{ended} jobs have ended"))
+
+    try:
+        found = replayed(_scenario(arguments), _source(arguments), time.perf_counter, progress=progress)
+    finally:
+        live.close()
+    _tell_problems(call, found["trace"])
+    if call.output.format != "table":
+        call.output.document(found)
+        return 0
+    for name in ("jobs", "mean_completion_s", "mean_wait_s", "p50_wait_s", "p95_wait_s", "makespan_s", "utilization"):
+        call.output.line(f"{name:<20} {found[name]}")
+    for name in ("events", "wall_s", "evictions", "failure_restarts", "lost_gpu_hours", "unplaced"):
+        call.output.line(f"{name:<20} {found[name]}")
+    call.output.table(QUEUES, [{"queue": name} | row for name, row in found["by_queue"].items()], call.now)
+    if found["reality"]:
+        call.output.line(_reality(found["reality"]))
+    return 0
+
+
+def _figure(title: str, key: str) -> Column:
+    return Column(title, lambda row, _: "" if row.get(key) is None else f"{row[key]:g}", right=True)
+
+
+QUEUES = (
+    Column("QUEUE", lambda row, _: str(row["queue"])),
+    _figure("JOBS", "jobs"),
+    _figure("MEAN WAIT S", "mean_wait_s"),
+    _figure("P95 WAIT S", "p95_wait_s"),
+    _figure("USED GPU-H", "used_gpu_hours"),
+    _figure("NOMINAL", "nominal_gpu_hours"),
+    _figure("BORROWED", "borrowed_gpu_hours"),
+    _figure("LENT", "lent_gpu_hours"),
+    _figure("IDLE", "idle_gpu_hours"),
+    _figure("EVICTED", "evictions"),
+    _figure("LOST GPU-H", "lost_gpu_hours"),
+)
+
+
+def _reality(found: Mapping[str, Any]) -> str:
+    return (
+        f"against the waits of {found['jobs']} jobs that really happened: P95 {found['p95_replay_s']:g} s for "
+        f"{found['p95_real_s']:g} s ({100 * found['p95_error']:.0f}% off), mean {found['mean_replay_s']:g} s for "
+        f"{found['mean_real_s']:g} s ({100 * found['mean_error']:.0f}% off)"
+    )
+
+
+def _tell_problems(call: Invocation, trace: Mapping[str, Any]) -> None:
+    for key, word in (("rejected_by_reason", "left out"), ("noted_by_reason", "noted")):
+        for why, count in trace[key].items():
+            call.output.note(f"{count} of {trace['rows']} rows {word}: {why}")
+    for problem in (*trace["problems"], *trace["oddities"][:3]):
+        call.output.note(f"  line {problem['line']}: {problem['path']}: {problem['message']}")
+
+
+def _plan(call: Invocation, arguments: Namespace) -> int:
+    from penstock.capacity.pricing import costs  # noqa: PLC0415
+    from penstock.capacity.sizing import parse_target, planned  # noqa: PLC0415
+    from penstock.cost.prices import load  # noqa: PLC0415
+
+    target, prices = parse_target(arguments.target), load(arguments.prices)
+    note: Callable[[str], None] = call.output.note
+    found = planned(
+        _scenario(arguments), _source(arguments), target, force=arguments.force, note=note, clock=time.perf_counter
+    )
+    found["cost"] = None if found["gpus"] is None else costs(found["gpus"], arguments.gpu_model, prices)
+    _tell_problems(call, found["trace"])
+    if call.output.format != "table":
+        call.output.document(found)
+        return 0
+    if found["nodes"] is None:
+        call.output.line(f"{arguments.target} is not met by the most nodes that were tried")
+        return 1
+    low, high = found["interval"]["low"], found["interval"]["high"]
+    call.output.line(
+        f"{found['nodes']} nodes ({found['gpus']} GPUs): {target.metric} {format_duration(found['achieved_s'])}"
+    )
+    call.output.line(
+        f"nine times in ten between {low or '?'} and {high or 'more than were tried'}, by the trace's weeks"
+    )
+    for trial in found["trials"]:
+        value = "ended early" if trial["value_s"] is None else f"{trial['value_s']:.0f} s"
+        call.output.line(f"  {trial['nodes']:>6} nodes  {'meets it' if trial['met'] else 'misses it':<10} {value}")
+    for kind in ("on_demand", "reserved", "spot"):
+        price = found["cost"][kind]
+        call.output.line(
+            f"{kind:<10} "
+            + (
+                "no price in the price file"
+                if price is None
+                else f"{price['month']:.2f} {found['cost']['currency']} a month"
+            )
+        )
+    return 0
+
+
+def _synth(call: Invocation, arguments: Namespace) -> int:
+    import csv  # noqa: PLC0415
+    import random  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    from penstock.capacity.synth import CLUSTERS, FIELDS, synthesize  # noqa: PLC0415
+
+    if arguments.cluster not in CLUSTERS:
+        raise InvalidInput(f"--cluster {arguments.cluster!r} is none of {', '.join(CLUSTERS)}")
+    if not 1 <= arguments.jobs <= 10_000_000:
+        raise InvalidInput("--jobs must be from 1 to 10000000")
+    if arguments.per_day is not None and not arguments.per_day > 0:
+        raise InvalidInput("--per-day must be above zero")
+    rows = synthesize(arguments.cluster, arguments.jobs, random.Random(arguments.seed), per_day=arguments.per_day)
+    try:
+        file = open(arguments.out, "w", newline="") if arguments.out else sys.stdout  # noqa: SIM115 - closed below
+    except OSError as exc:
+        raise InvalidInput(f"--out cannot be written: {exc}") from exc
+    try:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    finally:
+        if arguments.out:
+            file.close()
+    if arguments.out:
+        call.output.note(f"{arguments.jobs} jobs like those of {arguments.cluster} are in {arguments.out}")
+    return 0
+
+
+def _pack(call: Invocation, arguments: Namespace) -> int:
+    from penstock.capacity import pack  # noqa: PLC0415
+
+    found = pack.run_files(
+        arguments.pods, arguments.nodes, policy=arguments.policy, tune=arguments.tune, seed=arguments.seed
+    )
+    if call.output.format != "table":
+        call.output.document(found)
+    else:
+        for name, value in found.items():
+            call.output.line(f"{name:<22} {value}")
+    return 0
+
+
+_RUN = {"replay": _replay, "plan": _plan, "synth": _synth, "pack": _pack}
+
+VERBS = {
+    "capacity": Verb(
+        "penstock capacity replay jobs.csv --nodes 16 --gpus-per-node 8 --backfill easy\n"
+        "penstock capacity plan jobs.csv --gpus-per-node 8 --target p95-wait=1h\n"
+        "sacct -aP -S 2026-01-01 -o ALL | penstock capacity replay - --preset slurm-sacct --nodes 64 --gpus-per-node 8",
+        _configure,
+        lambda call, arguments: _RUN[arguments.what](call, arguments),
+        about="Traces run through the very planners that schedule live. Needs no server.",
+    )
+}

@@ -1,0 +1,46 @@
+"""Nodes that fail in a replay: drawn, or from a file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from random import Random
+
+from penstock.base.errors import InvalidInput, Problem
+from penstock.capacity.replay import Failure
+
+
+def by_mtbf(nodes: int, mtbf_s: float, repair_s: float, horizon_s: float, rng: Random) -> Iterator[Failure]:
+    """Exponential time between failures of each node, each repaired in ``repair_s``. Node by node, so one more node
+    leaves the others' failures as they are.
+    """
+    base = rng.getrandbits(64)
+    for node in range(nodes):
+        own = Random(f"{base}/{node}")
+        at = own.expovariate(1 / mtbf_s)
+        while at < horizon_s:
+            yield Failure(node, at, at + repair_s)
+            at += repair_s + own.expovariate(1 / mtbf_s)
+
+
+def from_file(text: str, nodes: int) -> Iterator[Failure]:
+    """CSV with columns ``node`` (0 is the first), ``at_s`` and ``until_s``, seconds after the first submission."""
+    reader = csv.DictReader(text.splitlines())
+    missing = [name for name in ("node", "at_s", "until_s") if name not in (reader.fieldnames or ())]
+    problems = [Problem(name, "this column is missing", 1) for name in missing]
+    found = []
+    for row in reader if not missing else ():
+        try:
+            failure = Failure(int(row["node"]), float(row["at_s"]), float(row["until_s"]))
+        except (TypeError, ValueError):
+            problems.append(Problem("", "not a node number and two times", reader.line_num))
+            continue
+        if not 0 <= failure.node < nodes:
+            problems.append(Problem("node", f"there is no node {failure.node} of {nodes}", reader.line_num))
+        elif not 0 <= failure.at <= failure.until:
+            problems.append(Problem("until_s", "ends before it begins, or begins before 0", reader.line_num))
+        else:
+            found.append(failure)
+    if problems:
+        raise InvalidInput("the failure file cannot be used", details=problems)
+    yield from found

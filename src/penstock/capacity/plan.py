@@ -68,9 +68,7 @@ class Sizing:
 Try = Callable[[int, bool], Trial]  # nodes, whether to go on to the end though the target is missed
 
 
-def size(
-    attempt: Try, target: Target, start: int, least: int, most: int = LARGEST
-) -> tuple[int | None, dict[int, Trial]]:
+def size(attempt: Try, start: int, least: int, most: int = LARGEST) -> tuple[int | None, dict[int, Trial]]:
     """The least number of nodes that meets the target, from ``least`` up. Wait is not monotone in nodes: the
     neighbours below are tried too until three in a row miss it.
     """

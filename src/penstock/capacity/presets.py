@@ -16,7 +16,7 @@ _NONE = frozenset({"", "Unknown", "None", "N/A", "INVALID"})
 
 
 class BadRow(Exception):
-    """This row cannot be replayed. ``skip``: it is no job of its own (a job step), so nothing is wrong with it."""
+    """A row that cannot be replayed. ``skip``: it is no job of its own (a job step), so nothing is wrong with it."""
 
     def __init__(self, why: str, what: str, *, skip: bool = False) -> None:
         super().__init__(what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.base.errors import InvalidInput, Problem
@@ -115,7 +115,7 @@ class Source:
 
     path: str
     preset: str = "csv"
-    select: Selection = Selection()
+    select: Selection = field(default_factory=Selection)
 
     def jobs(self, scenario: Scenario, findings: Findings) -> Iterator[TraceJob]:
         pool = scenario.nodes * scenario.gpus_per_node

@@ -97,7 +97,7 @@ def planned(
         raise InvalidInput("the trace has no job to replay", details=findings.problems)
     trust = _trust(scenario, jobs, force=force)
     sizer = Sizer(scenario, jobs, target, note)
-    best, known = plan.size(sizer.attempt, target, sizer.start(), sizer.least())
+    best, known = plan.size(sizer.attempt, sizer.start(), sizer.least())
     low = high = None
     if best is not None:
         for nodes in plan.surroundings(best, sizer.least()):

@@ -166,7 +166,7 @@ def _ordered(jobs: Iterator[TraceJob], findings: Findings, files: ExitStack) -> 
         chunk.sort(key=_ORDER)
         if len(chunk) < CHUNK and not spilled:
             return iter(chunk)
-        file = files.enter_context(tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it)
+        file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         for at in range(0, len(chunk), 1000):
             pickle.dump(chunk[at : at + 1000], file, pickle.HIGHEST_PROTOCOL)
         file.seek(0)

@@ -141,7 +141,8 @@ def failing(of: Calibration, work: Sequence[float]) -> Callable[[float], float]:
     for _ in range(14):
         middle = (low + high) / 2
         low, high = (middle, high) if time_share(middle) < of.failed_time else (low, middle)
-    power, factor = (low + high) / 2, scale((low + high) / 2)
+    power: float = (low + high) / 2
+    factor = scale(power)
     return lambda w: float(min(1.0, factor * w**power))
 
 

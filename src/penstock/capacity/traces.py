@@ -91,7 +91,7 @@ def opened(path: str) -> Iterator[TextIO]:
     if path == "-":
         yield sys.stdin
         return
-    opener = next((known for end, known in _OPENERS.items() if path.endswith(end)), lambda name: Path(name).open("rb"))
+    opener = next((known for end, known in _OPENERS.items() if path.endswith(end)), lambda name: Path(name).open("rb"))  # noqa: SIM115 - closed below
     try:
         binary = opener(path)
     except OSError as exc:

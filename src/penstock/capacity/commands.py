@@ -1,7 +1,10 @@
-"""``penstock capacity replay|plan|synth|pack``: questions about a fleet, answered on this machine by its own planners."""
+"""``penstock capacity replay|plan|synth``: questions about a fleet, answered on this machine by its own planners."""
 
 from __future__ import annotations
 
+import csv
+import random
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_duration, parse_duration, parse_memory
+from penstock.capacity.pricing import costs
+from penstock.capacity.scenario import Scenario, Source, checked, replayed
+from penstock.capacity.sizing import parse_target, planned
+from penstock.capacity.synth import CLUSTERS, FIELDS, synthesize
+from penstock.capacity.traces import Selection
 from penstock.client.verb import Column, Invocation, Progress, Verb
+from penstock.cost.prices import load
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from penstock.capacity.scenario import Scenario, Source
 
 _MOST_TEXT = 4 << 20  # bytes of a queue file, a slurm.conf or a failure file
 
@@ -49,7 +57,7 @@ def _policy_arguments(parser: ArgumentParser) -> None:
 
 
 def _configure(parser: ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", required=True, metavar="replay|plan|synth|pack")
+    what = parser.add_subparsers(dest="what", required=True, metavar="replay|plan|synth")
     replay = what.add_parser("replay", help="run a trace through the scheduler")
     _trace_arguments(replay)
     replay.add_argument("--nodes", type=int, required=True, metavar="N")
@@ -67,16 +75,6 @@ def _configure(parser: ArgumentParser) -> None:
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--per-day", type=float, metavar="N", help="jobs a day (default: the cluster's)")
     synth.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
-    _configure_pack(what.add_parser("pack", help="fill a fleet with pods, to compare placements"))
-
-
-def _configure_pack(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--pods", required=True, metavar="CSV")
-    add("--nodes", required=True, metavar="CSV")
-    add("--policy", default="fgd", help="random, bestfit, packing, dotprod or fgd (default: fgd)")
-    add("--tune", type=float, default=1.3, metavar="X", help="demand as a multiple of the fleet's GPUs (default: 1.3)")
-    add("--seed", type=int, default=42)
 
 
 def _text(path: str | None, option: str) -> str:
@@ -109,7 +107,6 @@ def _times(arguments: Namespace) -> dict[str, float | None]:
 
 
 def _scenario(arguments: Namespace) -> Scenario:
-    from penstock.capacity.scenario import Scenario, checked  # noqa: PLC0415 - help needs no planner
 
     times = _times(arguments)
     try:
@@ -140,14 +137,11 @@ def _scenario(arguments: Namespace) -> Scenario:
 
 
 def _source(arguments: Namespace) -> Source:
-    from penstock.capacity.scenario import Source  # noqa: PLC0415
-    from penstock.capacity.traces import Selection  # noqa: PLC0415
 
     return Source(arguments.trace, arguments.preset, Selection(arguments.cluster, arguments.first, arguments.max_gpus))
 
 
 def _replay(call: Invocation, arguments: Namespace) -> int:
-    from penstock.capacity.scenario import replayed  # noqa: PLC0415
 
     live = call.output.live()
 
@@ -208,9 +202,6 @@ def _tell_problems(call: Invocation, trace: Mapping[str, Any]) -> None:
 
 
 def _plan(call: Invocation, arguments: Namespace) -> int:
-    from penstock.capacity.pricing import costs  # noqa: PLC0415
-    from penstock.capacity.sizing import parse_target, planned  # noqa: PLC0415
-    from penstock.cost.prices import load  # noqa: PLC0415
 
     target, prices = parse_target(arguments.target), load(arguments.prices)
     note: Callable[[str], None] = call.output.note
@@ -249,11 +240,6 @@ def _plan(call: Invocation, arguments: Namespace) -> int:
 
 
 def _synth(call: Invocation, arguments: Namespace) -> int:
-    import csv  # noqa: PLC0415
-    import random  # noqa: PLC0415
-    import sys  # noqa: PLC0415
-
-    from penstock.capacity.synth import CLUSTERS, FIELDS, synthesize  # noqa: PLC0415
 
     if arguments.cluster not in CLUSTERS:
         raise InvalidInput(f"--cluster {arguments.cluster!r} is none of {', '.join(CLUSTERS)}")
@@ -278,21 +264,7 @@ def _synth(call: Invocation, arguments: Namespace) -> int:
     return 0
 
 
-def _pack(call: Invocation, arguments: Namespace) -> int:
-    from penstock.capacity import pack  # noqa: PLC0415
-
-    found = pack.run_files(
-        arguments.pods, arguments.nodes, policy=arguments.policy, tune=arguments.tune, seed=arguments.seed
-    )
-    if call.output.format != "table":
-        call.output.document(found)
-    else:
-        for name, value in found.items():
-            call.output.line(f"{name:<22} {value}")
-    return 0
-
-
-_RUN = {"replay": _replay, "plan": _plan, "synth": _synth, "pack": _pack}
+_RUN = {"replay": _replay, "plan": _plan, "synth": _synth}
 
 VERBS = {
     "capacity": Verb(

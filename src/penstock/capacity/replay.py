@@ -137,7 +137,7 @@ class Replay:
         self.cluster = cluster
         self.nodes = cluster.states()
         self._queues = dict(setup.queues)
-        self._own_queues = setup.policy.order in {"fairshare", "multifactor"} or len(setup.queues) > 1
+        self._own_queues = setup.policy.order in {"fairshare", "multifactor"} or set(setup.queues) != {"default"}
         self.scheduler = Scheduler(replace(setup, queues=self._queues))
         for node in self.nodes:
             self.scheduler.put_node(node)
@@ -200,10 +200,14 @@ class Replay:
 
     def _cycle(self, now: float) -> None:
         decision = self.scheduler.plan(now)
-        for evict in decision.evict:
-            self._interrupt(evict.id, now, evicted=True)  # traces know no grace: it is gone, and in line again
+        early = [evict.id for evict in decision.evict if evict.id in self._runs]
+        late = [evict.id for evict in decision.evict if evict.id not in self._runs]  # admitted in this same cycle
+        for id_ in early:
+            self._interrupt(id_, now, evicted=True)  # traces know no grace: it is gone, and in line again
         for admit in decision.admit:
             self._start(admit, now)
+        for id_ in late:
+            self._interrupt(id_, now, evicted=True)
         for promise in decision.promises:
             waiting = self._waiting.get(promise.id)
             if waiting is not None and waiting[0].promised is None:

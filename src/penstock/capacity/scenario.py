@@ -13,7 +13,7 @@ from penstock.capacity.failures import by_mtbf, from_file
 from penstock.capacity.metrics import Metrics, answer
 from penstock.capacity.replay import Cluster, Failure, Outcome, Replay, Result, TraceJob
 from penstock.capacity.traces import Findings, Selection
-from penstock.scheduling.spec import Setup
+from penstock.scheduling.spec import Setup, parse_setup
 from penstock.scheduling.state import Policy
 
 ORDERS = ("fifo", "sjf", "fairshare", "multifactor")
@@ -56,8 +56,6 @@ class Scenario:
         policy = Policy(self.policy, self.blocking, self.backfill, placement, self.depth)
         setup = Setup()
         if self.queues:
-            from penstock.scheduling.spec import parse_setup  # noqa: PLC0415
-
             capacity = {
                 "default": {
                     "gpus": float(self.nodes * self.gpus_per_node),

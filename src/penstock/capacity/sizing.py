@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from penstock.base.errors import Conflict, InvalidInput
+from penstock.base.quantities import parse_duration
 from penstock.capacity import plan
 from penstock.capacity.metrics import Metrics, percentile, reality
 from penstock.capacity.plan import SHARES, WEEK_S, Target, Trial, Week
@@ -21,8 +22,6 @@ Note = Callable[[str], None]
 
 
 def parse_target(text: str) -> Target:
-    from penstock.base.quantities import parse_duration  # noqa: PLC0415
-
     metric, equals, value = text.partition("=")
     if metric not in plan.METRICS or not equals:
         raise InvalidInput(f"--target {text!r}: write one of {', '.join(plan.METRICS)}, and a time: p95-wait=1h")

@@ -130,12 +130,15 @@ def failing(of: Calibration, work: Sequence[float]) -> Callable[[float], float]:
 
     def scale(power: float) -> float:
         return _solved(
-            lambda c: sum(min(1.0, c * w**power) for w in sample), of.failed * len(sample), 0.0, 1e9 ** abs(power) + 1
+            lambda c: sum(min(1.0, c * math.pow(w, power)) for w in sample),
+            of.failed * len(sample),
+            0.0,
+            1e9 ** abs(power) + 1,
         )
 
     def time_share(power: float) -> float:
         c = scale(power)
-        return sum(w * min(1.0, c * w**power) for w in sample) / sum(sample)
+        return sum(w * min(1.0, c * math.pow(w, power)) for w in sample) / sum(sample)
 
     low, high = -1.0, 1.0
     for _ in range(14):
@@ -143,7 +146,7 @@ def failing(of: Calibration, work: Sequence[float]) -> Callable[[float], float]:
         low, high = (middle, high) if time_share(middle) < of.failed_time else (low, middle)
     power: float = (low + high) / 2
     factor = scale(power)
-    return lambda w: float(min(1.0, factor * w**power))
+    return lambda w: min(1.0, factor * math.pow(w, power))
 
 
 def synthesize(

@@ -11,6 +11,7 @@ import pwd
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_a_supervisor_sees_to_one_attempt_after_another(local: Local) -> None:
             launch = await world.begin("sh", "-c", f"(setsid sleep 300 &); echo {number}; exit {number}", wait=False)
             ended = await world.end_of(launch)
             assert (ended.exit_code, await world.log(launch)) == (number, f"{number}\n")
-            assert left(launch) == groups_left(launch) == []
+            assert not left(launch)
+            assert not groups_left(launch)
             assert folder.open_lock(launch.run_dir) is not None  # nobody holds an ended attempt's lock
             pids.append(_supervisor(launch))
         assert len(set(pids)) < len(pids)
@@ -124,9 +126,10 @@ def test_a_free_supervisor_that_dies_loses_nothing(local: Local) -> None:
             with contextlib.suppress(ProcessLookupError, TypeError, FileNotFoundError):
                 os.kill(_supervisor(launch), signal.SIGKILL)  # at work, free, or gone
         for launch in ended:
-            seen = await until(lambda launch=launch: world.over(launch) or world.last(launch))
+            seen = await until(partial(world.last, launch))
             assert seen.stage in (Stage.EXITED, Stage.LOST, Stage.ABSENT)
-            assert left(launch) == groups_left(launch) == []
+            assert not left(launch)
+            assert not groups_left(launch)
 
     local(body)
 

@@ -14,7 +14,11 @@ from benchmarks.harness import Bar, say, show
 # Part -> the modules that measure it, and the bars each must yield, so that one which breaks is seen to fall short.
 PARTS: dict[str, tuple[str, ...]] = {
     "A": ("startup", "submit", "throughput", "listing", "logs", "soak"),
-    "B": ("replay", "synth", "cost_sum",),
+    "B": (
+        "replay",
+        "synth",
+        "cost_sum",
+    ),
 }
 
 

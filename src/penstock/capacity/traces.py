@@ -8,13 +8,13 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
-import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
@@ -167,20 +167,16 @@ def _ordered(jobs: Iterator[TraceJob], findings: Findings, files: ExitStack) -> 
         if len(chunk) < CHUNK and not spilled:
             return iter(chunk)
         file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
-        for at in range(0, len(chunk), 1000):
-            pickle.dump(chunk[at : at + 1000], file, pickle.HIGHEST_PROTOCOL)
+        for job in chunk:
+            file.write(json.dumps(astuple(job)).encode() + b"\n")
         file.seek(0)
         spilled.append(_spilled(file))
     return merge(*spilled, key=_ORDER)
 
 
 def _spilled(file: IO[bytes]) -> Iterator[TraceJob]:
-    while True:
-        try:
-            rows = pickle.load(file)  # noqa: S301 - our own temporary file, which nobody else can open
-        except EOFError:
-            return
-        yield from rows
+    for line in file:
+        yield TraceJob(*json.loads(line))
 
 
 def _selected(jobs: Iterable[TraceJob], select: Selection, form: Preset, findings: Findings) -> Iterator[TraceJob]:

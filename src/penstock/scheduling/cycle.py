@@ -190,7 +190,7 @@ class Scheduler:
         asked = totals(held.workload.parts)
         self._hold(held, self._flavor_of(held.shares), asked)
 
-    def end(self, id: str, now: float) -> None:  # noqa: A002
+    def end(self, id: str, now: float) -> None:  # noqa: A002 - the word of every other place here
         """Finished, failed, or evicted and gone: its place is free."""
         holding = self.held.pop(id, None)
         if holding is None:
@@ -325,12 +325,12 @@ class Scheduler:
         """Quota, then place, then hold it. Refusal: quota is short; None: no place."""
         w = entry.w
         queue = self.setup.queues.get(w.queue)
-        within = self._within(w, now, windows)
+        within = self.open_to(w, now, windows)
         if queue is None or not queue.limited:
             shares = self.pool.find(w, within=within)
             return None if shares is None else self._start(entry, shares, "", now)
         refusal: Refusal | None = None
-        for flavor in self._flavors(queue, w):
+        for flavor in self.flavors_for(queue, w):
             short = self.quotas.check(w.queue, flavor, entry.asked)
             if short is not None:
                 refusal = refusal or short
@@ -343,11 +343,11 @@ class Scheduler:
             return None
         return refusal
 
-    def _flavors(self, queue: Queue, w: Workload) -> tuple[str, ...]:
+    def flavors_for(self, queue: Queue, w: Workload) -> tuple[str, ...]:
         own = tuple(queue.quotas)
         return tuple(flavor for flavor in w.flavors if flavor in own) if w.flavors else own
 
-    def _within(self, w: Workload, now: float, windows: tuple[Window, ...]) -> int | None:
+    def open_to(self, w: Workload, now: float, windows: tuple[Window, ...]) -> int | None:
         """Nodes that others' fences, promises and windows leave it; None: all."""
         if not (self.awaiting or windows or self.reservations.known):
             return None
@@ -443,7 +443,7 @@ class Scheduler:
 
     def _room_for(self, entry: Entry, now: float) -> bool:
         """Whether one of its kind might fit if it were shorter: then the kind is not given up."""
-        return self.pool.find(entry.w, within=self._within(entry.w, now, ())) is not None
+        return self.pool.find(entry.w, within=self.open_to(entry.w, now, ())) is not None
 
     def _behind(self, head: Entry) -> Iterator[Entry]:
         """A copy of the first in line, since starting one takes it out."""
@@ -494,17 +494,17 @@ class Scheduler:
         if queue is None or not queue.limited:
             return mask
         allowed = 0
-        for flavor in self._flavors(queue, entry.w):
+        for flavor in self.flavors_for(queue, entry.w):
             allowed |= self.pool.flavor_mask(flavor)
         return mask & allowed
 
-    def promise(self, id: str) -> Promise | None:  # noqa: A002
+    def promise(self, id: str) -> Promise | None:  # noqa: A002 - the word of every other place here
         window = self.windows.get(id)
         return window.promise if window is not None else None
 
     # -- words
 
-    def why(self, id: str, now: float) -> Wait:  # noqa: A002
+    def why(self, id: str, now: float) -> Wait:  # noqa: A002 - the word of every other place here
         """Why a queued workload waits. KeyError for one that does not."""
         entry = self.aside.get(id) or self.lines.entries[id]
         return explain.explain(self, entry.w, now)
@@ -515,7 +515,7 @@ class Scheduler:
         if queue is None or not queue.limited:
             return None
         asked, _ = self._analyse(w)
-        found = [self.quotas.check(w.queue, flavor, asked) for flavor in self._flavors(queue, w)]
+        found = [self.quotas.check(w.queue, flavor, asked) for flavor in self.flavors_for(queue, w)]
         refusals = [refusal for refusal in found if refusal is not None]
         if not refusals or len(refusals) < len(found):
             return None
@@ -525,11 +525,11 @@ class Scheduler:
         """Nodes that its queue's flavors, and what is kept for others, leave it now; None: all."""
         queue = self.setup.queues.get(w.queue)
         others = tuple(window for id_, window in self.windows.items() if id_ != w.id)
-        within = self._within(w, now, others)
+        within = self.open_to(w, now, others)
         if queue is None or not queue.limited:
             return within
         mask = 0
-        for flavor in self._flavors(queue, w):
+        for flavor in self.flavors_for(queue, w):
             mask |= self.pool.flavor_mask(flavor)
         return mask if within is None else mask & within
 
@@ -583,7 +583,7 @@ class Scheduler:
         if queue is None:
             return False
         if queue.limited:
-            flavors = self._flavors(queue, w)
+            flavors = self.flavors_for(queue, w)
             refusals = [self.quotas.check(w.queue, flavor, asked) for flavor in flavors]
             if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
                 return False

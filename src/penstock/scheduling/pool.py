@@ -396,7 +396,7 @@ class Pool:
         if self._log is not None:
             self._log.append((True, id, placed))
 
-    def _take_plain(self, id: str, share: Share) -> bool:  # noqa: A002
+    def _take_plain(self, id: str, share: Share) -> bool:  # noqa: A002 - the word of every other place here
         """The commonest case in one step: whole GPUs of one node and nothing else."""
         ask = share.ask
         i = self._index[share.node]
@@ -410,7 +410,7 @@ class Pool:
         self.held[id] = [Placed(share, i, wanted)]
         return True
 
-    def _take(self, id: str, placed: list[Placed]) -> None:  # noqa: A002
+    def _take(self, id: str, placed: list[Placed]) -> None:  # noqa: A002 - the word of every other place here
         for one in placed:
             self._book(one)
             self._on[one.index].add(id)
@@ -490,7 +490,7 @@ class Pool:
             self.levels[before] ^= bit
             self.levels[after] |= bit
 
-    def give(self, id: str) -> tuple[Share, ...]:  # noqa: A002
+    def give(self, id: str) -> tuple[Share, ...]:  # noqa: A002 - the word of every other place here
         """Free what ``id`` holds; empty when it holds nothing."""
         placed = self.held.pop(id, None)
         if placed is None:

@@ -38,7 +38,7 @@ def search(view: Scheduler, entry: Entry, now: float) -> Found | None:
     """The victims, or None when no eviction helps. Changes nothing."""
     w = entry.w
     queue = view.setup.queues.get(w.queue)
-    flavors = view._flavors(queue, w) if queue is not None and queue.limited else ("",)  # noqa: SLF001
+    flavors = view.flavors_for(queue, w) if queue is not None and queue.limited else ("",)
     for flavor in flavors:
         found = _in_flavor(view, entry, flavor, now)
         if found is not None:
@@ -68,7 +68,7 @@ def _in_flavor(view: Scheduler, entry: Entry, flavor: str, now: float) -> Found 
             chosen, shares = _fewest(trial, chosen, shares)
         finally:
             trial.undo()
-    evict = tuple(Evict(h.held.workload.id, reason, _words(view, entry, h, reason), entry.w.id) for h, reason in chosen)
+    evict = tuple(Evict(h.held.workload.id, reason, _words(entry, h, reason), entry.w.id) for h, reason in chosen)
     return Found(evict, flavor or "default", tuple(share.node for share in shares))
 
 
@@ -121,7 +121,7 @@ class _Trial:
         view, w = self.view, self.entry.w
         if self.flavor and view.quotas.check(w.queue, self.flavor, self.entry.asked) is not None:
             return None
-        within = view._within(w, self.now, ())  # noqa: SLF001
+        within = view.open_to(w, self.now, ())
         if self.flavor:
             mask = view.pool.flavor_mask(self.flavor)
             within = mask if within is None else within & mask
@@ -168,9 +168,9 @@ def _why(view: Scheduler, entry: Entry, holding: Holding, reclaims: Mapping[str,
     held, w = holding.held, entry.w
     victim = held.workload
     queue = view.setup.queues.get(victim.queue)
-    if queue is not None and queue.reclaim_after_s is not None and held.idle_since is not None:
-        if now - held.idle_since >= queue.reclaim_after_s:
-            return Reason.IdleReclaimed
+    patience = queue.reclaim_after_s if queue is not None else None
+    if patience is not None and held.idle_since is not None and now - held.idle_since >= patience:
+        return Reason.IdleReclaimed
     if victim.queue == w.queue:
         within = queue is not None and queue.preempt_within_queue == "lower_priority"
         return Reason.Preempted if victim.priority < w.priority and (within or view.policy.preemption) else None
@@ -184,7 +184,7 @@ def _why(view: Scheduler, entry: Entry, holding: Holding, reclaims: Mapping[str,
     return None
 
 
-def _words(view: Scheduler, entry: Entry, holding: Holding, reason: Reason) -> str:
+def _words(entry: Entry, holding: Holding, reason: Reason) -> str:
     w, victim = entry.w, holding.held.workload
     if reason is Reason.Reclaimed:
         return f"queue {victim.queue} had borrowed it; {w.name} of queue {w.queue} takes back its own quota"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 from penstock.base.errors import InvalidInput, Problem
@@ -20,6 +21,7 @@ ORDERS = ("fifo", "sjf", "fairshare", "multifactor")
 BLOCKINGS = ("strict", "skip")
 BACKFILLS = ("none", "easy", "conservative")
 PLACEMENTS = ("bestfit", "firstfit")
+AHEAD = 500_000  # jobs read before the replay begins, so that reading is timed apart; the rest of a longer trace streams
 YEAR_S = 366 * 86400.0
 Instant = tuple[float, dict[str, float], dict[str, int]]
 
@@ -153,13 +155,17 @@ def replayed(
     """The answer of one replay; with ``samples`` it has a timeline of about so many instants."""
     findings, metrics = Findings(), Metrics()
     stream = source.jobs(checked(scenario), findings)
-    jobs: Iterator[TraceJob] | list[TraceJob] = list(stream) if samples or scenario.mtbf_s else stream
+    began = clock()
+    jobs: Iterator[TraceJob] | list[TraceJob] = list(stream if samples or scenario.mtbf_s else islice(stream, AHEAD))
+    read_s = clock() - began
+    if isinstance(jobs, list) and len(jobs) == AHEAD:
+        jobs = chain(jobs, stream)
     sample_s = (jobs[-1].submit - jobs[0].submit) / samples if samples and isinstance(jobs, list) and jobs else 0.0
     began = clock()
     run = simulate(scenario, jobs, sink=metrics.add, sample_s=max(sample_s, 1.0) if samples else 0.0)
     result = run.run(progress=progress)
     found = answer(metrics, run, clock() - began)
-    found |= {"policy": run.scheduler.policy.name, "trace": findings.to_dict()}
+    found |= {"policy": run.scheduler.policy.name, "read_s": round(read_s, 3), "trace": findings.to_dict()}
     if samples:
         found["timeline"] = timeline(result, metrics, samples, scenario)
     return found

@@ -1,14 +1,25 @@
 """Whom to evict so that a workload can start: as few as do, and only if it then really starts.
 
-Who may be a victim of whom (Kueue's rules): idle holders past their queue's patience; in the own queue those of lower
-priority, where the queue says so; in the cohort those of queues that borrow, for a queue that stays within its nominal
-quota. Without quotas, ``Policy.preemption`` lets a higher priority evict a lower one anywhere.
+Who may be a victim of whom:
 
-Why it ends. Along priorities evictions only go downward. A reclaim serves a queue within its nominal quota and strikes
-one above its own, so what was admitted within quota is never struck by it, and the struck cannot strike back: to be
-admitted again within quota it needs no reclaim of what is in quota. And whoever was evicted ``max_evictions`` times is
-no victim any more, so all evictions together are bounded by that times the workloads, whatever the tree's shape
-(Kueue leaves its proof open for hierarchical cohorts).
+- *idle* holders past their queue's patience, of anybody;
+- *preempted*: in the own queue those of lower priority, where the queue says so; without quotas,
+  ``Policy.preemption`` lets a higher priority evict a lower one anywhere;
+- *reclaimed*: what was borrowed of the asked resources, by a workload with which its own queue stays within its nominal
+  quota (Kueue's reclaimWithinCohort); never from a queue within its own, nor from inside a cohort within its own;
+- *fair share* (order fairshare and ``Policy.preemption``): what was borrowed, by a workload that borrows too, if
+  afterwards its queue's borrowed share is no larger than the victim's queue's is then (Kueue's
+  LessThanOrEqualToFinalShare). Work within nominal quota is never such a victim.
+
+Why it ends, in a tree of any shape, while nothing ends by itself. Shares are compared between queues, not between
+cohorts (weights multiply down the tree), so Kueue's proof for one flat cohort, which it leaves open for hierarchies,
+holds: say queue V loses a workload to queue P. V's borrowed share falls, and P's after it is at most V's then. So of
+both the larger falls, and the queues' borrowed shares, sorted from the largest, fall in lexicographic order; a reclaim
+lowers V's and leaves P's at nothing, so it lowers that list too. Evictions by priority leave a queue's larger
+priorities where they were and put a larger for a smaller. What can raise these again is only an admission beside free
+capacity, and evictions make no capacity. Independently of all that, whoever was evicted ``max_evictions`` times is no
+victim any more: all evictions together are at the most that times the workloads, and an eviction takes no more
+victims than its workload needs nodes and quota for. tests/scheduling/test_preemption.py fuzzes it.
 """
 
 from __future__ import annotations
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
     from penstock.scheduling.cycle import Holding, Scheduler
     from penstock.scheduling.lines import Entry
 
+SLACK = 1e-9
 MOST_TRIED = 2000  # candidates looked at in one search
 
 
@@ -38,7 +50,7 @@ def search(view: Scheduler, entry: Entry, now: float) -> Found | None:
     """The victims, or None when no eviction helps. Changes nothing."""
     w = entry.w
     queue = view.setup.queues.get(w.queue)
-    flavors = view.flavors_for(queue, w) if queue is not None and queue.limited else ("",)
+    flavors = view.flavors_for(queue, w) if queue is not None and view.quotas.limited(w.queue) else ("",)
     for flavor in flavors:
         found = _in_flavor(view, entry, flavor, now)
         if found is not None:
@@ -56,7 +68,7 @@ def _in_flavor(view: Scheduler, entry: Entry, flavor: str, now: float) -> Found 
             chosen: list[tuple[Holding, Reason]] = []
             shares = None
             for holding, reason in candidates:
-                if reason is Reason.Reclaimed and not trial.still_borrows(holding):
+                if reason is Reason.Reclaimed and not trial.may_take(holding):
                     continue
                 trial.evict(holding)
                 chosen.append((holding, reason))
@@ -68,7 +80,10 @@ def _in_flavor(view: Scheduler, entry: Entry, flavor: str, now: float) -> Found 
             chosen, shares = _fewest(trial, chosen, shares)
         finally:
             trial.undo()
-    evict = tuple(Evict(h.held.workload.id, reason, _words(entry, h, reason), entry.w.id) for h, reason in chosen)
+    own = not flavor or view.quotas.within_nominal(entry.w.queue, flavor, entry.asked)
+    evict = tuple(
+        Evict(h.held.workload.id, reason, _words(entry, h, reason, own=own), entry.w.id) for h, reason in chosen
+    )
     return Found(evict, flavor or "default", tuple(share.node for share in shares))
 
 
@@ -127,8 +142,20 @@ class _Trial:
             within = mask if within is None else within & mask
         return view.pool.find(w, within=within)
 
-    def still_borrows(self, holding: Holding) -> bool:
-        return self.view.quotas.borrows(holding.held.workload.queue, holding.flavor)
+    def may_take(self, holding: Holding) -> bool:
+        """Whether its queue still borrows, now that others of it are evicted, and by what rule it may lose this."""
+        quotas, w, victim = self.view.quotas, self.entry.w, holding.held.workload
+        asked = self.entry.asked
+        if not quotas.reclaimable(victim.queue, w.queue, self.flavor, asked):
+            return False
+        if quotas.within_nominal(w.queue, self.flavor, asked):
+            return True
+        self.evict(holding)
+        quotas.take(w.queue, self.flavor, asked)
+        mine, theirs = (quotas.borrowed_share(name, self.flavor) for name in (w.queue, victim.queue))
+        quotas.give(w.queue, self.flavor, asked)
+        self.restore(holding)
+        return mine <= theirs + SLACK and theirs >= -SLACK
 
 
 def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[tuple[Holding, Reason]]:
@@ -150,17 +177,18 @@ def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[
 
 
 def _may_reclaim(view: Scheduler, entry: Entry, flavor: str) -> Mapping[str, bool]:
-    """By queue: whether what it borrowed may be taken back for this one."""
-    own = view.setup.queues.get(entry.w.queue)
+    """By queue: whether what it borrowed may be taken from it for this one."""
+    w = entry.w
+    own = view.setup.queues.get(w.queue)
     if own is None or not flavor or own.reclaim_within_cohort == "never":
         return {}
-    if not view.quotas.within_nominal(entry.w.queue, flavor, entry.asked):
+    fair = view.policy.preemption and view.policy.order == "fairshare"
+    if not (fair or view.quotas.within_nominal(w.queue, flavor, entry.asked)):
         return {}
-    root = view.quotas.root(entry.w.queue)
     return {
-        name: view.quotas.borrows(name, flavor)
+        name: view.quotas.reclaimable(name, w.queue, flavor, entry.asked)
         for name in view.setup.queues
-        if name != entry.w.queue and view.quotas.root(name) == root
+        if name != w.queue
     }
 
 
@@ -178,16 +206,18 @@ def _why(view: Scheduler, entry: Entry, holding: Holding, reclaims: Mapping[str,
         own = view.setup.queues[w.queue]
         if own.reclaim_within_cohort == "any" or victim.priority < w.priority:
             return Reason.Reclaimed
-    limited = queue is not None and queue.limited
+    limited = view.quotas.limited(victim.queue)
     if view.policy.preemption and not limited and victim.priority < w.priority:
         return Reason.Preempted
     return None
 
 
-def _words(entry: Entry, holding: Holding, reason: Reason) -> str:
+def _words(entry: Entry, holding: Holding, reason: Reason, *, own: bool) -> str:
     w, victim = entry.w, holding.held.workload
     if reason is Reason.Reclaimed:
-        return f"queue {victim.queue} had borrowed it; {w.name} of queue {w.queue} takes back its own quota"
+        if own:
+            return f"queue {victim.queue} had borrowed it; {w.name} of queue {w.queue} takes back its own quota"
+        return f"queue {victim.queue} borrows more than its fair share; {w.name} of queue {w.queue} borrows less"
     if reason is Reason.IdleReclaimed:
         return f"its GPUs were idle for longer than queue {victim.queue} allows; {w.name} needs them"
     return f"{w.name} has priority {w.priority}, above its {victim.priority}"

@@ -4,14 +4,18 @@ Every node of the tree (a queue, a cohort) has, for each flavor and resource, a 
 what its children may lend. Its *local* part (above its lending limit) is its own alone; use beyond it is booked at the
 parent. So a queue may use its local part, and of the parent's what is there, but no more than its borrowing limit allows.
 All operations cost the depth of the tree.
+
+What a queue's own quotas or those of a cohort above it name is limited for it (a cohort's: its nominal is then 0, it
+borrows). What nobody on its path names is not limited, and is not booked at cohorts, where it would eat what others own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from penstock.scheduling.spec import Queue, Quota, Setup
+from penstock.scheduling.spec import Quota, Setup
 from penstock.scheduling.state import Part
 
 Cell = tuple[str, str]  # flavor, resource
@@ -47,6 +51,26 @@ class TreeNode:
         if limit is not None:
             above = min(above, (quota - local) - max(0.0, used - local) + limit)
         return max(0.0, local - used) + above
+
+    def potential(self, cell: Cell) -> float:
+        """How much it could use if nobody used anything."""
+        quota = self.subtree.get(cell, 0.0)
+        if self.parent is None:
+            return quota
+        limit = self.quotas[cell].borrowing_limit if cell in self.quotas else None
+        most = self.local(cell) + self.parent.potential(cell)
+        return most if limit is None else min(most, quota + limit)
+
+    def borrows(self, cell: Cell) -> bool:
+        """Whether it uses more than what is its own and its children's."""
+        return self.usage.get(cell, 0.0) > self.subtree.get(cell, 0.0) + SLACK
+
+    def path(self) -> list[TreeNode]:
+        """Itself, its parent, and so on to the root."""
+        found: list[TreeNode] = [self]
+        while found[-1].parent is not None:
+            found.append(found[-1].parent)
+        return found
 
     def add(self, cell: Cell, amount: float) -> None:
         before = self.usage.get(cell, 0.0)
@@ -100,6 +124,10 @@ class Quotas:
         for queue in setup.queues.values():
             parent = self._cohort(setup, queue.cohort) if queue.cohort else None
             self.queues[queue.name] = self._node(queue.name, parent, queue.quotas, queue.weight)
+        for node in self.queues.values():
+            for cell in [cell for above in node.path()[1:] for cell in above.quotas]:
+                node.quotas.setdefault(cell, Quota(0.0))
+            node.limited = bool(node.quotas)
         for root in self.roots():
             _sum_up(root)
 
@@ -123,9 +151,14 @@ class Quotas:
     def roots(self) -> list[TreeNode]:
         return [node for node in (*self.cohorts.values(), *self.queues.values()) if node.parent is None]
 
-    def flavors(self, queue: Queue) -> tuple[str, ...]:
+    def limited(self, queue: str) -> bool:
+        """Whether any quota is the queue's, or a cohort's above it."""
+        node = self.queues.get(queue)
+        return node is not None and node.limited
+
+    def flavors(self, queue: str) -> tuple[str, ...]:
         """In the order in which they are tried; empty where the queue has no quota: any."""
-        return tuple(queue.quotas)
+        return tuple(dict.fromkeys(cell[0] for cell in self.queues[queue].quotas))
 
     def check(self, queue: str, flavor: str, asked: Mapping[str, float]) -> Refusal | None:
         """The first resource that is short, or None: then ``take`` keeps every sum."""
@@ -143,22 +176,18 @@ class Quotas:
 
     @staticmethod
     def _refusal(node: TreeNode, cell: Cell, amount: float, available: float) -> Refusal:
-        quota = node.quotas[cell]
-        most = quota.nominal
-        if node.parent is not None:
-            root = node
-            while root.parent is not None:
-                root = root.parent
-            lent = root.subtree.get(cell, 0.0) + node.local(cell)
-            most = lent if quota.borrowing_limit is None else min(lent, quota.nominal + quota.borrowing_limit)
-        used = node.usage.get(cell, 0.0)
-        return Refusal(node.name, *cell, amount, max(available, 0.0), used, quota.nominal, amount > most + SLACK)
+        used, nominal = node.usage.get(cell, 0.0), node.quotas[cell].nominal
+        return Refusal(
+            node.name, *cell, amount, max(available, 0.0), used, nominal, amount > node.potential(cell) + SLACK
+        )
 
     def take(self, queue: str, flavor: str, asked: Mapping[str, float]) -> float:
         """Book it; the GPUs by which the queue is now above its nominal quota through this."""
         node = self.queues[queue]
         for resource, amount in asked.items():
-            node.add((flavor, resource), amount)
+            cell = (flavor, resource)
+            if cell in node.quotas:
+                node.add(cell, amount)
         cell = (flavor, "gpus")
         over = node.usage.get(cell, 0.0) - node.quotas[cell].nominal if cell in node.quotas else 0.0
         return min(asked.get("gpus", 0.0), max(0.0, over))
@@ -166,15 +195,31 @@ class Quotas:
     def give(self, queue: str, flavor: str, asked: Mapping[str, float]) -> None:
         node = self.queues[queue]
         for resource, amount in asked.items():
-            node.remove((flavor, resource), amount)
+            cell = (flavor, resource)
+            if cell in node.quotas:
+                node.remove(cell, amount)
 
-    def borrows(self, queue: str, flavor: str) -> bool:
-        """Whether the queue uses more than its nominal quota of any resource of this flavor."""
+    def above_nominal(self, queue: str, flavor: str, resources: Iterable[str]) -> bool:
+        """Whether the queue uses more than its nominal quota of one of these."""
         node = self.queues[queue]
+        cells = [(flavor, name) for name in resources]
         return any(
-            node.usage.get(cell, 0.0) > quota.nominal + SLACK
-            for cell, quota in node.quotas.items()
-            if cell[0] == flavor
+            node.usage.get(cell, 0.0) > node.quotas[cell].nominal + SLACK for cell in cells if cell in node.quotas
+        )
+
+    def reclaimable(self, queue: str, by: str, flavor: str, resources: Iterable[str]) -> bool:
+        """Whether ``queue`` has borrowed from where ``by`` may take it back: it is above its nominal quota of one of
+        these, and so is, of the same, every cohort between it and the first that both are in. (A queue that borrows
+        inside a cohort that keeps within its own takes nothing from outsiders.)
+        """
+        own = {id(node) for node in self.queues[by].path()}
+        path = self.queues[queue].path()
+        between = [node for node in path[1:] if id(node) not in own]
+        if len(between) == len(path) - 1:
+            return False  # no cohort in common
+        return any(
+            self.above_nominal(queue, flavor, (name,)) and all(node.borrows((flavor, name)) for node in between)
+            for name in resources
         )
 
     def within_nominal(self, queue: str, flavor: str, asked: Mapping[str, float]) -> bool:
@@ -186,12 +231,23 @@ class Quotas:
             if (flavor, name) in node.quotas
         )
 
-    def root(self, queue: str) -> str:
-        """The name of the root of a queue's tree: those with the same one share."""
+    def borrowed_share(self, queue: str, flavor: str) -> float:
+        """Kueue's dominant share of this flavor: the largest fraction of what its tree has that the queue uses above
+        its nominal quota, by its weight (its cohorts' weights multiplied in).
+        """
         node = self.queues[queue]
-        while node.parent is not None:
-            node = node.parent
-        return node.name
+        path = node.path()
+        weight = math.prod(one.weight for one in path)
+        most = 0.0
+        for cell, quota in node.quotas.items():
+            total = path[-1].subtree.get(cell, 0.0)
+            if cell[0] == flavor and total > 0:
+                most = max(most, (node.usage.get(cell, 0.0) - quota.nominal) / total)
+        return most / weight
+
+    def same_tree(self, one: str, other: str) -> bool:
+        """Whether two queues share a cohort at all."""
+        return self.queues[one].path()[-1] is self.queues[other].path()[-1]
 
 
 def _sum_up(node: TreeNode) -> None:

@@ -48,6 +48,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("events", "what happened, who did it, and why", "penstock.cli.ledger"),
             Entry("audit", "verify or list the ledger", "penstock.cli.ledger"),
             Entry("cost", "what jobs used, and what that cost", "penstock.cost.commands"),
+            Entry("budget", "what projects may spend a month", "penstock.cost.commands"),
         ),
     ),
     (

@@ -20,7 +20,7 @@ from penstock.client.discovery import find
 from penstock.client.kinds import Events, Jobs, Nodes, Projects, Tokens, Users
 from penstock.client.resources import API
 from penstock.client.snapshot import take
-from penstock.client.transport import Transport
+from penstock.client.transport import Transport, quote
 
 if TYPE_CHECKING:
     from penstock.base.settings import Settings
@@ -105,6 +105,28 @@ class Client:
     def cost_report(self, **filters: Any) -> dict[str, Any]:
         """``by`` ("project", "user", "job", "node"), ``project``, ``since``, ``until`` (RFC 3339)."""
         return dict(self._get("cost/report", filters))
+
+    def bill(self, part: str = "bill", **filters: Any) -> Any:
+        """The whole fleet's: "bill", "trace" (with ``row``) or "focus" (CSV text); ``month`` is "2026-11"."""
+        answer = self.transport.request("GET", f"{API}/cost/{part}", query=filters)
+        return answer.body.decode() if part == "focus" else answer.json()
+
+    def forecast(self, project: str) -> dict[str, Any]:
+        """What a project will have spent by the month's end."""
+        return dict(self._get(f"projects/{quote(project)}/forecast"))
+
+    def budgets(self) -> list[dict[str, Any]]:
+        return list(self._get("budgets")["items"])
+
+    def set_budget(self, project: str, budget: Mapping[str, Any] | None) -> None:
+        """``amount`` (a month), ``thresholds`` (percent), ``refuse``, ``contact``; None deletes it."""
+        path = f"{API}/projects/{quote(project)}/budget"
+        if budget is None:
+            self.transport.request("DELETE", path)
+        else:
+            self.transport.request(
+                "PUT", path, body=json.dumps(budget).encode(), headers={"Content-Type": "application/json"}
+            )
 
     def audit_verify(self) -> dict[str, Any]:
         """Whether the ledger's chain of hashes is whole; else the first row that is not as it was written."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, select
 
-from penstock.base.errors import InvalidInput, Problem
+from penstock.base.errors import InvalidInput, NotFound, Problem
+from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint, Reply
-from penstock.cost import budgets, focus
-from penstock.cost.allocation import Interval, Statement, allocate, share_out
+from penstock.cost import budgets, focus, forecast_routes
+from penstock.cost.allocation import Interval, Row, Statement, allocate, share_out
 from penstock.cost.spec import Prices
 from penstock.cost.tables import capacity, usage
 from penstock.cost.terms import Terms
@@ -24,6 +26,10 @@ class BillQuery(BaseModel):
 
     month: str | None = Field(None, pattern=r"^\d{4}-(0[1-9]|1[0-2])$", description="2026-11; default: the present one")
     rule: Literal["usage", "own"] | None = Field(None, description="who bears idle capacity; default: the price file's")
+
+
+class TraceQuery(BillQuery):
+    row: str = Field(max_length=2000, description="the id of a row of the bill")
 
 
 class BudgetBody(BaseModel):
@@ -46,7 +52,7 @@ class BillRoutes:
         statement = share_out(await self._statement(since, until), call.query.rule or self._terms.idle)
         rows = [
             {
-                "id": "/".join((row.kind, *row.pool, *row.key)),
+                "id": _id(row),
                 "kind": row.kind,
                 "key": dict(zip(("project", "user", "job", "node"), row.key, strict=False)),
                 "paid": list(row.pool),
@@ -57,6 +63,18 @@ class BillRoutes:
             for row in statement.rows
         ]
         return {"currency": self._prices.currency, "nanos": statement.nanos, "items": rows}
+
+    async def trace(self, call: Call) -> dict[str, Any]:
+        """The usage intervals that one row stands for, cut to the month."""
+        since, until = _month(call.query.month, self._store.clock())
+        statement = share_out(await self._statement(since, until), call.query.rule or self._terms.idle)
+        row = next((each for each in statement.rows if _id(each) == call.query.row), None)
+        if row is None:
+            raise NotFound(f"the bill of that month has no row {call.query.row!r}")
+        used, _ = await self._store.read_long(lambda conn: _intervals(conn, since, until))
+        named = frozenset(row.intervals)
+        items = [_traced(each, since, until) for each in used if each.id in named]
+        return {"currency": self._prices.currency, "nanos": row.nanos, "hours": row.hours, "items": items}
 
     async def focus(self, call: Call) -> Reply:
         since, until = _month(call.query.month, self._store.clock())
@@ -89,6 +107,22 @@ class BillRoutes:
 
     async def delete_budget(self, call: Call) -> None:
         await self._store.write(lambda tx: budgets.delete(tx, call.path["project"], actor=call.actor.user))
+
+
+def _id(row: Row) -> str:
+    """Unique in its bill: each part is quoted, so that a slash in a name cannot make two rows one."""
+    return "/".join(quote(part, safe=":") for part in (row.kind, *row.pool, *row.key))
+
+
+def _traced(interval: Interval, since: float, until: float) -> dict[str, Any]:
+    return {
+        "id": interval.id,
+        "node": interval.node,
+        "resource": interval.resource,
+        "quantity": interval.quantity,
+        "started_at": format_time(max(interval.start, since)),
+        "ended_at": format_time(min(interval.end, until)),
+    }
 
 
 def _intervals(conn: Connection, since: float, until: float) -> tuple[list[Interval], list[Interval]]:
@@ -127,7 +161,16 @@ def endpoints(store: Store, prices: Prices, terms: Terms) -> Sequence[Endpoint]:
     routes = BillRoutes(store, prices, terms)
     path = "/api/v1/projects/{project}/budget"
     return (
+        *forecast_routes.endpoints(store, prices),
         Endpoint("GET", "/api/v1/cost/bill", "bill.read", routes.bill, "A month's bill by row", query=BillQuery),
+        Endpoint(
+            "GET",
+            "/api/v1/cost/trace",
+            "bill.read",
+            routes.trace,
+            "The usage that one row of the bill stands for",
+            query=TraceQuery,
+        ),
         Endpoint(
             "GET",
             "/api/v1/cost/focus",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock.client.verb import Column, Invocation, Verb
+from penstock.cost.bill_commands import BILL, budget
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -52,6 +53,8 @@ def show(call: Invocation, report: Mapping[str, Any]) -> int:
 
 
 def _cost(call: Invocation, arguments: Namespace) -> int:
+    if arguments.what != "report":
+        return BILL[arguments.what](call, arguments)
     if arguments.job:
         return show(call, call.client.jobs.cost(arguments.job))
     filters = {"by": arguments.by, "since": arguments.since, "until": arguments.until}
@@ -61,19 +64,44 @@ def _cost(call: Invocation, arguments: Namespace) -> int:
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", default="report", choices=("report",), help="the one report there is")
-    parser.add_argument("--by", choices=("project", "user", "job", "node"), default="project", help="default: project")
-    parser.add_argument("--job", metavar="JOB", help="one job, by attempt and node")
-    parser.add_argument("--since", metavar="WHEN", help="7d (ago), or a time: 2026-01-31T12:00:00Z")
-    parser.add_argument("--until", metavar="WHEN", help="likewise; default: now")
-    parser.add_argument("-A", "--all-projects", action="store_true", help="all projects that you may see")
+    add = parser.add_argument
+    add("what", nargs="?", default="report", choices=("report", *BILL), help=f"report (default), {', '.join(BILL)}")
+    add("row", nargs="?", metavar="ROW", help="trace: the id of a row of the bill")
+    add("--by", choices=("project", "user", "job", "node"), default="project", help="default: project")
+    add("--job", metavar="JOB", help="one job, by attempt and node")
+    add("--since", metavar="WHEN", help="7d (ago), or a time: 2026-01-31T12:00:00Z")
+    add("--until", metavar="WHEN", help="likewise; default: now")
+    add("-A", "--all-projects", action="store_true", help="all projects that you may see")
+    add("--month", metavar="MONTH", help="bill, trace, export: 2026-11; default: the present one")
+    add("--rule", choices=("usage", "own"), help="bill, trace: who bears idle capacity; default: the price file's")
+    add("--rows", action="store_true", help="bill: each row with its id, not summed")
+    add("--format", choices=("focus", "csv"), default="focus", help="export: default focus")
+    add("--out", metavar="FILE", help="export: where to write it (default: standard output)")
+
+
+def _budget_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("what", choices=("list", "set", "delete"))
+    add("name", nargs="?", metavar="PROJECT", help="set, delete: the project")
+    add("--amount", metavar="AMOUNT", help="set: a month, in the price file's currency")
+    add("--threshold", type=int, action="append", metavar="PERCENT", help="set: warn at it; again for more (80, 100)")
+    add("--refuse", action="store_true", help="set: refuse new work once it is spent")
+    add("--contact", default="", metavar="WHO", help="set: whom a refusal names")
 
 
 VERBS = {
     "cost": Verb(
-        "penstock cost report --by user --since 7d\npenstock cost --job digits",
+        "penstock cost report --by user --since 7d\npenstock cost --job digits\npenstock cost bill --by job\n"
+        "penstock cost export --format focus --month 2026-11 --out bill.csv\npenstock cost forecast",
         _arguments,
         _cost,
-        about="Usage is recorded from the first second; prices are the server's price file's (`penstock up --prices`).",
-    )
+        about="Usage is recorded from the first second; prices are the server's price file's (`penstock up --prices`). "
+        "The bill is the whole fleet's, with what was idle.",
+    ),
+    "budget": Verb(
+        "penstock budget set vision --amount 5000 --threshold 80 --refuse --contact finance\npenstock budget list",
+        _budget_arguments,
+        budget,
+        about="A budget is a project's for a calendar month (UTC), at prices on demand, without idle.",
+    ),
 }

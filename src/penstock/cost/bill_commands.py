@@ -1,0 +1,179 @@
+"""``penstock cost bill|trace|export|forecast`` and ``penstock budget``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.base.errors import InvalidInput
+from penstock.client.verb import Column, Invocation
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+Item = Mapping[str, Any]
+_NANOS = 10**9
+_WIDTH = 24  # characters of the longest bar
+_SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def bar(part: float, whole: float) -> str:
+    return "#" * round(_WIDTH * max(part, 0) / whole) if whole > 0 else ""
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One character a value; the greatest is the tallest."""
+    top = max(values, default=0.0)
+    return "".join(_SPARKS[round(8 * max(each, 0) / top)] if top > 0 else _SPARKS[0] for each in values)
+
+
+def _money(item: Item, _now: float = 0.0) -> str:
+    return f"{item['nanos'] / _NANOS:.2f}"
+
+
+def summed(rows: Sequence[Item], by: str) -> list[dict[str, Any]]:
+    """Rows added up under one part of their key; what nobody used keeps its kind for a name. The dearest first."""
+    sums: dict[tuple[str, str], int] = {}
+    for row in rows:
+        key = row["key"]
+        name = "/".join(filter(None, (key.get("project"), key.get("job")))) if by == "job" else key.get(by, "")
+        who = (row["kind"], name)
+        sums[who] = sums.get(who, 0) + row["nanos"]
+    made = [{"kind": kind, "name": name, "nanos": nanos} for (kind, name), nanos in sums.items()]
+    return sorted(made, key=lambda each: (-each["nanos"], each["kind"], each["name"]))
+
+
+def _month(arguments: Namespace) -> dict[str, str]:
+    given = {"month": arguments.month, "rule": arguments.rule}
+    return {key: value for key, value in given.items() if value}
+
+
+def _bill(call: Invocation, arguments: Namespace) -> int:
+    bill = call.client.bill(**_month(arguments))
+    if call.output.format != "table":
+        call.output.document(bill)
+        return 0
+    rows = bill["items"] if arguments.rows else summed(bill["items"], arguments.by)
+    whole = max((row["nanos"] for row in rows), default=0)
+    name = "id" if arguments.rows else "name"
+    columns = [
+        Column("KIND", lambda row, _: str(row["kind"])),
+        Column(name.upper() if arguments.rows else arguments.by.upper(), lambda row, _: str(row[name])),
+        Column(bill["currency"], _money, right=True),
+        Column("SHARE", lambda row, _: bar(row["nanos"], whole)),
+    ]
+    call.output.table(columns, rows, call.now)
+    call.output.line(f"total {_money(bill)} {bill['currency']}")
+    return 0
+
+
+def _trace(call: Invocation, arguments: Namespace) -> int:
+    if not arguments.row:
+        raise InvalidInput("say which row: penstock cost bill --rows lists their ids")
+    found = call.client.bill("trace", row=arguments.row, **_month(arguments))
+    if call.output.format != "table":
+        call.output.document(found)
+        return 0
+    names = ("id", "node", "resource", "quantity", "started_at", "ended_at")
+    call.output.table([_plain(name) for name in names], found["items"], call.now)
+    call.output.line(f"together {found['hours']:.6f} unit hours, {_money(found)} {found['currency']}")
+    return 0
+
+
+def _plain(name: str) -> Column:
+    return Column(name.upper().replace("_", " "), lambda item, _: str(item[name]), right=name == "quantity")
+
+
+def _export(call: Invocation, arguments: Namespace) -> int:
+    if arguments.format == "focus":
+        month = {"month": arguments.month} if arguments.month else {}
+        text = call.client.bill("focus", **month)
+    else:
+        text = as_csv(call.client.bill(**_month(arguments)))
+    if not arguments.out:
+        call.output.raw(text.encode())
+        return 0
+    try:
+        Path(arguments.out).write_text(text, "utf-8")
+    except OSError as exc:
+        raise InvalidInput(f"--out cannot be written: {exc}") from exc
+    return 0
+
+
+def as_csv(bill: Item) -> str:
+    """The bill's own rows. A cell that a spreadsheet would take for a formula gets an apostrophe."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["id", "kind", "project", "user", "job", "node", "paid", "hours", "amount", "currency"])
+    for row in bill["items"]:
+        named = [_safe(row["key"].get(part, "")) for part in ("project", "user", "job", "node")]
+        amount = f"{row['nanos'] / _NANOS:.9f}"
+        writer.writerow([row["id"], row["kind"], *named, "/".join(row["paid"]), row["hours"], amount, bill["currency"]])
+    return file.getvalue()
+
+
+def _safe(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _forecast(call: Invocation, _arguments: Namespace) -> int:
+    found = call.client.forecast(call.settings.project)
+    if call.output.format != "table":
+        call.output.document(found)
+        return 0
+    line, currency = call.output.line, found["currency"]
+    line(f"{found['project']} has spent {found['spent']:.2f} {currency} this month")
+    if found["days"]:
+        line(f"days      {sparkline(found['days'])}  (the last {len(found['days'])} whole days)")
+    span = "" if found["low"] is None else f", 80% between {found['low']:.2f} and {found['high']:.2f}"
+    line(f"expected  {found['expected']:.2f} {currency} by {found['until']}{span}")
+    if found["budget"] is not None:
+        share = 100 * found["expected"] / float(found["budget"])
+        line(f"budget    {found['budget']} {currency}: {share:.0f}% of it is expected")
+    line(f"method    {found['method']}")
+    return 0
+
+
+def budget(call: Invocation, arguments: Namespace) -> int:
+    if arguments.what == "list":
+        return _budgets(call)
+    if not arguments.name or (arguments.what == "set" and not arguments.amount):
+        raise InvalidInput("say which project" + (", and --amount" if arguments.what == "set" else ""))
+    body = {
+        "amount": arguments.amount,
+        "thresholds": arguments.threshold or [80, 100],
+        "refuse": arguments.refuse,
+        "contact": arguments.contact,
+    }
+    call.client.set_budget(arguments.name, body if arguments.what == "set" else None)
+    call.output.note(f"project {arguments.name}: budget " + ("set" if arguments.what == "set" else "deleted"))
+    return 0
+
+
+def _budgets(call: Invocation) -> int:
+    items = call.client.budgets()
+    if call.output.format != "table":
+        call.output.document({"items": items})
+        return 0
+    columns = [
+        Column("PROJECT", lambda item, _: str(item["project"])),
+        Column("AMOUNT", lambda item, _: str(item["amount"]), right=True),
+        Column("SPENT", lambda item, _: str(item["spent"]), right=True),
+        Column("SHARE", lambda item, _: bar(min(float(item["spent"]), float(item["amount"])), float(item["amount"]))),
+        Column("WARNS AT", lambda item, _: ", ".join(f"{each}%" for each in item["thresholds"])),
+        Column("REFUSES", lambda item, _: "yes" if item["refuse"] else "no"),
+        Column("CONTACT", lambda item, _: str(item["contact"])),
+    ]
+    call.output.table(columns, items, call.now)
+    return 0
+
+
+BILL: dict[str, Callable[[Invocation, Namespace], int]] = {
+    "bill": _bill,
+    "trace": _trace,
+    "export": _export,
+    "forecast": _forecast,
+}

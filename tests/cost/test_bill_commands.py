@@ -1,0 +1,64 @@
+"""Sums, bars and CSV of the bill as the command line shows it; the trace of a row, and the forecast's endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from penstock.base.errors import NotFound
+from penstock.base.routes import Call
+from penstock.cost import capacity
+from penstock.cost.bill_commands import as_csv, bar, sparkline, summed
+from penstock.cost.bill_routes import BillQuery, BillRoutes, TraceQuery
+from penstock.cost.forecast_routes import ForecastRoutes
+from penstock.cost.terms import Terms
+from tests.cost.test_budgets import joined
+from tests.cost.test_ledger import ADMIN, PRICES, ended, ledgers, started
+from tests.stores import Clock
+
+
+def test_every_row_leads_to_its_usage_and_the_sums_to_the_bill(sqlite_url: str) -> None:
+    async def story() -> dict[str, Any]:
+        clock = Clock()
+        async with ledgers(sqlite_url, clock) as store:
+            capacity.attach(store)
+            await store.write(lambda tx: joined(tx, "n0"))
+            await store.write(lambda tx: started(tx, "j"))
+            clock.now += 3600
+            await store.write(lambda tx: ended(tx, "j"))
+            routes = BillRoutes(store, PRICES, Terms())
+            bill = await routes.bill(Call(ADMIN, {}, BillQuery(month=None, rule=None)))
+            for row in bill["items"]:
+                query = TraceQuery(month=None, rule=None, row=row["id"])
+                traced = await routes.trace(Call(ADMIN, {}, query))
+                assert [each["id"] for each in traced["items"]] == row["intervals"]
+                assert traced["nanos"] == row["nanos"]
+            with pytest.raises(NotFound):
+                await routes.trace(Call(ADMIN, {}, TraceQuery(month=None, rule=None, row="used/none")))
+            found = await ForecastRoutes(store, PRICES).forecast(Call(ADMIN, {"project": "default"}))
+            assert found["expected"] == found["spent"] > 0  # nothing runs, and no whole day has passed
+            assert found["low"] is None
+            return bill
+
+    bill = asyncio.run(story())
+    ids = [row["id"] for row in bill["items"]]
+    assert len(ids) == len(set(ids))
+    for by in ("project", "user", "job", "node"):
+        rows = summed(bill["items"], by)
+        assert sum(row["nanos"] for row in rows) == bill["nanos"]
+        assert {row["kind"] for row in rows} == {"used", "idle"}
+    assert as_csv(bill).count("\n") == 1 + len(ids)
+
+
+def test_bars_and_sparklines() -> None:
+    assert (bar(1, 2), bar(0, 0), bar(-1, 2)) == ("#" * 12, "", "")
+    assert sparkline([0, 1, 2]) == " ▄█"
+    assert sparkline([0.0]) == " "
+    assert sparkline([]) == ""
+
+
+def test_no_cell_is_a_formula() -> None:
+    row = {"id": "x", "kind": "used", "key": {"user": "=1+1"}, "paid": ["spot", "cpus"], "hours": 1.0, "nanos": 1}
+    assert "'=1+1" in as_csv({"items": [row], "currency": "EUR"})

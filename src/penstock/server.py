@@ -39,7 +39,7 @@ from penstock.cost.spec import Prices
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
 from penstock.fleet import routes as fleet_routes
-from penstock.jobs import queries
+from penstock.jobs import lines, queries
 from penstock.jobs import routes as job_routes
 from penstock.jobs.launch import Site
 from penstock.jobs.reconcile import JobReconciler
@@ -48,6 +48,7 @@ from penstock.jobs.state import Phase
 from penstock.reconcile.clock import SystemClock
 from penstock.reconcile.leadership import Leadership
 from penstock.reconcile.loop import Loop
+from penstock.scheduling import routes as queue_routes
 from penstock.store import backup
 from penstock.store.leases import Lease
 from penstock.store.store import Store, Tx
@@ -272,6 +273,7 @@ def _application(
         *tenancy_routes.endpoints(store),
         *fleet_routes.endpoints(fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes)),
         *job_routes.endpoints(room, reconciler.jobs_dir),
+        *queue_routes.endpoints(store, lambda conn, now: lines.report(conn, now, room.memory), lines.capacity),
         *money,
     ]
     gate = Gate(access, decide, settings)

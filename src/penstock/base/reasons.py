@@ -62,6 +62,8 @@ class Reason(_Named):
     Drained = auto()
     Lost = auto()
     Restored = auto()
+    # queues
+    QueuesChanged = auto()
     # money
     BudgetSet = auto()
     BudgetDeleted = auto()

@@ -128,6 +128,18 @@ class Client:
                 "PUT", path, body=json.dumps(budget).encode(), headers={"Content-Type": "application/json"}
             )
 
+    def queues(self) -> dict[str, Any]:
+        """Each queue's quotas, what is used, borrowed and lent of them, and who waits."""
+        return dict(self._get("queues"))
+
+    def apply_queues(self, text: bytes, *, dry_run: bool = False) -> dict[str, Any]:
+        """Puts a queue file in the place of the one that holds."""
+        query = {"dry_run": "true"} if dry_run else {}
+        headers = {"Content-Type": "application/yaml"}
+        return dict(
+            self.transport.request("PUT", f"{API}/queues/setup", query=query, body=text, headers=headers).json()
+        )
+
     def audit_verify(self) -> dict[str, Any]:
         """Whether the ledger's chain of hashes is whole; else the first row that is not as it was written."""
         return dict(self._get("audit/verify"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import select
@@ -16,6 +16,7 @@ from penstock.engines.spec import NodeOffer
 from penstock.fleet.tables import nodes
 from penstock.store.store import Tx
 
+MANY = 500  # names in one statement; above it all rows are read
 _ALL = select(nodes).order_by(nodes.c.name)
 
 
@@ -123,6 +124,13 @@ def uncordon(tx: Tx, name: str, *, actor: str, why: str) -> None:
 
 def all_nodes(conn: Connection) -> list[Row[Any]]:
     return list(conn.execute(_ALL))
+
+
+def some_nodes(conn: Connection, names: Collection[str]) -> list[Row[Any]]:
+    """Those of ``names`` that there are."""
+    if len(names) > MANY:
+        return [row for row in all_nodes(conn) if row.name in names]
+    return list(conn.execute(select(nodes).where(nodes.c.name.in_(sorted(names)))))
 
 
 def closed_because(row: Row[Any]) -> str:

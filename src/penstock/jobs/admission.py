@@ -1,69 +1,38 @@
-"""One scheduling cycle over the database: load the snapshot, plan, write the admissions."""
+"""One scheduling cycle over the database: bring the view up to date, decide, write evictions and admissions."""
 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, or_, select
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy import bindparam
+from sqlalchemy.engine import Row
 
 from penstock.base.reasons import Reason
-from penstock.fleet import inventory
-from penstock.jobs import submit
+from penstock.jobs import progression, submit
 from penstock.jobs.spec import JobSpec
-from penstock.jobs.state import ACTIVE, Phase
+from penstock.jobs.state import Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling.old.plan import plan
-from penstock.scheduling.old.state import Admit, Decision, NodeState, Wait, Workload
+from penstock.jobs.view import Memory, View, node_names
+from penstock.scheduling.cycle import Scheduler
+from penstock.scheduling.state import Admit, Evict, Share, Wait
 from penstock.store.store import Tx
 
-PAGE = 32
-_LINE = (
-    select(jobs)
-    .where(
-        jobs.c.phase == Phase.PENDING,
-        jobs.c.held.is_(None),
-        or_(jobs.c.next_at.is_(None), jobs.c.next_at <= bindparam("now")),
-    )
-    .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.seq)
-    .limit(bindparam("page"))
-    .offset(bindparam("start"))
+HEADS = 64  # heads of lines whose rows say why they wait; everybody else stands behind one of them
+_ADMIT = jobs.update().where(
+    jobs.c.id == bindparam("b_id"),
+    jobs.c.phase == bindparam("b_phase"),
+    jobs.c.held.is_(None),
+    jobs.c.generation == bindparam("b_generation"),
 )
-_HELD = select(attempts.c.job_id, attempts.c.number, attempts.c.groups).where(
-    attempts.c.phase.in_([p.value for p in ACTIVE])
-)
-_ADMIT = jobs.update().where(jobs.c.id == bindparam("b_id"))
 _ATTEMPT = attempts.insert()
+Pair = tuple[Row[Any], dict[str, Any]]
 
 
-@dataclass(slots=True)
-class Memory:
-    """Parsed specs and groups, so that a cycle over a long line parses nothing twice. Bounded."""
-
-    specs: OrderedDict[tuple[str, int], JobSpec] = field(default_factory=OrderedDict)
-    groups: OrderedDict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=OrderedDict)
-
-    def spec(self, row: Row[Any]) -> JobSpec:
-        key = (row.id, row.generation)
-        found = self.specs.get(key)
-        if found is None:
-            found = self.specs[key] = JobSpec.model_validate_json(row.spec)
-            if len(self.specs) > 2048:
-                self.specs.popitem(last=False)
-        return found
-
-    def placed(self, row: Row[Any, Any, Any]) -> list[dict[str, Any]]:
-        key = (row.job_id, row.number)
-        found = self.groups.get(key)
-        if found is None:
-            found = self.groups[key] = json.loads(row.groups)
-            if len(self.groups) > 4096:
-                self.groups.popitem(last=False)
-        return found
+class Stale(Exception):
+    """A row is not what the view takes it for: nothing of the cycle may stand. It is run again on a new view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,90 +45,84 @@ class Setting:
     memory: Memory
 
 
-def snapshot(conn: Connection, memory: Memory) -> list[NodeState]:
-    """Every node with what is free on it."""
-    used: dict[str, list[Any]] = {}
-    for row in conn.execute(_HELD):
-        for group in memory.placed(row):
-            sums = used.setdefault(group["node"], [0.0, 0, set()])
-            sums[0] += group["cpus"]
-            sums[1] += group["memory"] or 0
-            sums[2] |= {gpu["id"] for gpu in group["gpus"]}
-    return [_node_state(row, used.get(row.name)) for row in inventory.all_nodes(conn)]
-
-
-def _node_state(row: Row[Any], used: list[Any] | None) -> NodeState:
-    cpus, memory, taken = used or (0.0, 0, set())
-    gpus = json.loads(row.gpus)
-    why = inventory.closed_because(row)
-    return NodeState(
-        name=row.name,
-        cpus=row.cpus,
-        memory=int(row.memory),
-        gpus=len(gpus),
-        free_cpus=row.cpus - cpus,
-        free_memory=int(row.memory) - memory,
-        free_gpus=tuple((g["id"], g["model"]) for g in gpus if g["id"] not in taken),
-        gpu_models=tuple(g["model"] for g in gpus),
-        open=not why,
-        why_closed=why,
-    )
-
-
-def workload(row: Row[Any], spec: JobSpec) -> Workload:
-    ask = spec.resources
-    return Workload(row.id, row.name, row.queued_at, spec.nodes, ask.cpus, ask.memory or 0, ask.gpus, ask.gpu_model)
-
-
-def line(conn: Connection, now: float, memory: Memory, rows: dict[str, Row[Any]]) -> Iterator[Workload]:
-    """Pending jobs in their order of service, read a page at a time; ``rows`` collects them by id."""
-    start = 0
-    while True:
-        page = conn.execute(_LINE, {"now": now, "page": PAGE, "start": start}).all()
-        for row in page:
-            rows[row.id] = row
-            yield workload(row, memory.spec(row))
-        if len(page) < PAGE:
-            return
-        start += PAGE
-
-
-def cycle(tx: Tx, setting: Setting) -> list[tuple[Row[Any], dict[str, Any]]]:
-    """Admit what fits. Returns each job's row as it was, with its new attempt's values, to hand to the engine after the
-    commit.
+@dataclass(slots=True)
+class Done:
+    """What is left for the caller after the commit: attempts to hand to the engine (each job's row as it was, and the
+    attempt's values), jobs whose engine must be told to stop, and when to look again though nothing happens.
     """
-    rows: dict[str, Row[Any]] = {}
-    nodes = snapshot(tx.conn, setting.memory)
-    decision = plan(line(tx.conn, tx.now, setting.memory, rows), nodes)
-    admitted = _write_admissions(tx, decision, rows, nodes, setting) if decision.admit else []
-    for wait in decision.wait:
-        _write_wait(tx, rows[wait.job_id], wait)
-    return admitted
+
+    admitted: list[Pair] = field(default_factory=list)
+    evicted: list[str] = field(default_factory=list)
+    again_at: float = float("inf")
 
 
-def _write_wait(tx: Tx, row: Row[Any], wait: Wait) -> None:
-    if (row.reason, row.message) != (wait.reason, wait.message):
-        if row.reason != wait.reason:
-            tx.emit(submit.ref(row), wait.reason, wait.message, actor="system")
-        submit.update(tx, row.id, reason=wait.reason, message=wait.message)
+def cycle(tx: Tx, view: View, setting: Setting) -> Done:
+    """Evict and admit. Raises Stale."""
+    scheduler = view.refresh(tx.conn, tx.now)
+    decision = scheduler.plan(tx.now)
+    done = Done(evicted=[evict.id for evict in decision.evict if _evict(tx, view, evict)])
+    if decision.admit:
+        done.admitted = _admit(tx, view, decision.admit, setting)
+    _say_why(tx, view, scheduler)
+    done.again_at = scheduler.wake_at()
+    return done
 
 
-def _write_admissions(
-    tx: Tx, decision: Decision, rows: dict[str, Row[Any]], nodes: list[NodeState], setting: Setting
-) -> list[tuple[Row[Any], dict[str, Any]]]:
-    models = {gpu: model for node in nodes for gpu, model in node.free_gpus}
+def _evict(tx: Tx, view: View, evict: Evict) -> bool:
+    """Its attempt is to end, blamelessly; whether it still runs."""
+    row = submit.by_id(tx.conn, evict.id)
+    if row is None or not progression.evict(tx, row, evict.reason, evict.message):
+        view.touch(evict.id)
+        return False
+    view.evictions[evict.id] = view.evictions.get(evict.id, 0) + 1
+    return True
+
+
+def _say_why(tx: Tx, view: View, scheduler: Scheduler) -> None:
+    """In the rows of those who stand first, and of those who could never run."""
+    ids = [id_ for id_ in scheduler.aside if id_ not in view.told]
+    view.told.update(ids)
+    heads = [line.head.w.id for line in scheduler.lines.lines.values() if line.entries]
+    for id_ in (*ids, *heads[:HEADS]):
+        row = view.rows.get(id_)
+        if row is not None:
+            view.rows[id_] = _write_wait(tx, row, wait(view, scheduler, id_, tx.now))
+
+
+def wait(view: View, scheduler: Scheduler, id_: str, now: float) -> Wait:
+    """Why one waits; the queue it names may not exist."""
+    entry = scheduler.aside.get(id_)
+    if entry is not None and entry.w.queue not in view.setup.queues:
+        there = ", ".join(sorted(view.setup.queues))
+        return Wait(id_, Reason.Unschedulable, f"there is no queue {entry.w.queue!r}", (f"name one of: {there}",))
+    return scheduler.why(id_, now)
+
+
+def _write_wait(tx: Tx, row: Row[Any], why: Wait) -> Row[Any]:
+    if (row.reason, row.message) == (why.reason, why.message):
+        return row
+    if row.reason != why.reason:
+        tx.emit(submit.ref(row), why.reason, why.message, actor="system")
+    submit.update(tx, row.id, reason=why.reason, message=why.message)
+    return submit.by_id(tx.conn, row.id) or row
+
+
+def _admit(tx: Tx, view: View, admissions: tuple[Admit, ...], setting: Setting) -> list[Pair]:
     job_values, attempt_values, pairs = [], [], []
-    for admit in decision.admit:
-        row = rows[admit.job_id]
+    for admit in admissions:
+        row = view.rows.pop(admit.id)
         number = row.attempt + 1
-        groups = _groups(admit, setting.memory.spec(row), models)
+        on = where(admit)
+        groups = _groups(view, admit, setting.memory.spec(row))
         job_values.append(
             {
                 "b_id": row.id,
+                "b_generation": row.generation,
+                "b_phase": Phase.PENDING,
                 "phase": Phase.STARTING,
                 "reason": Reason.Admitted,
-                "message": admit.message,
-                "nodes": json.dumps([share.node for share in admit.shares]),
+                "message": on,
+                "nodes": json.dumps(node_names(admit.shares)),
                 "attempt": number,
                 "phase_at": tx.now,
                 "next_at": None,
@@ -172,7 +135,7 @@ def _write_admissions(
         tx.emit(
             submit.ref(row),
             Reason.AttemptStarted,
-            f"attempt {number} admitted {admit.message}",
+            f"attempt {number} admitted {on}",
             actor="system",
             data={
                 "job_id": row.id,
@@ -183,22 +146,34 @@ def _write_admissions(
                 "epoch": setting.epoch,
             },
         )
-    tx.conn.execute(_ADMIT, job_values)
+    if sum(tx.do(_ADMIT, values) for values in job_values) != len(job_values):
+        raise Stale
     tx.conn.execute(_ATTEMPT, attempt_values)
     return pairs
 
 
-def _groups(admit: Admit, spec: JobSpec, models: dict[str, str]) -> list[dict[str, Any]]:
+def where(admit: Admit) -> str:
+    """Its nodes in words."""
+    names = node_names(admit.shares)
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"on {shown}" + (", ahead of its turn (backfill)" if admit.backfilled else "")
+
+
+def _groups(view: View, admit: Admit, spec: JobSpec) -> list[dict[str, Any]]:
     ask = spec.resources
     return [
-        {
-            "node": share.node,
-            "cpus": ask.cpus,
-            "memory": ask.memory,
-            "gpus": [{"id": gpu, "model": models.get(gpu, "")} for gpu in share.gpus],
-        }
+        {"node": share.node, "cpus": ask.cpus, "memory": ask.memory, "gpus": _gpus(view, share)}
         for share in admit.shares
     ]
+
+
+def _gpus(view: View, share: Share) -> list[dict[str, str]]:
+    if not share.gpus or view.scheduler is None:
+        return []
+    pool = view.scheduler.pool
+    node = pool.nodes[pool.index(share.node)]
+    models: Mapping[str, str] = {gpu.id: gpu.model for gpu in node.gpus} if node is not None else {}
+    return [{"id": gpu, "model": models.get(gpu, "")} for gpu in share.gpus]
 
 
 def _attempt(tx: Tx, row: Row[Any], number: int, groups: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:

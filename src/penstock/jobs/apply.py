@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,17 +12,16 @@ from sqlalchemy.engine import Connection
 from penstock.base.errors import InvalidInput, NotFound, Problem
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint
-from penstock.jobs import admission, submit
+from penstock.jobs import admission, submit, view
 from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobDocument, JobSpec
 from penstock.jobs.state import FINAL
 from penstock.jobs.yaml import MAX_BYTES, parse_jobs
-from penstock.scheduling.old.plan import plan
-from penstock.scheduling.old.state import Workload
 from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
 
 DEFAULT_PROJECT = "default"
+NEW = "new"  # the id, in a forecast, of what is not there yet
 RUNS_AGAIN = "it had ended: with another spec it runs again, and its earlier attempts stay readable"
 
 
@@ -170,20 +170,12 @@ def _foresee(room: Room, conn: Connection, actor: Actor, documents: list[JobDocu
 
 def _forecast(room: Room, conn: Connection, document: JobDocument) -> list[str]:
     spec, now = document.spec, room.store.clock()
-    ask = Workload(
-        "new",
-        document.name,
-        now,
-        spec.nodes,
-        spec.resources.cpus,
-        spec.resources.memory or 0,
-        spec.resources.gpus,
-        spec.resources.gpu_model,
-    )
-    line = [*admission.line(conn, now, room.memory, {}), ask]
-    decision = plan(line, admission.snapshot(conn, room.memory))
-    mine = next((a for a in decision.admit if a.job_id == "new"), None)
-    wait = next((w for w in decision.wait if w.job_id == "new"), None)
+    seen, scheduler = view.fresh(conn, now, room.memory)
+    ask = view.to_workload(seen.setup, spec, document.project or DEFAULT_PROJECT, "")
+    last = max((row.seq for row in seen.rows.values()), default=0) + 1
+    scheduler.submit(replace(ask, id=NEW, name=document.name, queued_at=now, seq=last))
+    decision = scheduler.plan(now)
+    mine = next((a for a in decision.admit if a.id == NEW), None)
     tasks = f" ({spec.array.count} tasks)" if spec.array else ""
     head = (
         f"run {' '.join(spec.command)[:120]}{tasks} with {spec.effective_launcher()}, {spec.nodes} x {spec.procs} ranks"
@@ -191,10 +183,18 @@ def _forecast(room: Room, conn: Connection, document: JobDocument) -> list[str]:
     if spec.depends_on:
         return [head, "wait for " + ", ".join(d.job for d in spec.depends_on)]
     if mine is not None:
-        return [head, f"admit at once {mine.message}"]
-    if wait is not None:
-        return [head, f"{wait.reason}: {wait.message}"]
-    return [head, f"wait behind {decision.blocked_by}, which came first"]
+        return [head, f"admit at once {admission.where(mine)}"]
+    wait = admission.wait(seen, scheduler, NEW, now)
+    return [
+        head,
+        f"{wait.reason}: {wait.message}",
+        *(f"evict {_named(seen, e.id)}: {e.message}" for e in decision.evict),
+    ]
+
+
+def _named(seen: view.View, job_id: str) -> str:
+    holding = seen.scheduler.held.get(job_id) if seen.scheduler is not None else None
+    return holding.held.workload.name if holding is not None else job_id
 
 
 def _existing(conn: Connection, project: str, name: str) -> Any | None:

@@ -10,7 +10,12 @@ from penstock.jobs.state import BLAMELESS, HOPELESS, Phase, end_phase
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LIMIT_S = 60.0
-_IN_WORDS = {str(Reason.NodeDrained): "its node is being drained", str(Reason.Preempted): "it made room for another"}
+_IN_WORDS = {
+    str(Reason.NodeDrained): "its node is being drained",
+    str(Reason.Preempted): "it made room for another",
+    str(Reason.Reclaimed): "what its queue had borrowed was claimed back",
+    str(Reason.IdleReclaimed): "its GPUs had done nothing for too long",
+}
 
 
 @dataclass(frozen=True, slots=True)

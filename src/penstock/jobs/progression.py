@@ -272,6 +272,17 @@ def array_phase(count: Mapping[str, int]) -> tuple[Phase, Reason, str]:
     return Phase.SUCCEEDED, Reason.Completed, message
 
 
+def evict(tx: Tx, row: Row[Any], reason: str, message: str) -> bool:
+    """Ask a job's attempt to end for another's sake, to start again elsewhere; whether it runs and was not asked before."""
+    attempt = current_attempt(tx.conn, row)
+    if row.phase not in ACTIVE or attempt is None or attempt.stop_reason is not None or attempt.ended_at is not None:
+        return False
+    _update(tx, attempt, stop_reason=reason)
+    submit.move(tx, row, Phase.STOPPING, reason, message)
+    tx.emit(submit.ref(row), Reason(reason), message, actor="system", data={"attempt": attempt.number})
+    return True
+
+
 def drain(tx: Tx, node: str) -> list[str]:
     """Ask the attempts on a node to end, to start again elsewhere. Returns the ids of their jobs."""
     told = []

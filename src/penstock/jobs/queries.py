@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -15,12 +16,12 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_memory, format_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Condition
-from penstock.jobs import admission, progression
+from penstock.jobs import admission, progression, view
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling.old.plan import explain
-from penstock.scheduling.old.state import Wait
+from penstock.scheduling.cycle import Scheduler
+from penstock.scheduling.state import NodeState, Wait
 
 AnyRow = Row[Any] | SimpleNamespace  # a job's row, read or just written
 _GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}
@@ -217,7 +218,7 @@ def attempt(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def why(conn: Connection, row: Row[Any], now: float, memory: admission.Memory) -> dict[str, Any]:
+def why(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> dict[str, Any]:
     """Why a job is where it is: for a waiting one from a fresh look at the fleet and the line before it."""
     evidence: list[str] = []
     helps: list[str] = []
@@ -253,36 +254,34 @@ def _why_array(conn: Connection, row: Row[Any]) -> tuple[list[str], list[str]]:
     return evidence, [f"`penstock why {bad[0].name}`, `penstock logs {bad[0].name}`"] if bad else []
 
 
-def _why_waiting(conn: Connection, row: Row[Any], now: float, memory: admission.Memory) -> tuple[Wait, list[str]]:
-    nodes = admission.snapshot(conn, memory)
-    lines = [
-        f"node {n.name}: {max(n.free_cpus, 0):g} of {n.cpus:g} CPUs, {format_memory(max(n.free_memory, 0))} of "
-        f"{format_memory(n.memory)} memory, {len(n.free_gpus)} of {n.gpus} GPUs free"
-        + (f", {n.why_closed}" if n.why_closed else "")
-        for n in nodes[:20]
-    ]
+def _why_waiting(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> tuple[Wait, list[str]]:
+    seen, scheduler = view.fresh(conn, now, memory)
+    lines = [_free(scheduler, node) for node in itertools.islice(scheduler.pool.states(), 20)]
     if row.next_at is not None and row.next_at > now:
         wait = Wait(row.id, Reason.BackingOff, f"{row.message}; {row.next_at - now:.0f} s to go")
         return wait, lines
-    ahead = conn.execute(
-        select(func.count())
-        .select_from(jobs)
-        .where(
-            jobs.c.phase == Phase.PENDING,
-            jobs.c.held.is_(None),
-            or_(
-                jobs.c.priority > row.priority,
-                (jobs.c.priority == row.priority) & (jobs.c.queued_at < row.queued_at),
-                (jobs.c.priority == row.priority) & (jobs.c.queued_at == row.queued_at) & (jobs.c.seq < row.seq),
-            ),
-            jobs.c.reason != Reason.Unschedulable,
-        )
-    ).scalar_one()
-    own = explain(admission.workload(row, memory.spec(row)), nodes, [n for n in nodes if n.open])
+    scheduler.plan(now)
+    if row.id in scheduler.held:
+        return Wait(row.id, Reason.WaitingBehind, "in line: it starts at the next decision"), lines
+    ahead = sum(1 for _ in itertools.takewhile(lambda entry: entry.w.id != row.id, scheduler.lines.in_order()))
+    own = admission.wait(seen, scheduler, row.id, now)
+    if own.start_estimate is not None:
+        lines.insert(0, f"it is promised a start at {format_time(own.start_estimate)} at the latest")
     if own.reason is Reason.Unschedulable or not ahead:
         return own, lines
     behind = f"{ahead} job{'s are' if ahead != 1 else ' is'} before it in line; by itself it {own.message}"
     return Wait(row.id, Reason.WaitingBehind, behind, own.helps), [f"{ahead} ahead in line", *lines]
+
+
+def _free(scheduler: Scheduler, node: NodeState) -> str:
+    pool = scheduler.pool
+    i = pool.index(node.name)
+    return (
+        f"node {node.name}: {max(pool.free_cpus[i], 0):g} of {node.cpus:g} CPUs, "
+        f"{format_memory(max(pool.free_memory[i], 0))} of {format_memory(node.memory)} memory, "
+        f"{pool.free_bits[i].bit_count()} of {len(node.gpus)} GPUs free"
+        + (f", {node.why_closed}" if node.why_closed else "")
+    )
 
 
 def _ending(row: Row[Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from penstock.jobs.launch import Site, launch
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, jobs
+from penstock.jobs.view import Memory, View
 from penstock.reconcile.loop import Loop
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
@@ -47,9 +49,14 @@ class JobReconciler:
     _reports: dict[str, deque[Mapping[str, Any]]] = field(default_factory=dict)
     _seen: dict[str, Observation] = field(default_factory=dict)  # not yet taken in, by job id
     _folds: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
-    _memory: admission.Memory = field(default_factory=admission.Memory)
+    _memory: Memory = field(default_factory=Memory)
+    _view: View = field(init=False)
     _stop_listening: Callable[[], None] | None = None
     _engine_runs: bool = False
+
+    def __post_init__(self) -> None:
+        self._view = View(self._memory)
+        self.store.project(lambda _tx, event: self._view.mark(event))
 
     async def start(self) -> None:
         """Take over: register nodes, find what runs, then begin to decide. After a pause: again."""
@@ -74,6 +81,7 @@ class JobReconciler:
             self._stop_listening()
             self._stop_listening = None
         await self.loop.close()
+        self._view.forget()
         self._seen.clear()
 
     async def close(self) -> None:
@@ -124,6 +132,10 @@ class JobReconciler:
 
     def _heard(self, events: list[EventRow]) -> None:
         for event in events:
+            if not self.store.is_sqlite:
+                self._view.mark(event)  # another server's; SQLite has one writer, whose events were marked as it wrote
+            if event.kind == "Queues":
+                self.loop.enqueue("schedule", "all")
             if event.kind == "Job" and event.reason in (Reason.Created, Reason.Updated):
                 self.loop.enqueue("schedule", "all")
                 if event.data.get("held") == "dependency":
@@ -136,10 +148,27 @@ class JobReconciler:
                     self.loop.enqueue("node", event.name)
 
     async def schedule(self, _key: object) -> None:
-        """One cycle; then tell the engine of what was admitted."""
+        """One cycle; then tell the engine of what was admitted, and have evicted attempts told to stop."""
         setting = admission.Setting(self.jobs_dir, self.engine.name, 0, self._memory)
-        pairs = await self.store.write(lambda tx: admission.cycle(tx, replace(setting, epoch=self.fence(tx))))
-        await asyncio.gather(*(self._submit(job, attempt) for job, attempt in pairs))
+        done = await self._cycle(setting)
+        for job_id in done.evicted:
+            self.loop.enqueue("job", job_id)
+        if done.again_at < math.inf:
+            self.loop.enqueue("schedule", "all", max(done.again_at - self.store.clock(), 0.01))
+        await asyncio.gather(*(self._submit(job, attempt) for job, attempt in done.admitted))
+
+    async def _cycle(self, setting: admission.Setting) -> admission.Done:
+        """What could not be written was not decided: then the view is made anew from the rows."""
+        for last in (False, True):
+            try:
+                return await self.store.write(
+                    lambda tx: admission.cycle(tx, self._view, replace(setting, epoch=self.fence(tx)))
+                )
+            except BaseException as error:
+                self._view.forget()
+                if last or not isinstance(error, admission.Stale):
+                    raise
+        raise AssertionError("unreachable")
 
     async def _submit(self, job: Row[Any], attempt: Mapping[str, Any]) -> None:
         spec = self._memory.spec(job)
@@ -202,6 +231,8 @@ class JobReconciler:
         elif row.phase in FINAL:
             effects.look_at = progression.followers(tx, row)
             effects.freed = True
+        if effects.freed:
+            self._view.touch(row.id, array=row.array_count is not None and row.array_of is None)
         return effects, self._stop_order(tx, row)
 
     def _stop_order(self, tx: Tx, row: Row[Any]) -> tuple[str, str, str, float] | None:

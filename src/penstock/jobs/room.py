@@ -16,9 +16,10 @@ from penstock.base.errors import InvalidInput, NotFound, Problem
 from penstock.base.reasons import Reason
 from penstock.base.resource import Actor
 from penstock.engines.spec import Engine
-from penstock.jobs import admission, queries, submit
+from penstock.jobs import queries, submit
 from penstock.jobs.launch import needs
 from penstock.jobs.spec import JobSpec
+from penstock.jobs.view import Memory
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -45,7 +46,7 @@ class Room:
     unix_user: str | None = None
     as_root: bool = False
     refuses: Refuses = _never  # why a project may submit nothing more (its budget); None where it may
-    memory: admission.Memory = field(default_factory=admission.Memory)
+    memory: Memory = field(default_factory=Memory)
     changes: int = 0  # grows with every commit that was heard of
     ended_attempts: OrderedDict[tuple[str, int], None] = field(default_factory=OrderedDict)  # the last ENDED_KEPT
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)

@@ -79,6 +79,13 @@ class Array(_Part):
     max_parallel: int | None = Field(default=None, ge=1)
 
 
+class Placement(_Part):
+    """All nodes in one domain: ``required``, or else as far as it goes."""
+
+    level: str = Field(min_length=1, max_length=63)
+    required: bool = False
+
+
 class JobSpec(_Part):
     """The specification of a Job; docs/jobs.md explains each field to users."""
 
@@ -99,6 +106,9 @@ class JobSpec(_Part):
     interactive: bool = False
     idle_timeout: Duration | None = None
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
+    queue: str | None = Field(default=None, min_length=1, max_length=63)
+    placement: Placement | None = None
+    reservation: str | None = Field(default=None, min_length=1, max_length=63)
 
     @field_validator("command")
     @classmethod

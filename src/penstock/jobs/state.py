@@ -41,7 +41,7 @@ END_PHASE: dict[str, Phase] = {
 }
 
 # Ends that are nobody's failure: a new attempt follows and max_restarts is not spent.
-BLAMELESS = frozenset({Reason.Preempted, Reason.NodeDrained})
+BLAMELESS = frozenset({Reason.Preempted, Reason.Reclaimed, Reason.IdleReclaimed, Reason.NodeDrained})
 # Ends that trying again cannot mend.
 HOPELESS = frozenset(
     {

@@ -47,6 +47,8 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "jobs.read": _project_read,
         "events.read": _project_read,
         "cost.read": _project_read,
+        "queues.read": _anyone,
+        "queues.write": _fleet_write,
         "bill.read": _fleet_read,
         "budgets.write": _fleet_write,
         "jobs.create": _project_write,

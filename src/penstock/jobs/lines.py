@@ -1,0 +1,99 @@
+"""What each queue holds, lends and keeps waiting, for `penstock queues` and the console."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from penstock.base.errors import InvalidInput
+from penstock.fleet import inventory
+from penstock.jobs import view
+from penstock.scheduling import live
+from penstock.scheduling.cycle import Scheduler
+from penstock.scheduling.quota import totals
+from penstock.scheduling.spec import Capacity, parse_setup
+
+
+def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
+    """By queue, flavor and resource. A queue without quotas has one row, of the GPUs that it uses."""
+    seen, scheduler = view.fresh(conn, now, memory)
+    waiting = Counter(seen_by_queue(scheduler))
+    items = []
+    for queue in seen.setup.queues.values():
+        rows = _limited(scheduler, queue.name) if queue.limited else [_free(scheduler, queue.name)]
+        items += [
+            {"queue": queue.name, "cohort": queue.cohort, "weight": queue.weight, **row, "waiting": waiting[queue.name]}
+            for row in rows
+        ]
+    row = live.newest(conn)
+    return {
+        "policy": seen.setup.policy.name,
+        "generation": row.generation if row is not None else 0,
+        "items": items,
+        "next_cursor": None,
+    }
+
+
+def seen_by_queue(scheduler: Scheduler) -> list[str]:
+    """The queue of everyone who waits, those included that could never run."""
+    return [entry.w.queue for entry in (*scheduler.lines.entries.values(), *scheduler.aside.values())]
+
+
+def _limited(scheduler: Scheduler, queue: str) -> list[dict[str, Any]]:
+    node = scheduler.quotas.queues[queue]
+    rows = []
+    for cell, quota in node.quotas.items():
+        used = node.usage.get(cell, 0.0)
+        idle = max(0.0, quota.nominal - used)
+        root = node
+        while root.parent is not None:
+            root = root.parent
+        short = max(0.0, root.usage.get(cell, 0.0) - used) if root is not node else 0.0
+        lendable = idle if quota.lending_limit is None else min(idle, quota.lending_limit)
+        others = _borrowed_by_others(scheduler, queue, cell)
+        rows.append(
+            {
+                "flavor": cell[0],
+                "resource": cell[1],
+                "nominal": quota.nominal,
+                "used": used,
+                "borrowed": max(0.0, used - quota.nominal),
+                "lent": min(lendable, others, short),
+            }
+        )
+    return rows
+
+
+def _borrowed_by_others(scheduler: Scheduler, queue: str, cell: tuple[str, str]) -> float:
+    """What queues of the same tree hold above their nominal."""
+    root = scheduler.quotas.root(queue)
+    found = 0.0
+    for name, node in scheduler.quotas.queues.items():
+        if name != queue and scheduler.quotas.root(name) == root and cell in node.quotas:
+            found += max(0.0, node.usage.get(cell, 0.0) - node.quotas[cell].nominal)
+    return found
+
+
+def _free(scheduler: Scheduler, queue: str) -> dict[str, Any]:
+    held = [holding.held.workload for holding in scheduler.held.values()]
+    used = sum(totals(w.parts).get("gpus", 0.0) for w in held if w.queue == queue)
+    return {"flavor": "default", "resource": "gpus", "nominal": None, "used": used, "borrowed": 0.0, "lent": 0.0}
+
+
+def capacity(conn: Connection, text: str) -> Capacity | None:
+    """What the fleet has of each flavor of a queue file; of a bad file, nothing: parsing it again tells what is wrong."""
+    seen = view.View(view.Memory())
+    try:
+        seen.setup = parse_setup(text)
+    except InvalidInput:
+        return None
+    found: dict[str, dict[str, float]] = {}
+    for row in inventory.all_nodes(conn):
+        node = seen.node(row)
+        has = found.setdefault(node.flavor, {"gpus": 0.0, "cpus": 0.0, "memory": 0.0})
+        has["gpus"] += len(node.gpus)
+        has["cpus"] += node.cpus
+        has["memory"] += node.memory
+    return found

@@ -1,0 +1,275 @@
+"""The scheduler's view of the database, kept between cycles: the event log names what changed, and only that is read again.
+
+Rows are the truth. A mark says "read this row again"; how often a row is read, and in which order, changes nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import bindparam, func, select
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.reasons import Reason
+from penstock.fleet import inventory
+from penstock.jobs.spec import JobSpec
+from penstock.jobs.state import ACTIVE, Phase
+from penstock.jobs.tables import attempts, jobs
+from penstock.scheduling import live
+from penstock.scheduling.cycle import Scheduler
+from penstock.scheduling.spec import Setup
+from penstock.scheduling.state import Ask, Gpu, Held, NodeState, Part, Share, Topology, Workload
+from penstock.store.events import EventRow
+
+EVICTED = (str(Reason.Preempted), str(Reason.Reclaimed), str(Reason.IdleReclaimed))
+# After these a row is as the view has it: it wrote them itself, or they change nothing that it decides by.
+QUIET = frozenset(
+    {
+        *(Reason.AttemptStarted, Reason.Started, Reason.RankExited, Reason.RankRestarted, Reason.Progressing),
+        *(Reason.WaitingForResources, Reason.WaitingBehind, Reason.Unschedulable, Reason.QuotaExceeded),
+    }
+)
+AT_ONCE = 500  # ids in one statement; SQLite takes 32,766 variables, and a long statement is compiled anew
+_SOME = select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+_ONE = select(jobs).where(jobs.c.id == bindparam("id"))
+_TASKS = select(jobs.c.id).where(jobs.c.array_of == bindparam("parent"))
+_LIVE = select(jobs).where(jobs.c.phase.in_([Phase.PENDING.value, *(p.value for p in ACTIVE)]))
+_ATTEMPT = select(attempts).where(attempts.c.job_id == bindparam("job_id"), attempts.c.number == bindparam("number"))
+_EVICTIONS = (
+    select(attempts.c.job_id, func.count()).where(attempts.c.stop_reason.in_(EVICTED)).group_by(attempts.c.job_id)
+)
+
+
+@dataclass(slots=True)
+class Memory:
+    """Parsed specs, so that nothing is parsed twice. Bounded."""
+
+    specs: OrderedDict[tuple[str, int], JobSpec] = field(default_factory=OrderedDict)
+
+    def spec(self, row: Row[Any]) -> JobSpec:
+        key = (row.id, row.generation)
+        found = self.specs.get(key)
+        if found is None:
+            found = self.specs[key] = JobSpec.model_validate_json(row.spec)
+            if len(self.specs) > 2048:
+                self.specs.popitem(last=False)
+        return found
+
+
+class View:
+    """``cycle`` and ``mark`` are called in the store's writer thread alone; ``fresh`` makes one for a reader."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.scheduler: Scheduler | None = None
+        self.setup = Setup()
+        self.rows: dict[str, Row[Any]] = {}  # of those that wait
+        self.told: set[str] = set()  # set aside, and their rows say so
+        self.evictions: dict[str, int] = {}
+        self._jobs: set[str] = set()
+        self._arrays: set[str] = set()
+        self._nodes: set[str] = set()
+        self._later: list[tuple[float, str]] = []  # a heap of (not before, id)
+        self._parts: dict[tuple[Any, ...], tuple[Part, ...]] = {}
+
+    # -- what changed
+
+    def mark(self, event: EventRow) -> None:
+        """An event of this or another server."""
+        if self.scheduler is None:
+            return
+        if event.kind == "Job" and event.reason not in QUIET:
+            self._jobs.add(event.subject_id)
+        elif event.kind == "Node":
+            self._nodes.add(event.name)
+        elif event.reason in (Reason.QueuesChanged, Reason.BackupRestored):
+            self.forget()
+
+    def touch(self, job_id: str, *, array: bool = False) -> None:
+        """A row changed and no event says so: a task was given its slot, a dependency was met."""
+        if self.scheduler is not None:
+            (self._arrays if array else self._jobs).add(job_id)
+
+    def forget(self) -> None:
+        """What is known may be wrong: the next cycle reads everything."""
+        self.scheduler = None
+
+    # -- bringing it up to date
+
+    def refresh(self, conn: Connection, now: float) -> Scheduler:
+        """The scheduler as the rows are now."""
+        if self.scheduler is None:
+            return self.build(conn, now)
+        scheduler = self.scheduler
+        if self._nodes:
+            self._read_nodes(conn, scheduler)
+        for parent in self._arrays:
+            self._jobs.update(conn.execute(_TASKS, {"parent": parent}).scalars())
+        while self._later and self._later[0][0] <= now:
+            self._jobs.add(heapq.heappop(self._later)[1])
+        if self._jobs:
+            ids, self._jobs = list(self._jobs), set()
+            for id_ in set(ids).difference(row.id for row in self._take_in(conn, scheduler, ids, now)):
+                self._gone(scheduler, id_, now)
+        self._arrays.clear()
+        return scheduler
+
+    def build(self, conn: Connection, now: float) -> Scheduler:
+        """From everything: at the take-over of leadership, after a restore, under another setup."""
+        self.setup = live.current(conn)
+        scheduler = Scheduler(self.setup)
+        put_nodes(scheduler, [self.node(row) for row in inventory.all_nodes(conn)])
+        for marks in (self._jobs, self._arrays, self._nodes, self.told):
+            marks.clear()
+        self.rows.clear()
+        self._later.clear()
+        self.evictions = dict(conn.execute(_EVICTIONS).tuples().all())
+        for row in conn.execute(_LIVE).all():
+            self._job(conn, scheduler, row, now)
+        self.scheduler = scheduler
+        return scheduler
+
+    def _read_nodes(self, conn: Connection, scheduler: Scheduler) -> None:
+        names, self._nodes = self._nodes, set()
+        found = {row.name: row for row in inventory.some_nodes(conn, names)}
+        put_nodes(scheduler, [self.node(row) for row in found.values()])
+        for name in names - found.keys():
+            scheduler.drop_node(name)
+        self.told.clear()
+
+    def _take_in(self, conn: Connection, scheduler: Scheduler, ids: list[str], now: float) -> Iterator[Row[Any]]:
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start : start + AT_ONCE]
+            found = conn.execute(_ONE, {"id": some[0]}) if len(some) == 1 else conn.execute(_SOME, {"ids": some})
+            for row in found.all():
+                self._job(conn, scheduler, row, now)
+                yield row
+
+    def _gone(self, scheduler: Scheduler, id_: str, now: float) -> None:
+        self.rows.pop(id_, None)
+        self.told.discard(id_)
+        scheduler.withdraw(id_)
+        scheduler.end(id_, now)
+
+    def _job(self, conn: Connection, scheduler: Scheduler, row: Row[Any], now: float) -> None:
+        if row.phase in ACTIVE:
+            self._active(conn, scheduler, row)
+            return
+        scheduler.end(row.id, now)
+        known = self.rows.get(row.id)
+        if row.phase != Phase.PENDING or row.held is not None or (row.next_at is not None and row.next_at > now):
+            if known is not None:
+                self._gone(scheduler, row.id, now)
+            if row.phase == Phase.PENDING and row.held is None:
+                heapq.heappush(self._later, (row.next_at, row.id))
+            return
+        self.rows[row.id] = row
+        if known is None or (known.generation, known.queued_at, known.attempt) != (
+            row.generation, row.queued_at, row.attempt,
+        ):  # fmt: skip
+            self.told.discard(row.id)
+            scheduler.submit(self.workload(row))
+
+    def _active(self, conn: Connection, scheduler: Scheduler, row: Row[Any]) -> None:
+        self.rows.pop(row.id, None)
+        if (row.array_count is not None and row.array_of is None) or row.id in scheduler.held:
+            return
+        attempt = conn.execute(_ATTEMPT, {"job_id": row.id, "number": row.attempt}).first()
+        if attempt is not None and attempt.ended_at is None:
+            scheduler.withdraw(row.id)
+            hold(scheduler, self.held(row, attempt))
+
+    # -- rows in the planners' words
+
+    def node(self, row: Row[Any]) -> NodeState:
+        gpus = tuple(Gpu(gpu["id"], gpu["model"]) for gpu in json.loads(row.gpus))
+        why = inventory.closed_because(row)
+        return NodeState(
+            row.name, row.cpus, int(row.memory), gpus, live.flavor_of(self.setup, gpus), open=not why, why_closed=why
+        )
+
+    def workload(self, row: Row[Any]) -> Workload:
+        work = to_workload(self.setup, self.memory.spec(row), row.project, row.user)
+        parts = self._parts.setdefault(work.parts, work.parts)  # the scheduler knows requests by identity
+        if len(self._parts) > 4096:
+            self._parts.clear()
+        return replace(
+            work,
+            id=row.id,
+            name=row.name,
+            queued_at=row.queued_at,
+            parts=parts,
+            priority=row.priority,
+            evictions=self.evictions.get(row.id, 0),
+            seq=row.seq,
+        )
+
+    def held(self, row: Row[Any], attempt: Row[Any]) -> Held:
+        work = self.workload(row)
+        ask = work.parts[0].ask
+        shares = tuple(
+            Share(group["node"], replace(ask, gpus=len(group["gpus"])), tuple(gpu["id"] for gpu in group["gpus"]))
+            for group in json.loads(attempt.groups)
+        )
+        since = attempt.started_at if attempt.started_at is not None else attempt.admitted_at
+        return Held(work, shares, since, leaving=attempt.stop_reason is not None)
+
+
+def hold(scheduler: Scheduler, held: Held) -> None:
+    """It runs, whatever the books say: on a node that is no more, or that offers less than it did."""
+    try:
+        scheduler.begin(held)
+    except (KeyError, ValueError):
+        names = {share.node for share in held.shares}
+        known = [node for node in scheduler.pool.states() if node.name in names]
+        for name in names - {node.name for node in known}:
+            scheduler.put_node(NodeState(name, open=False))
+        for name in names:
+            scheduler.drop_node(name)
+        scheduler.begin(held)
+        put_nodes(scheduler, known)  # a node that is put books what is held on it unasked
+
+
+def put_nodes(scheduler: Scheduler, nodes: Sequence[NodeState]) -> None:
+    """Several at once: what follows from a change of the fleet is worked out with the last."""
+    for node in nodes[:-1]:
+        scheduler.pool.put(node)
+    if nodes:
+        scheduler.put_node(nodes[-1])
+
+
+def to_workload(setup: Setup, spec: JobSpec, project: str, user: str) -> Workload:
+    """What a spec asks for; the row's own figures are filled in by whoever has a row."""
+    need = spec.resources
+    models = (need.gpu_model,) if need.gpu_model else ()
+    ask = Ask(need.cpus, need.memory or 0, need.gpus, gpu_models=models)
+    place = spec.placement
+    return Workload(
+        id="",
+        name="",
+        queued_at=0.0,
+        parts=(Part(spec.nodes, ask),),
+        queue=spec.queue or live.queue_of(setup, project),
+        user=user,
+        project=project,
+        priority=spec.priority,
+        limit_s=spec.time_limit,
+        topology=Topology(place.level, place.required) if place is not None else None,
+        grace_s=spec.grace_period,
+        reservations=frozenset({spec.reservation} if spec.reservation else ()),
+    )
+
+
+def fresh(conn: Connection, now: float, memory: Memory) -> tuple[View, Scheduler]:
+    """A view of its own for a reader, on the reader's snapshot."""
+    view = View(memory)
+    return view, view.build(conn, now)
+
+
+def node_names(shares: Iterable[Share]) -> list[str]:
+    return [share.node for share in shares]

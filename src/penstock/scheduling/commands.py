@@ -1,0 +1,87 @@
+"""``penstock queues``: who may use how much, who does, who waits; and the queue file that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.base.errors import InvalidInput
+from penstock.client.verb import Column, Invocation, Verb
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+BAR = 16
+
+
+def _bar(item: Mapping[str, Any], _now: float) -> str:
+    """Used of nominal; what is borrowed stands beyond the end."""
+    if not item["nominal"]:
+        return ""
+    used = round(min(item["used"], item["nominal"]) / item["nominal"] * BAR)
+    return "█" * used + "·" * (BAR - used) + ("+" if item["borrowed"] else "")
+
+
+def _figure(title: str, name: str) -> Column:
+    return Column(title, lambda item, _: "-" if item[name] is None else f"{item[name]:g}", right=True)
+
+
+_COLUMNS = [
+    Column("QUEUE", lambda item, _: str(item["queue"])),
+    Column("COHORT", lambda item, _: str(item["cohort"] or "-")),
+    Column("FLAVOR", lambda item, _: str(item["flavor"])),
+    Column("RESOURCE", lambda item, _: str(item["resource"])),
+    _figure("NOMINAL", "nominal"),
+    _figure("USED", "used"),
+    _figure("BORROWED", "borrowed"),
+    _figure("LENT", "lent"),
+    _figure("WAITING", "waiting"),
+    Column("USE", _bar),
+]
+
+
+def _queues(call: Invocation, arguments: Namespace) -> int:
+    if arguments.what == "apply":
+        return _apply(call, arguments)
+    if arguments.file is not None or arguments.dry_run:
+        raise InvalidInput("-f and --dry-run go with `penstock queues apply`")
+    answer = call.client.queues()
+    if call.output.format != "table":
+        call.output.document(answer)
+        return 0
+    call.output.table(_COLUMNS, answer["items"], call.now)
+    call.output.line(f"policy {answer['policy']}, generation {answer['generation']}")
+    return 0
+
+
+def _apply(call: Invocation, arguments: Namespace) -> int:
+    if arguments.file is None:
+        raise InvalidInput("say which file: `penstock queues apply -f FILE`")
+    try:
+        with open(arguments.file, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {arguments.file}: {error.strerror}") from error
+    answer = call.client.apply_queues(text, dry_run=arguments.dry_run)
+    if call.output.format != "table":
+        call.output.document(answer)
+        return 0
+    what = "would hold" if answer["dry_run"] else f"hold since now (generation {answer['generation']})"
+    call.output.line(f"{arguments.file}: {', '.join(answer['queues'])} {what}, policy {answer['policy']}")
+    return 0
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", default="list", choices=("list", "apply"), help="default: list")
+    parser.add_argument("-f", "--file", metavar="FILE", help="the queue file (YAML) to apply")
+    parser.add_argument("--dry-run", action="store_true", help="check the file and change nothing")
+
+
+VERBS = {
+    "queues": Verb(
+        "penstock queues\npenstock queues apply -f queues.yaml --dry-run\npenstock queues apply -f queues.yaml",
+        _arguments,
+        _queues,
+        about="A queue file replaces the one before it; what runs goes on, and counts against its queue.",
+    )
+}

@@ -12,7 +12,7 @@ from penstock.fleet import inventory
 from penstock.jobs import view
 from penstock.scheduling import live
 from penstock.scheduling.cycle import Scheduler
-from penstock.scheduling.quota import totals
+from penstock.scheduling.quota import TreeNode, totals
 from penstock.scheduling.spec import Capacity, parse_setup
 
 
@@ -47,9 +47,7 @@ def _limited(scheduler: Scheduler, queue: str) -> list[dict[str, Any]]:
     for cell, quota in node.quotas.items():
         used = node.usage.get(cell, 0.0)
         idle = max(0.0, quota.nominal - used)
-        root = node
-        while root.parent is not None:
-            root = root.parent
+        root = _root(node)
         short = max(0.0, root.usage.get(cell, 0.0) - used) if root is not node else 0.0
         lendable = idle if quota.lending_limit is None else min(idle, quota.lending_limit)
         others = _borrowed_by_others(scheduler, queue, cell)
@@ -68,12 +66,18 @@ def _limited(scheduler: Scheduler, queue: str) -> list[dict[str, Any]]:
 
 def _borrowed_by_others(scheduler: Scheduler, queue: str, cell: tuple[str, str]) -> float:
     """What queues of the same tree hold above their nominal."""
-    root = scheduler.quotas.root(queue)
+    root = _root(scheduler.quotas.queues[queue])
     found = 0.0
     for name, node in scheduler.quotas.queues.items():
-        if name != queue and scheduler.quotas.root(name) == root and cell in node.quotas:
+        if name != queue and _root(node) is root and cell in node.quotas:
             found += max(0.0, node.usage.get(cell, 0.0) - node.quotas[cell].nominal)
     return found
+
+
+def _root(node: TreeNode) -> TreeNode:
+    while node.parent is not None:
+        node = node.parent
+    return node
 
 
 def _free(scheduler: Scheduler, queue: str) -> dict[str, Any]:

@@ -18,8 +18,9 @@ def _bar(item: Mapping[str, Any], _now: float) -> str:
     """Used of nominal; what is borrowed stands beyond the end."""
     if not item["nominal"]:
         return ""
-    used = round(min(item["used"], item["nominal"]) / item["nominal"] * BAR)
-    return "█" * used + "·" * (BAR - used) + ("+" if item["borrowed"] else "")
+    used = int(min(item["used"], item["nominal"]) / item["nominal"] * BAR)
+    bar = "█" * used + "·" * (BAR - used)
+    return bar + "+" if item["borrowed"] else bar
 
 
 def _figure(title: str, name: str) -> Column:

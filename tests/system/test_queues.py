@@ -1,0 +1,47 @@
+"""Queues on a real server: a queue file is applied, borrowing is claimed back, and everybody is told why."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.base.errors import InvalidInput
+from tests.system.house import House
+
+QUEUES = b"""
+policy: {preemption: true}
+cohorts: [{name: all}]
+queues:
+- {name: default, cohort: all, quotas: {default: {cpus: {nominal: 1}}}}
+- {name: research, cohort: all, quotas: {default: {cpus: {nominal: 1}}}}
+"""
+
+
+def test_a_bad_queue_file_is_refused_whole(house: House) -> None:
+    bad = b"queues:\n- {name: a, cohort: nowhere}\n- {name: a}\n"
+    with pytest.raises(InvalidInput) as caught:
+        house.client.apply_queues(bad)
+    assert len(caught.value.details) == 2
+    with pytest.raises(InvalidInput) as caught:
+        house.client.apply_queues(b"queues:\n- {name: a, quotas: {default: {gpus: 100000}}}\n")
+    assert "the fleet has" in caught.value.details[0].message
+    assert house.client.queues()["generation"] == 0
+
+
+def test_what_was_borrowed_is_claimed_back(house: House) -> None:
+    assert house.client.apply_queues(QUEUES, dry_run=True)["dry_run"]
+    assert house.client.apply_queues(QUEUES)["generation"] == 1
+    borrowers = [house.run(["sleep", "60"], resources={"cpus": 1}, grace_period="1s") for _ in range(2)]
+    for borrower in borrowers:
+        house.reach(borrower, "Running")
+    rows = {row["queue"]: row for row in house.client.queues()["items"]}
+    assert (rows["default"]["used"], rows["default"]["borrowed"]) == (2, 1)
+    assert (rows["research"]["used"], rows["research"]["lent"]) == (0, 1)
+    owner = house.run(["true"], resources={"cpus": 1}, queue="research")
+    assert house.ended(owner)["status"]["phase"] == "Succeeded"
+    assert sorted("Reclaimed" in house.reasons(name) for name in borrowers) == [False, True]
+    lost = house.run(["true"], queue="nowhere")
+    assert "no queue 'nowhere'" in house.get(f"projects/default/jobs/{lost}/why")["message"]
+    for name in (*borrowers, lost):
+        house.client.jobs.cancel(name)
+        house.ended(name)
+    house.client.apply_queues(b"queues: [{name: default}]")

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from sortedcontainers import SortedList
 
-from penstock.scheduling import backfill, explain, preemption
-from penstock.scheduling.backfill import Outlook, Window
+from penstock.scheduling import backfill, explain, overtake, preemption
+from penstock.scheduling.backfill import Window
 from penstock.scheduling.fairshare import FairShare, fairshare_factor, multifactor
+from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.lines import Entry, Line, Lines
 from penstock.scheduling.pool import Pool
 from penstock.scheduling.quota import Quotas, Refusal, totals
@@ -38,6 +40,7 @@ from penstock.scheduling.state import (
 
 MOST_SEEN = 1 << 14  # requests remembered by identity
 RESCORE_S = 300.0  # Slurm's PriorityCalcPeriod
+AGAIN_S = 1.0
 _NOTHING = Decision()
 
 
@@ -69,7 +72,8 @@ class Scheduler:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.policy = setup.policy
-        self.pool = Pool(first_fit=self.policy.placement == "firstfit")
+        self._scorer = scorer_for(self.policy.placement)
+        self.pool = Pool(first_fit=self.policy.placement == "firstfit", scorer=self._scorer)
         self.quotas = Quotas(setup)
         self.fair = FairShare(self.policy.decay_half_life_s)
         self.lines = Lines(self.policy, self._score)
@@ -86,43 +90,75 @@ class Scheduler:
         self._asked: dict[tuple[Part, ...], dict[str, float]] = {}
         self._possible: dict[tuple[int, str], bool] = {}  # by kind and queue, for the fleet as it is
         self._wake = True
+        self._recheck = False  # the fleet's shape changed since those aside were last looked at
         self._fresh: list[Entry] = []
-        self._freed_early = False
+        self.freed_early = False
         self._next_at = math.inf
+        self.soon = False  # what was admitted in this very cycle is no victim yet: look again
         self._rescore_at = 0.0
         self._strict = self.policy.blocking == "strict"
         self._backfills = self.policy.backfill != "none"
         self._by_use = self.policy.order in ("fairshare", "multifactor")  # only these ask what was used
-        self._limited = any(queue.limited for queue in setup.queues.values())
+        self._limited = any(map(self.quotas.limited, setup.queues))
         self._seen: dict[int, tuple[tuple[Part, ...], dict[str, float], int]] = {}  # by identity: hashing parts costs
 
     # -- the view
 
     def put_node(self, node: NodeState) -> None:
         """Add or replace a node."""
+        before = self.pool.state(node.name)
         self.pool.put(node)
-        self._fleet_changed()
+        if before is None or _shape(before) != _shape(node):
+            self._reshaped(before, node)
+        self._node_changed(node.name)
 
     def drop_node(self, name: str) -> None:
         """It is gone. What ran there is still held, until it is told to have ended."""
+        before = self.pool.state(name)
+        if before is None:
+            return
         self.pool.drop(name)
-        self._fleet_changed()
+        self._reshaped(before, None)
+        self._node_changed(name)
 
-    def _fleet_changed(self) -> None:
+    def _reshaped(self, before: NodeState | None, after: NodeState | None) -> None:
+        """The fleet can hold something else than before: capacity follows at once, what could run when it is asked for."""
+        capacity = dict(self.fair.capacity)
+        for node, sign in ((before, -1), (after, 1)):
+            if node is not None:
+                for name, amount in (
+                    ("gpus", float(len(node.gpus))),
+                    ("cpus", node.cpus),
+                    ("memory", float(node.memory)),
+                ):
+                    capacity[name] = capacity.get(name, 0.0) + sign * amount
+        if capacity != self.fair.capacity:
+            self.fair.capacity = capacity
         self._possible.clear()
-        nodes = list(self.pool.states())
-        self.fair.capacity = {
-            "gpus": float(sum(len(node.gpus) for node in nodes)),
-            "cpus": sum(node.cpus for node in nodes),
-            "memory": float(sum(node.memory for node in nodes)),
-        }
-        for id_, window in list(self.windows.items()):
-            if window.mask & ~self.pool.open:
+        self._recheck = True
+
+    def _node_changed(self, name: str) -> None:
+        if not self.pool.takes(name):
+            bit = 1 << self.pool.index(name)
+            for id_ in [id_ for id_, window in self.windows.items() if window.mask & bit]:
                 del self.windows[id_]
-        for entry in list(self.aside.values()):
+        self._wake = self.freed_early = True
+
+    def _sort_out(self) -> None:
+        """After the fleet took another shape: who can run on it at all stands in line, and nobody else."""
+        self._recheck = False
+        hopeless = [
+            entry
+            for entry in self.lines.entries.values()
+            if entry.w.id not in self.awaiting and not self._can_ever(entry.w, entry.kind, entry.asked)
+        ]
+        hopeful = [entry for entry in self.aside.values() if self._can_ever(entry.w, entry.kind, entry.asked)]
+        for entry in hopeless:
+            self.withdraw(entry.w.id)
+            self.aside[entry.w.id] = entry
+        for entry in hopeful:
             del self.aside[entry.w.id]
             self.submit(entry.w)
-        self._wake = self._freed_early = True
 
     def put_reservation(self, reservation: Reservation) -> None:
         self.reservations.known[reservation.name] = reservation
@@ -141,10 +177,7 @@ class Scheduler:
         if w.id in self.lines.entries or w.id in self.aside:
             self.withdraw(w.id)
         asked, kind = self._analyse(w)
-        possible = self._possible.get((kind, w.queue))
-        if possible is None:
-            possible = self._possible[kind, w.queue] = self._could_run(w, asked)
-        if not possible:
+        if not self._can_ever(w, kind, asked):
             self.aside[w.id] = Entry(w, (), kind, asked, Line(w.queue, self._path(w)))
             return
         entry = self.lines.add(w, kind, asked, self._path(w))
@@ -199,7 +232,7 @@ class Scheduler:
         if self._backfills:
             self.ends.discard((holding.end, id))
             if now < holding.end:
-                self._freed_early = True
+                self.freed_early = True
         if holding.counted:
             self.quotas.give(holding.held.workload.queue, holding.flavor, holding.asked)
         if self._by_use:
@@ -224,6 +257,8 @@ class Scheduler:
     def plan(self, now: float) -> Decision:
         """Decide. What is admitted is held in the view from here on; what is evicted leaves when ``end`` is told."""
         self.now = now
+        if self._recheck:
+            self._sort_out()
         if now >= self._rescore_at and self.policy.order == "multifactor":
             self.lines.rescore()
             self._rescore_at, self._wake = now + RESCORE_S, True
@@ -233,6 +268,10 @@ class Scheduler:
             self._rest()
             self._next_at = self._next_change(now)
             return _NOTHING
+        if isinstance(self._scorer, Scorer):
+            waiting = (entry.w.parts for entry in self.lines.entries.values())
+            self._scorer.weigh(chain(waiting, (holding.held.workload.parts for holding in self.held.values())))
+        self.soon = False
         admitted: list[Admit] = []
         evicted: list[Evict] = []
         if self._wake or now >= self._next_at:
@@ -243,9 +282,9 @@ class Scheduler:
         else:
             candidates = iter(self._fresh)
         if self.blocked is not None and self.policy.backfill != "none":
-            self._overtake(now, candidates, admitted)
+            overtake.run(self, now, candidates, admitted)
         self._rest()
-        self._next_at = self._next_change(now)
+        self._next_at = min(self._next_change(now), now + AGAIN_S if self.soon else math.inf)
         if not admitted and not evicted and not self.windows:
             return Decision(blocked_by=self.blocked.w.id) if self.blocked else _NOTHING
         promises = tuple(window.promise for window in self.windows.values())
@@ -256,7 +295,7 @@ class Scheduler:
             self._fresh = []
         if not self.lines.entries:
             self.blocked = None
-        self._wake = self._freed_early = False
+        self._wake = self.freed_early = False
 
     def _next_change(self, now: float) -> float:
         if not (self.windows or self.reservations.known):
@@ -277,7 +316,7 @@ class Scheduler:
             entry = awaiting.entry
             del self.awaiting[id_]
             self.quotas.give(entry.w.queue, awaiting.flavor, entry.asked)  # booked when the victims were told
-            found = self._admit(entry, now, ())
+            found = self.admit(entry, now, ())
             if isinstance(found, Admit):
                 self.lines.remove(id_)
                 admitted.append(found)
@@ -292,7 +331,7 @@ class Scheduler:
             if entry.w.id in self.awaiting:
                 passed.add(id(line))
                 continue
-            found = self._admit(entry, now, windows)
+            found = self.admit(entry, now, windows)
             if isinstance(found, Admit):
                 self.lines.remove(entry.w.id)
                 admitted.append(found)
@@ -321,30 +360,30 @@ class Scheduler:
     def _windows_of_others(self) -> tuple[Window, ...]:
         return tuple(self.windows.values())
 
-    def _admit(self, entry: Entry, now: float, windows: tuple[Window, ...]) -> Admit | Refusal | None:
+    def admit(self, entry: Entry, now: float, windows: tuple[Window, ...]) -> Admit | Refusal | None:
         """Quota, then place, then hold it. Refusal: quota is short; None: no place."""
         w = entry.w
         queue = self.setup.queues.get(w.queue)
         within = self.open_to(w, now, windows)
-        if queue is None or not queue.limited:
+        if queue is None or not self.quotas.limited(w.queue):
             shares = self.pool.find(w, within=within)
             return None if shares is None else self._start(entry, shares, "", now)
         refusal: Refusal | None = None
+        allowed = False
         for flavor in self.flavors_for(queue, w):
             short = self.quotas.check(w.queue, flavor, entry.asked)
             if short is not None:
                 refusal = refusal or short
                 continue
-            refusal = None
+            allowed = True
             mask = self.pool.flavor_mask(flavor)
             shares = self.pool.find(w, within=mask if within is None else mask & within)
             if shares is not None:
                 return self._start(entry, shares, flavor, now)
-            return None
-        return refusal
+        return None if allowed else refusal
 
     def flavors_for(self, queue: Queue, w: Workload) -> tuple[str, ...]:
-        own = tuple(queue.quotas)
+        own = self.quotas.flavors(queue.name)
         return tuple(flavor for flavor in w.flavors if flavor in own) if w.flavors else own
 
     def open_to(self, w: Workload, now: float, windows: tuple[Window, ...]) -> int | None:
@@ -399,7 +438,7 @@ class Scheduler:
             return False
         found = preemption.search(self, entry, now)
         if found is None:
-            entry.tried_at = self.pool.frees
+            entry.tried_at = -1 if self.soon else self.pool.frees
             return False
         for evict in found.evict:
             holding = self.held[evict.id]
@@ -418,85 +457,7 @@ class Scheduler:
         if self.policy.preemption:
             return True
         queue = self.setup.queues.get(entry.w.queue)
-        return queue is not None and (queue.preempt_within_queue != "never" or queue.limited)
-
-    # -- overtake
-
-    def _overtake(self, now: float, candidates: Iterator[Entry] | None, admitted: list[Admit]) -> None:
-        """Backfill behind the blocked head."""
-        head = self.blocked
-        assert head is not None
-        if self.policy.backfill == "conservative":
-            self._conservative(now, admitted)
-            return
-        for id_ in [id_ for id_ in self.windows if id_ != head.w.id]:
-            del self.windows[id_]
-        self._promise(head, now, ())
-        failed: set[int] = set()
-        for depth, entry in enumerate(self._behind(head) if candidates is None else candidates):
-            if depth >= self.policy.depth:
-                break
-            if entry.kind in failed or entry.w.id in self.awaiting or entry.w.id not in self.lines.entries:
-                continue
-            if not self._fill(entry, now, admitted) and not self._room_for(entry, now):
-                failed.add(entry.kind)
-
-    def _room_for(self, entry: Entry, now: float) -> bool:
-        """Whether one of its kind might fit if it were shorter: then the kind is not given up."""
-        return self.pool.find(entry.w, within=self.open_to(entry.w, now, ())) is not None
-
-    def _behind(self, head: Entry) -> Iterator[Entry]:
-        """A copy of the first in line, since starting one takes it out."""
-        found: list[Entry] = []
-        for entry in self.lines.in_order():
-            if entry is not head:
-                found.append(entry)
-            if len(found) >= self.policy.depth:
-                break
-        return iter(found)
-
-    def _fill(self, entry: Entry, now: float, admitted: list[Admit]) -> bool:
-        found = self._admit(entry, now, self._windows_of_others())
-        if not isinstance(found, Admit):
-            return False
-        self.lines.remove(entry.w.id)
-        admitted.append(replace(found, backfilled=True))
-        return True
-
-    def _conservative(self, now: float, admitted: list[Admit]) -> None:
-        """Each in order starts where no promise is touched, or is promised a start of its own."""
-        head = self.blocked
-        assert head is not None
-        for entry in [head, *self._behind(head)]:
-            if entry.w.id in self.awaiting:
-                continue
-            if entry is not head and self._fill(entry, now, admitted):
-                continue
-            others = tuple(window for id_, window in self.windows.items() if id_ != entry.w.id)
-            self._promise(entry, now, others)
-
-    def _promise(self, entry: Entry, now: float, others: tuple[Window, ...]) -> None:
-        """Keep what it was promised, unless it is overdue or, something having ended early, an earlier one is there."""
-        w = entry.w
-        kept = self.windows.get(w.id)
-        if kept is not None and kept.promise.start > now and not self._freed_early:
-            return
-        outlook = Outlook(self.pool, self.ends, now, others)
-        mask = self._promisable(entry)
-        closed = (lambda start: self.reservations.blocked(w, start)) if self.reservations.known else None
-        found = outlook.earliest(w, mask, closed)
-        if found is not None and (kept is None or found.start < kept.promise.start or kept.promise.start <= now):
-            self.windows[w.id] = outlook.window(found, w.limit_s)
-
-    def _promisable(self, entry: Entry) -> int:
-        mask = self.pool.candidates(entry.w)
-        queue = self.setup.queues.get(entry.w.queue)
-        if queue is None or not queue.limited:
-            return mask
-        allowed = 0
-        for flavor in self.flavors_for(queue, entry.w):
-            allowed |= self.pool.flavor_mask(flavor)
-        return mask & allowed
+        return queue is not None and (queue.preempt_within_queue != "never" or self.quotas.limited(queue.name))
 
     def promise(self, id: str) -> Promise | None:  # noqa: A002 - the word of every other place here
         window = self.windows.get(id)
@@ -506,13 +467,15 @@ class Scheduler:
 
     def why(self, id: str, now: float) -> Wait:  # noqa: A002 - the word of every other place here
         """Why a queued workload waits. KeyError for one that does not."""
+        if self._recheck:
+            self._sort_out()
         entry = self.aside.get(id) or self.lines.entries[id]
         return explain.explain(self, entry.w, now)
 
     def refused(self, w: Workload) -> Refusal | None:
         """By quota in every flavor; then the last refusal that time may lift, else the first."""
         queue = self.setup.queues.get(w.queue)
-        if queue is None or not queue.limited:
+        if queue is None or not self.quotas.limited(w.queue):
             return None
         asked, _ = self._analyse(w)
         found = [self.quotas.check(w.queue, flavor, asked) for flavor in self.flavors_for(queue, w)]
@@ -526,7 +489,7 @@ class Scheduler:
         queue = self.setup.queues.get(w.queue)
         others = tuple(window for id_, window in self.windows.items() if id_ != w.id)
         within = self.open_to(w, now, others)
-        if queue is None or not queue.limited:
+        if queue is None or not self.quotas.limited(w.queue):
             return within
         mask = 0
         for flavor in self.flavors_for(queue, w):
@@ -577,12 +540,18 @@ class Scheduler:
         }
         return multifactor(weights, factors) + w.priority
 
+    def _can_ever(self, w: Workload, kind: int, asked: Mapping[str, float]) -> bool:
+        possible = self._possible.get((kind, w.queue))
+        if possible is None:
+            possible = self._possible[kind, w.queue] = self._could_run(w, asked)
+        return possible
+
     def _could_run(self, w: Workload, asked: Mapping[str, float]) -> bool:
         """On the fleet as it is, with nobody else there."""
         queue = self.setup.queues.get(w.queue)
         if queue is None:
             return False
-        if queue.limited:
+        if self.quotas.limited(w.queue):
             flavors = self.flavors_for(queue, w)
             refusals = [self.quotas.check(w.queue, flavor, asked) for flavor in flavors]
             if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
@@ -593,3 +562,8 @@ class Scheduler:
 def _end_of(held: Held) -> float:
     end = held.ends_by
     return math.inf if end is None else end
+
+
+def _shape(node: NodeState) -> tuple[object, ...]:
+    """What could ever run on a node follows from this; whether it takes work does not."""
+    return node.gpus, node.cpus, node.memory, node.flavor, node.topology

@@ -64,7 +64,7 @@ def _quota(w: Workload, refusal: Refusal, start: float | None) -> Wait:
 
 def _never(view: Scheduler, w: Workload) -> Wait:
     nodes = list(view.pool.states())
-    part = _hardest(view.pool, w, view.pool.fleet())
+    part = _hardest(view.pool, w, view.pool.fleet)
     could = [node for node in nodes if _could(view.pool, w, part, node)]
     less = f"ask for less (the fleet: {_fleet(nodes)}), or add nodes that hold {_each(part.ask)}"
     if w.topology is not None and w.topology.required and len(could) >= part.count:

@@ -35,14 +35,16 @@ class Placed:
 class Pool:
     """Capacity less what is held. Not over-committed by construction: ``take`` refuses what is not free."""
 
-    def __init__(self, *, first_fit: bool = False) -> None:
+    def __init__(self, *, first_fit: bool = False, scorer: Scorer | None = None) -> None:
         self.first_fit = first_fit  # the first node that fits, instead of the fullest
+        self.scorer = scorer  # where `find` is given none
         self.nodes: list[NodeState | None] = []
         self.free_cpus: list[float] = []
         self.free_memory: list[int] = []
         self.free_bits: list[int] = []  # whole GPUs that nobody uses, by position
         self.levels: list[int] = [0]  # by number of free whole GPUs: mask of nodes
         self.open = 0  # nodes that take new work
+        self.fleet = 0  # every node that is there, closed ones too
         self.frees = 0  # grows whenever capacity may have appeared
         self.domains = Domains()
         self.held: dict[str, list[Placed]] = {}
@@ -91,6 +93,7 @@ class Pool:
         bit = 1 << i
         self._level(len(node.gpus))
         self.levels[self.free_bits[i].bit_count()] |= bit
+        self.fleet |= bit
         self.open = self.open | bit if node.open else self.open & ~bit
         for gpu in node.gpus:
             self._models[gpu.model] = self._models.get(gpu.model, 0) | bit
@@ -120,7 +123,10 @@ class Pool:
                 masks[key] &= ~bit
         self.levels = [mask & ~bit for mask in self.levels]
         self.open &= ~bit
-        self.domains.remove(bit)
+        self.fleet &= ~bit
+        node = self.nodes[i]
+        if node is not None:
+            self.domains.remove(node.topology, bit)
 
     def _level(self, count: int) -> None:
         while len(self.levels) <= count:
@@ -129,9 +135,13 @@ class Pool:
     def states(self) -> Iterator[NodeState]:
         return (node for node in self.nodes if node is not None)
 
-    def fleet(self) -> int:
-        """Every node that is there, closed ones too."""
-        return sum(1 << i for i, node in enumerate(self.nodes) if node is not None)
+    def state(self, name: str) -> NodeState | None:
+        i = self._index.get(name)
+        return None if i is None else self.nodes[i]
+
+    def takes(self, name: str) -> bool:
+        """Whether the node is there and takes new work."""
+        return bool(self.open >> self._index[name] & 1)
 
     def flavor_mask(self, flavor: str) -> int:
         return self._flavors.get(flavor, 0)
@@ -152,6 +162,7 @@ class Pool:
 
     def find(self, w: Workload, *, within: int | None = None, scorer: Scorer | None = None) -> tuple[Share, ...] | None:
         """A place for every group, or None. Flavors are tried in the workload's order, domains as its topology says."""
+        scorer = scorer or self.scorer
         if not w.flavors and w.topology is None and not w.exclude:
             return self._gang(w.parts, self.open if within is None else self.open & within, scorer)
         for flavor in w.flavors or ("",):
@@ -245,14 +256,22 @@ class Pool:
         best: tuple[int, int] | None = None
         for i, used in self._used_milli.items():
             if mask >> i & 1 and self._holds_rest(ask, i):
-                room = min((WHOLE - u for u in used.values() if WHOLE - u >= ask.gpu_milli), default=None)
+                gpus = self.nodes[i].gpus  # type: ignore[union-attr]  # listed: there
+                room = min(
+                    (
+                        WHOLE - u
+                        for at, u in used.items()
+                        if WHOLE - u >= ask.gpu_milli and self._model_ok(ask, gpus[at])
+                    ),
+                    default=None,
+                )
                 if room is not None and (best is None or (room, i) < best):
                     best = (room, i)
         if best is not None:
             return best[1], self.share(ask, best[1])
         for level in range(1, len(self.levels)):
             for i in bits(self.levels[level] & mask):
-                if self._holds_rest(ask, i):
+                if self._holds_rest(ask, i) and self._suitable(ask, i):
                     return i, self.share(ask, i)
         return None
 
@@ -299,7 +318,7 @@ class Pool:
 
     def could_place(self, w: Workload) -> bool:
         """Whether the nodes, closed ones included, hold it when empty; required topology included."""
-        fleet = self.fleet()
+        fleet = self.fleet
         if w.topology is not None and w.topology.required:
             domains = next(iter(self.domains.climb(w.topology, fleet)))
         else:
@@ -348,25 +367,37 @@ class Pool:
             if name == profile and (at, n) not in used
         ]
 
-    def share(self, ask: Ask, i: int) -> Share:
-        """A share of node ``i``, which fits: the first suitable GPUs, or the fullest that still has the thousandths."""
+    def free_milli(self, i: int) -> tuple[int, ...]:
+        """Thousandths free on each GPU of node ``i``, in its order; one that is cut into MIG instances has none."""
+        node = self.nodes[i]
+        used = self._used_milli.get(i, {})
+        free = self.free_bits[i]
+        gpus = () if node is None else node.gpus
+        return tuple(WHOLE if free >> at & 1 else WHOLE - used[at] if at in used else 0 for at in range(len(gpus)))
+
+    def share(self, ask: Ask, i: int, *, at: int | None = None) -> Share:
+        """A share of node ``i``, which fits: the first suitable GPUs, or the fullest that still has the thousandths.
+
+        ``at``: the position of the one GPU that it shall be a share of.
+        """
         node = self.nodes[i]
         assert node is not None
         if ask.mig:
             instances = self._free_instances(ask.mig, i)[: max(ask.gpus, 1)]
             return Share(node.name, ask, tuple(f"{node.gpus[at].id}:{n}" for at, n in instances))
         if ask.gpu_milli:
-            used = self._used_milli.get(i, {})
-            open_ = [
-                (WHOLE - u, at)
-                for at, u in used.items()
-                if WHOLE - u >= ask.gpu_milli and self._model_ok(ask, node.gpus[at])
-            ]
-            at = min(open_)[1] if open_ else next(bits(self._suitable(ask, i)))
+            if at is None:
+                used = self._used_milli.get(i, {})
+                open_ = [
+                    (WHOLE - u, gpu)
+                    for gpu, u in used.items()
+                    if WHOLE - u >= ask.gpu_milli and self._model_ok(ask, node.gpus[gpu])
+                ]
+                at = min(open_)[1] if open_ else next(bits(self._suitable(ask, i)))
             return Share(node.name, ask, (node.gpus[at].id,))
         if ask.gpu_models:
             found = list(bits(self._suitable(ask, i)))[: ask.gpus]
-            return Share(node.name, ask, tuple(node.gpus[at].id for at in found))
+            return Share(node.name, ask, tuple(node.gpus[gpu].id for gpu in found))
         return Share(node.name, ask, self._pick(i, ask.gpus))
 
     def _pick(self, i: int, gpus: int) -> tuple[str, ...]:

@@ -169,7 +169,9 @@ def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[
         if flavor and holding.flavor != flavor:
             continue
         reason = _why(view, entry, holding, reclaims, now)
-        if reason is not None:
+        if reason is not None and holding.held.since >= now:
+            view.soon = True  # admitted in this very cycle: a decision does not take back what it gives
+        elif reason is not None:
             rank = {Reason.IdleReclaimed: 0.0, Reason.Reclaimed: 1.0}.get(reason, 2.0)
             found.append(((rank, w.priority, -holding.held.since, -w.seq), holding, reason))
     found.sort(key=lambda one: one[0])

@@ -24,10 +24,9 @@ class Domains:
             masks = self._masks[level]
             masks[domain] = masks.get(domain, 0) | bit
 
-    def remove(self, bit: int) -> None:
-        for masks in self._masks.values():
-            for domain in masks:
-                masks[domain] &= ~bit
+    def remove(self, path: tuple[str, ...], bit: int) -> None:
+        for level, domain in self.of(path):
+            self._masks[level][domain] &= ~bit
 
     @staticmethod
     def of(path: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:

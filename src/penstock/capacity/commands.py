@@ -57,7 +57,7 @@ def _policy_arguments(parser: ArgumentParser) -> None:
 
 
 def _configure(parser: ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", required=True, metavar="replay|plan|synth")
+    what = parser.add_subparsers(dest="what", required=True, metavar="replay|plan|synth|pack")
     replay = what.add_parser("replay", help="run a trace through the scheduler")
     _trace_arguments(replay)
     replay.add_argument("--nodes", type=int, required=True, metavar="N")
@@ -75,6 +75,15 @@ def _configure(parser: ArgumentParser) -> None:
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--per-day", type=float, metavar="N", help="jobs a day (default: the cluster's)")
     synth.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
+
+    pack = what.add_parser("pack", help="fill a fleet with pods, to compare placements")
+    pack.add_argument("--pods", required=True, metavar="CSV", help="openb's columns: .csv, .csv.xz, .csv.gz")
+    pack.add_argument("--nodes", required=True, metavar="CSV")
+    pack.add_argument("--policy", default="fgd", help="random, bestfit, packing, dotprod or fgd (default: fgd)")
+    pack.add_argument(
+        "--tune", type=float, default=1.3, metavar="X", help="GPU demand by GPUs there are (default: 1.3)"
+    )
+    pack.add_argument("--seed", type=int, default=42)
 
 
 def _text(path: str | None, option: str) -> str:
@@ -264,7 +273,20 @@ def _synth(call: Invocation, arguments: Namespace) -> int:
     return 0
 
 
-_RUN = {"replay": _replay, "plan": _plan, "synth": _synth}
+def _pack(call: Invocation, arguments: Namespace) -> int:
+    from penstock.capacity.pack import picture, run_files  # noqa: PLC0415
+
+    options = {"policy": arguments.policy, "tune": arguments.tune, "seed": arguments.seed}
+    found = run_files(arguments.pods, arguments.nodes, **options, clock=time.perf_counter)
+    if call.output.format != "table":
+        call.output.document(found)
+        return 0
+    for line in picture(found):
+        call.output.line(line)
+    return 0
+
+
+_RUN = {"replay": _replay, "plan": _plan, "synth": _synth, "pack": _pack}
 
 VERBS = {
     "capacity": Verb(

@@ -18,6 +18,7 @@ from penstock.cost.tables import capacity as capacity_table
 from penstock.cost.terms import Terms
 from penstock.store import events
 from penstock.store.store import Tx
+from penstock.tenancy import accounts
 from tests.cost.test_ledger import ADMIN, GIB, PRICES, groups, ledgers, started
 from tests.stores import Clock
 
@@ -32,6 +33,9 @@ def test_warned_once_a_threshold_and_refused(sqlite_url: str) -> None:
         clock = Clock()
         async with ledgers(sqlite_url, clock) as store:
             one = budgets.parse("default", "100", [50, 100], refuse=True, contact="finance")
+            with pytest.raises(NotFound):
+                await store.write(lambda tx: budgets.put(tx, one, actor="root"))
+            await store.write(lambda tx: accounts.add_project(tx, "root", "default"))
             await store.write(lambda tx: budgets.put(tx, one, actor="root"))
             await store.write(lambda tx: started(tx, "j", groups=groups("n0", gpus=1)))
             said: list[str] = []
@@ -44,7 +48,7 @@ def test_warned_once_a_threshold_and_refused(sqlite_url: str) -> None:
             assert said[3] == "144.00 of 100 EUR are spent this month: ask finance for more"
             found = await store.read(lambda conn: events.page(conn, after=0, limit=50, kind="Project"))
             reasons = [event.reason for event in found]
-            assert reasons == [Reason.BudgetSet, Reason.BudgetWarning, Reason.BudgetExceeded]
+            assert reasons == [Reason.Created, Reason.BudgetSet, Reason.BudgetWarning, Reason.BudgetExceeded]
             await store.write(lambda tx: budgets.delete(tx, "default", actor="root"))
             with pytest.raises(NotFound):
                 await store.write(lambda tx: budgets.delete(tx, "default", actor="root"))

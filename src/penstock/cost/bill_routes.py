@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, select
 
-from penstock.base.errors import InvalidInput, NotFound, Problem
+from penstock.base.errors import NotFound
 from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint, Reply
 from penstock.cost import budgets, focus, forecast_routes
@@ -24,7 +24,9 @@ from penstock.tenancy.plan import visible
 class BillQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    month: str | None = Field(None, pattern=r"^\d{4}-(0[1-9]|1[0-2])$", description="2026-11; default: the present one")
+    month: str | None = Field(
+        None, pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$", description="2026-11; default: the present one"
+    )
     rule: Literal["usage", "own"] | None = Field(None, description="who bears idle capacity; default: the price file's")
 
 
@@ -80,7 +82,7 @@ class BillRoutes:
         since, until = _month(call.query.month, self._store.clock())
         statement = await self._statement(since, until)
         text = focus.export(statement, self._prices, since=since, until=until)
-        return Reply(text.encode(), 200, "text/csv; charset=utf-8")
+        return Reply(text.encode(), 200, "text/plain; charset=utf-8")
 
     async def _statement(self, since: float, until: float) -> Statement:
         def read(conn: Connection) -> Statement:
@@ -150,10 +152,13 @@ def _intervals(conn: Connection, since: float, until: float) -> tuple[list[Inter
 
 
 def _month(text: str | None, now: float) -> tuple[float, float]:
-    """The month until now at the latest. Raises InvalidInput for one that has not begun."""
-    start, end = focus.month_of(now) if text is None else focus.month_named(text)
-    if start >= now:
-        raise InvalidInput("that month has not begun", details=[Problem("month", str(text))])
+    """The month until now at the latest. Raises NotFound for one that has not begun, and of years that no clock has."""
+    try:
+        start, end = focus.month_of(now) if text is None else focus.month_named(text)
+    except (ValueError, OverflowError):
+        start = end = -1.0
+    if not 0 <= start < now:
+        raise NotFound(f"there is no bill of {text}: months from 1970-01 to the present one have one")
     return start, min(end, now)
 
 

@@ -22,6 +22,7 @@ from penstock.cost.queries import Window
 from penstock.cost.spec import Prices
 from penstock.cost.tables import budgets
 from penstock.store.store import Tx
+from penstock.tenancy import accounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ def parse(project: str, amount: str, thresholds: Sequence[int], *, refuse: bool,
 
 
 def put(tx: Tx, budget: Budget, *, actor: str) -> None:
+    """Raises NotFound for a project that there is not."""
+    accounts.require_project(tx.conn, budget.project)
     tx.conn.execute(budgets.delete().where(budgets.c.project == budget.project))
     tx.conn.execute(
         budgets.insert().values(

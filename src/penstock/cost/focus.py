@@ -37,12 +37,13 @@ COLUMNS = [
     "CommitmentDiscountCategory",
     "CommitmentDiscountId",
     "CommitmentDiscountName",
+    "CommitmentDiscountQuantity",
     "CommitmentDiscountStatus",
     "CommitmentDiscountType",
+    "CommitmentDiscountUnit",
     "ConsumedQuantity",
     "ConsumedUnit",
     "ContractedCost",
-    "ContractedUnitPrice",
     "EffectiveCost",
     "InvoiceId",
     "InvoiceIssuerName",
@@ -54,8 +55,6 @@ COLUMNS = [
     "PricingUnit",
     "ProviderName",
     "PublisherName",
-    "RegionId",
-    "RegionName",
     "ResourceId",
     "ResourceName",
     "ResourceType",
@@ -63,6 +62,7 @@ COLUMNS = [
     "ServiceName",
     "ServiceSubcategory",
     "SkuId",
+    "SkuMeter",
     "SkuPriceId",
     "SubAccountId",
     "SubAccountName",
@@ -122,11 +122,12 @@ def _time(at: float) -> str:
 
 def _row(row: Row, cents: int, prices: Prices) -> dict[str, str]:
     how, resource = row.pool
-    billed = str(Decimal(cents) / 100)
+    billed = f"{Decimal(cents) / 100:f}"
     unit = _unit(row)
     said = {
         **dict.fromkeys(("BilledCost", "EffectiveCost", "ContractedCost"), billed),
         "ListCost": _list_cost(row, prices, billed),
+        "ListUnitPrice": _list_price(row, prices, billed),
         "ChargeCategory": "Usage",
         "ChargeDescription": f"{row.kind}: {resource}",
         "ChargeFrequency": "Usage-Based",
@@ -137,6 +138,7 @@ def _row(row: Row, cents: int, prices: Prices) -> dict[str, str]:
         "ServiceSubcategory": "Virtual Machines",
         "ServiceName": "GPU cluster",
         "SkuId": f"{how}/{resource}",
+        "SkuMeter": unit,
         "SkuPriceId": f"{how}/{resource}",
         "Tags": json.dumps({"kind": row.kind, **dict(zip(_KEY, row.key, strict=False))}, sort_keys=True),
         **dict.fromkeys(("ProviderName", "PublisherName", "InvoiceIssuerName"), "Penstock"),
@@ -166,6 +168,8 @@ def _commitment(row: Row) -> dict[str, str]:
         "CommitmentDiscountName": name,
         "CommitmentDiscountCategory": "Usage",
         "CommitmentDiscountType": "Reserved",
+        "CommitmentDiscountQuantity": f"{row.hours:.9f}",
+        "CommitmentDiscountUnit": _unit(row),
         "CommitmentDiscountStatus": status,
         "CapacityReservationId": name,
         "CapacityReservationStatus": status,
@@ -179,11 +183,26 @@ def _unit(row: Row) -> str:
     return {CPUS: "Core Hours", MEMORY: "GiB Hours"}.get(resource, "GPU Hours")
 
 
-def _list_cost(row: Row, prices: Prices, billed: str) -> str:
-    """At the list price on demand; what is paid for as a whole node has no other price than its own."""
+def _list_rate(row: Row, prices: Prices) -> Decimal | None:
+    """The list price on demand; None of what is paid for as a whole node, which has no other price than its own."""
     how, resource = row.pool
     if how in ("node", "reserved"):
-        return billed
+        return None
     rate = {CPUS: prices.cpu_hour, MEMORY: prices.memory_gib_hour}.get(resource)
-    rate = prices.gpu(resource.removeprefix(GPUS)) if rate is None else rate
-    return str((Decimal(repr(row.hours)) * rate).quantize(Decimal("0.000001"), ROUND_HALF_EVEN))
+    return prices.gpu(resource.removeprefix(GPUS)) if rate is None else rate
+
+
+def _list_price(row: Row, prices: Prices, billed: str) -> str:
+    """For an hour of one unit; of a whole node its share, so that price and quantity make the cost."""
+    rate = _list_rate(row, prices)
+    if rate is not None:
+        return f"{rate:f}"
+    hours = Decimal(f"{row.hours:.9f}")
+    return f"{(Decimal(billed) / hours).quantize(Decimal('1e-9')):f}" if hours else "0"
+
+
+def _list_cost(row: Row, prices: Prices, billed: str) -> str:
+    rate = _list_rate(row, prices)
+    if rate is None:
+        return billed
+    return f"{(Decimal(f'{row.hours:.9f}') * rate).quantize(Decimal('0.000001'), ROUND_HALF_EVEN):f}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, NotFound, Problem
 from penstock.base.resource import Actor
@@ -217,7 +217,14 @@ def _problems(
                     f"{document.name}: spec.depends_on[{index}].job", f"there is no job {need.job!r} in {project!r}"
                 )
             )
-    return found
+    row = _existing(conn, project, document.name)
+    refused = room.refuses(conn, project) if row is None or _again(row, document) else None
+    return [*found, Problem(f"{document.name}: project", refused)] if refused is not None else found
+
+
+def _again(row: Row[Any], document: JobDocument) -> bool:
+    """Whether a finished job would run once more."""
+    return row.phase in FINAL and bool(submit.changes(JobSpec.model_validate_json(row.spec), document.spec))
 
 
 def _item(

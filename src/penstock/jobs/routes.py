@@ -9,12 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from penstock.base.errors import InvalidInput
+from penstock.base.errors import InvalidInput, Problem
 from penstock.base.ids import check_name
 from penstock.base.routes import Call, Endpoint
 from penstock.jobs import apply, queries, series, streams, submit
 from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobSpec
+from penstock.jobs.state import FINAL
 from penstock.store import events, idempotency
 from penstock.store.events import EventRow
 from penstock.store.store import Tx
@@ -167,6 +168,9 @@ class _Routes:
         def work(tx: Tx) -> dict[str, Any]:
             row = submit.find(tx.conn, project, name)
             problems = room.check(tx.conn, actor, project, body.spec) + homeless(body.spec, "spec")
+            refused = room.refuses(tx.conn, project) if row.phase in FINAL else None
+            if refused is not None:
+                problems.append(Problem("project", refused))
             if problems:
                 raise InvalidInput("the job cannot run here", details=problems)
             submit.replace(tx, row, body.spec, actor=actor.user, generation=body.generation)

@@ -136,7 +136,7 @@ class _Trial:
         view, w = self.view, self.entry.w
         if self.flavor and view.quotas.check(w.queue, self.flavor, self.entry.asked) is not None:
             return None
-        within = view.open_to(w, self.now, ())
+        within = view.open_to(w, self.now)
         if self.flavor:
             mask = view.pool.flavor_mask(self.flavor)
             within = mask if within is None else within & mask

@@ -58,6 +58,11 @@ BREAKS = (
     Break("tables-fleet", "jobs reads fleet's tables", (("jobs/queries.py", "import penstock.fleet.tables"),)),
     Break("tables-jobs", "cost reads the tables of jobs", (("cost/queries.py", "import penstock.jobs.tables"),)),
     Break("tables-cost", "an entrance reads cost's tables", (("api/asgi.py", "import penstock.cost.tables"),)),
+    Break(
+        "tables-scheduling",
+        "an entrance reads scheduling's tables",
+        (("api/asgi.py", "import penstock.scheduling.tables"),),
+    ),
 )
 
 

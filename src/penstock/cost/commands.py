@@ -81,7 +81,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _budget_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("what", choices=("list", "set", "delete"))
+    add("what", choices=("list", "set", "delete"), help="list, set or delete")
     add("name", nargs="?", metavar="PROJECT", help="set, delete: the project")
     add("--amount", metavar="AMOUNT", help="set: a month, in the price file's currency")
     add("--threshold", type=int, action="append", metavar="PERCENT", help="set: warn at it; again for more (80, 100)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,11 @@ def test_a_date_that_no_calendar_has() -> None:
 
 def test_the_file_that_ships() -> None:
     assert load_both(None)[1].commitments == ()
+
+
+def test_both_parts_errors_come_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text("currency: dollars\ncpu_hour: 1\nmemory_gib_hour: 1\ngpu_hour: {default: 1}\nidle: nobody\n")
+    with pytest.raises(InvalidInput) as caught:
+        load_both(str(file))
+    assert [problem.path for problem in caught.value.details] == ["currency", "idle"]

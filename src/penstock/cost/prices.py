@@ -33,7 +33,22 @@ def load_both(path: str | None) -> tuple[Prices, Terms]:
     """Prices, and how capacity is paid for. Raises InvalidInput."""
     name = path or "the price file"
     text = _read(path)
-    return parse(text, name), terms_file.parse(text, name)
+    problems: list[Problem] = []
+    found: Prices | None = None
+    try:
+        found = parse(text, name)
+    except InvalidInput as error:
+        if not error.details or error.details[0].path == "":  # not YAML: there is nothing more to read
+            raise
+        problems += error.details
+    terms: Terms | None = None
+    try:
+        terms = terms_file.parse(text, name)
+    except InvalidInput as error:
+        problems += error.details
+    if found is None or terms is None:
+        raise InvalidInput(f"{name} has {len(problems)} error(s)", details=problems)
+    return found, terms
 
 
 def _read(path: str | None) -> str:

@@ -9,27 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
+from penstock.scheduling.booking import Placed
+from penstock.scheduling.masks import bits
+from penstock.scheduling.possible import could_place
 from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Share, Workload
 from penstock.scheduling.topology import Domains
+
+__all__ = ["EPSILON", "WHOLE", "Placed", "Pool", "Scorer", "bits"]
 
 EPSILON = 1e-9  # shares of a core are floats: 10 x 0.1 must fit on one core
 WHOLE = 1000  # thousandths of a GPU
 Scorer = Callable[["Pool", Ask, int], Share | None]
-
-
-@dataclass(slots=True)
-class Placed:
-    """One share as the pool books it: node index, whole GPUs as bits, the shared GPU's position, MIG instances."""
-
-    share: Share
-    index: int
-    bits: int = 0
-    shared: int = -1
-    instances: tuple[tuple[int, int], ...] = ()
 
 
 class Pool:
@@ -59,6 +52,8 @@ class Pool:
         self._ids: list[dict[tuple[str, ...], int]] = []  # by kind: GPU ids -> bits
         self._picks: dict[tuple[int, int, int], tuple[str, ...]] = {}  # (kind, free bits, how many) -> GPU ids
         self._on: list[set[str]] = []
+        self._idle = 0  # nodes on which nothing is held
+        self._alike: dict[tuple[object, ...], int] = {}  # by capacity: nodes of it
         self._log: list[tuple[bool, str, list[Placed]]] | None = None
 
     # -- nodes
@@ -101,6 +96,10 @@ class Pool:
                 self._mig[profile] = self._mig.get(profile, 0) | bit
         self._flavors[node.flavor] = self._flavors.get(node.flavor, 0) | bit
         self.domains.add(node.topology, bit)
+        alike = (node.cpus, node.memory, self._kind[i])
+        self._alike[alike] = self._alike.get(alike, 0) | bit
+        if not self._on[i]:
+            self._idle |= bit
         for held in list(self._on[i]):
             for placed in self.held[held]:
                 if placed.index == i:
@@ -127,6 +126,7 @@ class Pool:
         node = self.nodes[i]
         if node is not None:
             self.domains.remove(node.topology, bit)
+            self._alike[node.cpus, node.memory, self._kind[i]] &= ~bit
 
     def _level(self, count: int) -> None:
         while len(self.levels) <= count:
@@ -230,7 +230,7 @@ class Pool:
             return self._best_share(ask, mask)
         for level in range(0 if ask.mig else ask.gpus, len(self.levels)):
             best: tuple[float, int, int] | None = None
-            for i in bits(self.levels[level] & mask):
+            for i in bits(self._one_of_each(self.levels[level] & mask)):
                 if self.fits(ask, i):
                     key = (self.free_cpus[i], self.free_memory[i], i)
                     if best is None or key < best:
@@ -250,6 +250,17 @@ class Pool:
                     if best is None or key[:2] < best[:2]:
                         best = key
         return None if best is None else (best[1], best[2])
+
+    def _one_of_each(self, mask: int) -> int:
+        """Of nodes that nobody uses and that are alike, the first alone: a search of an empty fleet stays short."""
+        idle = mask & self._idle
+        if not idle & (idle - 1):
+            return mask
+        mask ^= idle
+        for alike in self._alike.values():
+            hit = idle & alike
+            mask |= hit & -hit
+        return mask
 
     def _best_share(self, ask: Ask, mask: int) -> tuple[int, Share] | None:
         """A GPU in use with the least room that suffices; else a whole one, on the fullest node."""
@@ -318,27 +329,7 @@ class Pool:
 
     def could_place(self, w: Workload) -> bool:
         """Whether the nodes, closed ones included, hold it when empty; required topology included."""
-        fleet = self.fleet
-        if w.topology is not None and w.topology.required:
-            domains = next(iter(self.domains.climb(w.topology, fleet)))
-        else:
-            domains = [fleet]
-        return any(self._holds_empty(w, mask) for mask in domains)
-
-    def _holds_empty(self, w: Workload, mask: int) -> bool:
-        for part in sorted(w.parts, key=lambda part: -part.ask.gpus):
-            need = part.count
-            for i, node in enumerate(self.nodes):
-                if need and node is not None and mask >> i & 1 and node.name not in w.exclude:
-                    flavored = not w.flavors or node.flavor in w.flavors
-                    if flavored and self.fits_empty(part.ask, node):
-                        need -= 1
-                        mask &= ~(1 << i)
-                if not need:
-                    break
-            if need:
-                return False
-        return True
+        return could_place(self, w)
 
     def _holds_rest(self, ask: Ask, i: int) -> bool:
         return self.free_cpus[i] + EPSILON >= ask.cpus and self.free_memory[i] >= ask.memory
@@ -366,6 +357,25 @@ class Pool:
             for n, name in enumerate(gpu.mig)
             if name == profile and (at, n) not in used
         ]
+
+    def model_bits(self, ask: Ask, i: int) -> int:
+        """The node's GPUs that the ask may have by their model, as bits."""
+        node = self.nodes[i]
+        if node is None:
+            return 0
+        return sum(1 << at for at, gpu in enumerate(node.gpus) if not gpu.mig and self._model_ok(ask, gpu))
+
+    def devices(self, ask: Ask, i: int) -> int:
+        """How many devices of the ask's class are free on the node: MIG instances, or whole GPUs of its models."""
+        return len(self._free_instances(ask.mig, i)) if ask.mig else self._suitable(ask, i).bit_count()
+
+    def counted(self, ask: Ask, i: int) -> Callable[[Placed], int]:
+        """How many devices of the ask's class something placed on node ``i`` has."""
+        node = self.nodes[i]
+        if not ask.mig or node is None:
+            allowed = self.model_bits(ask, i)
+            return lambda placed: (placed.bits & allowed).bit_count()
+        return lambda placed: sum(node.gpus[at].mig[n] == ask.mig for at, n in placed.instances)
 
     def free_milli(self, i: int) -> tuple[int, ...]:
         """Thousandths free on each GPU of node ``i``, in its order; one that is cut into MIG instances has none."""
@@ -437,14 +447,14 @@ class Pool:
         if wanted is None or self.nodes[i] is None or wanted & ~self.free_bits[i]:
             return False
         self._set_free(i, self.free_bits[i] & ~wanted)
-        self._on[i].add(id)
+        self._enter(i, id)
         self.held[id] = [Placed(share, i, wanted)]
         return True
 
     def _take(self, id: str, placed: list[Placed]) -> None:  # noqa: A002 - the word of every other place here
         for one in placed:
             self._book(one)
-            self._on[one.index].add(id)
+            self._enter(one.index, id)
         self.held.setdefault(id, []).extend(placed)
 
     def _place(self, share: Share) -> Placed:
@@ -513,6 +523,22 @@ class Pool:
         elif one.instances:
             self._used_mig[i].difference_update(one.instances)
 
+    def _enter(self, i: int, id_: str) -> None:
+        on = self._on[i]
+        if not on:
+            self._idle &= ~(1 << i)
+        on.add(id_)
+
+    def _leave(self, i: int, id_: str) -> None:
+        """The last to leave also takes with it what adding and subtracting floats has left."""
+        on = self._on[i]
+        on.discard(id_)
+        if not on:
+            self._idle |= 1 << i
+            node = self.nodes[i]
+            if node is not None:
+                self.free_cpus[i] = node.cpus
+
     def _set_free(self, i: int, free: int) -> None:
         before, after = self.free_bits[i].bit_count(), free.bit_count()
         self.free_bits[i] = free
@@ -528,7 +554,7 @@ class Pool:
             return ()
         for one in placed:
             self._unbook(one)
-            self._on[one.index].discard(id)
+            self._leave(one.index, id)
         self.frees += 1
         if self._log is not None:
             self._log.append((False, id, placed))
@@ -566,15 +592,7 @@ class Pool:
                 continue
             for one in placed:
                 self._unbook(one)
-                self._on[one.index].discard(id_)
+                self._leave(one.index, id_)
             rest = self.held.pop(id_)[: -len(placed)] if placed else []
             if rest:
                 self.held[id_] = rest
-
-
-def bits(mask: int) -> Iterator[int]:
-    """Positions of the set bits, the lowest first."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low

@@ -18,6 +18,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "replay",
         "synth",
         "cost_sum",
+        "scheduling_cycle",
     ),
 }
 

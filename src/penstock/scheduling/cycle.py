@@ -386,7 +386,7 @@ class Scheduler:
         own = self.quotas.flavors(queue.name)
         return tuple(flavor for flavor in w.flavors if flavor in own) if w.flavors else own
 
-    def open_to(self, w: Workload, now: float, windows: tuple[Window, ...]) -> int | None:
+    def open_to(self, w: Workload, now: float, windows: tuple[Window, ...] = ()) -> int | None:
         """Nodes that others' fences, promises and windows leave it; None: all."""
         if not (self.awaiting or windows or self.reservations.known):
             return None

@@ -214,6 +214,7 @@ def _check(run: Run, id_: str) -> None:
     assert view.snapshot() == before  # a search changes nothing
     if found is None:
         return
+    assert not _fits(run, entry.w, [])
     victims = [view.held[evict.id] for evict in found.evict]
     for evict, holding in zip(found.evict, victims, strict=True):
         w = holding.held.workload

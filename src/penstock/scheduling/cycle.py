@@ -16,7 +16,7 @@ from sortedcontainers import SortedList
 
 from penstock.scheduling import backfill, explain, overtake, preemption
 from penstock.scheduling.backfill import Window
-from penstock.scheduling.fairshare import FairShare, fairshare_factor, multifactor
+from penstock.scheduling.fairshare import FairShare, multifactor
 from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.lines import Entry, Line, Lines
 from penstock.scheduling.pool import Pool
@@ -260,6 +260,7 @@ class Scheduler:
         if self._recheck:
             self._sort_out()
         if now >= self._rescore_at and self.policy.order == "multifactor":
+            self.fair.fair_tree((), now, anew=True)
             self.lines.rescore()
             self._rescore_at, self._wake = now + RESCORE_S, True
         if not (self._wake or self._fresh or now >= self._next_at):
@@ -527,15 +528,12 @@ class Scheduler:
         capacity = self.fair.capacity
         size = self._asked.get(w.parts) or totals(w.parts)
         path = self._path(w)
-        account = self.fair.account(path)
-        account.settle(self.now, self.fair.half_life)
-        siblings = [a for p, a in self.fair.accounts.items() if len(p) == len(path) and p[:-1] == path[:-1]]
         queue = self.setup.queues.get(w.queue)
-        shares, used = sum(a.weight for a in siblings), sum(a.decayed for a in siblings)
         factors = {
             "age": min(1.0, max(0.0, self.now - w.queued_at) / self.policy.max_age_s),
-            "fairshare": fairshare_factor(account.decayed, account.weight / shares if shares else 1.0, used),
+            "fairshare": self.fair.fair_tree(path, self.now),
             "jobsize": size.get("gpus", 0.0) / capacity["gpus"] if capacity.get("gpus") else 0.0,
+            "partition": queue.partition if queue else 0.0,
             "qos": queue.qos if queue else 0.0,
         }
         return multifactor(weights, factors) + w.priority

@@ -4,7 +4,7 @@ A tree node's score is its dominant share (DRF, Ghodsi et al., NSDI'11: the larg
 resource) now, and as it was: GPU time held, decayed by half every half-life (Slurm's PriorityDecayHalfLife), as a
 fraction of what the fleet could have given. The two are averaged and divided by the node's weight. Choosing walks the
 tree from the root, always to the least score, so if cohort A outranks its sibling B, all of A's queues and users
-outrank all of B's (Slurm's Fair Tree).
+outrank all of B's, as in Slurm's Fair Tree, whose ranks themselves are what order multifactor takes its factor from.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class FairShare:
         self.capacity: dict[str, float] = {}
         self.accounts: dict[tuple[str, ...], Account] = {}
         self._scores: dict[tuple[str, ...], float] = {}  # at one instant, for one fleet: a cycle asks for them often
+        self._ranks: dict[tuple[str, ...], float] = {}
         self._scored: tuple[float, Mapping[str, float]] = (-math.inf, {})
 
     def account(self, path: tuple[str, ...], weight: float = 1.0) -> Account:
@@ -86,14 +87,48 @@ class FairShare:
             found = self._scores[path] = self.account(path).score(now, self.half_life, self.capacity)
         return found
 
+    def fair_tree(self, path: tuple[str, ...], now: float, *, anew: bool = False) -> float:
+        """Slurm's Fair Tree factor of a user (slurm.schedmd.com/fair_tree.html): its rank, counted from the last, over
+        the number of users, so the best has 1. Ranks are of the last time that ``anew`` was asked, as Slurm's are of
+        its last PriorityCalcPeriod, and of now for a user that was not known then.
+        """
+        if anew or path not in self._ranks:
+            self._ranks = self._rank_all(now)
+        return self._ranks.get(path, 1.0)
+
+    def _rank_all(self, now: float) -> dict[tuple[str, ...], float]:
+        """Depth first, siblings by level fair share S/U, the largest first; the children of siblings that tie stand
+        together as if they were siblings, and users that tie share a rank.
+        """
+        children: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for path, account in self.accounts.items():
+            account.settle(now, self.half_life)
+            children.setdefault(path[:-1], []).append(path)
+        users = sum(1 for path in self.accounts if path not in children)
+        ranks: dict[tuple[str, ...], float] = {}
+        stack: list[list[tuple[str, ...]]] = [[()]]
+        while stack:
+            tied = stack.pop()
+            place = users - len(ranks)
+            found = [path for path in tied if path not in children]
+            ranks.update(dict.fromkeys((path for path in found if path), place / max(users, 1)))
+            levels: dict[float, list[tuple[str, ...]]] = {}
+            for path in tied:
+                for child, level in self._levels(children.get(path, [])):
+                    levels.setdefault(level, []).append(child)
+            stack.extend(levels[level] for level in sorted(levels))  # the largest on top
+        return ranks
+
+    def _levels(self, siblings: list[tuple[str, ...]]) -> list[tuple[tuple[str, ...], float]]:
+        """Level fair share: the fraction of the siblings' shares over the fraction of their use; unused: infinite."""
+        accounts = [self.accounts[path] for path in siblings]
+        weight, used = sum(one.weight for one in accounts), sum(one.decayed for one in accounts)
+        return [
+            (path, math.inf if one.decayed <= 0 else one.weight / weight * used / one.decayed)
+            for path, one in zip(siblings, accounts, strict=True)
+        ]
+
 
 def multifactor(weights: Mapping[str, float], factors: Mapping[str, float]) -> float:
-    """Slurm's priority/multifactor: the weighted sum of factors between 0 and 1 (slurm.schedmd.com/priority_multifactor)."""
+    """Slurm's priority/multifactor: weighted factors between 0 and 1 (slurm.schedmd.com/priority_multifactor.html)."""
     return sum(weight * factors.get(name, 0.0) for name, weight in weights.items())
-
-
-def fairshare_factor(decayed: float, share: float, total: float) -> float:
-    """Slurm's classic fair-share factor F = 2^(-U/S): U the fraction of all use, S the fraction of all shares."""
-    if share <= 0:
-        return 0.0
-    return float(2.0 ** (-(decayed / total if total > 0 else 0.0) / share))

@@ -96,6 +96,7 @@ class QueueForm(_Form):
     reclaim_idle_after: Seconds | None = None
     max_time_limit: Seconds | None = None
     qos: Annotated[Number, Field(le=1)] = 0.0
+    partition: Annotated[Number, Field(le=1)] = 0.0
 
 
 class CohortForm(_Form):

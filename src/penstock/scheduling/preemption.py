@@ -63,6 +63,8 @@ def _in_flavor(view: Scheduler, entry: Entry, flavor: str, now: float) -> Found 
     if not candidates:
         return None
     trial = _Trial(view, entry, flavor, now)
+    if trial.place() is not None:
+        return None  # what keeps it waiting is no victim's place: somebody's promise
     with view.pool.what_if():
         try:
             chosen: list[tuple[Holding, Reason]] = []

@@ -49,6 +49,7 @@ class Queue:
     reclaim_after_s: float | None = None
     max_limit_s: float | None = None
     qos: float = 0.0  # multifactor: 0..1
+    partition: float = 0.0  # multifactor: 0..1, Slurm's PriorityJobFactor over the largest of all partitions
 
     @property
     def limited(self) -> bool:
@@ -274,6 +275,7 @@ def _setup(reader: _Reader) -> Setup:
         form.name: Queue(
             form.name, form.cohort, _frozen(form.quotas), form.weight, form.user_weights, form.projects,
             form.reclaim_within_cohort, form.preempt_within_queue, form.reclaim_idle_after, form.max_time_limit, form.qos,
+            form.partition,
         )
         for form in forms["queues"]
     }  # fmt: skip

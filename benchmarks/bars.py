@@ -17,6 +17,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "B": (
         "replay",
         "synth",
+        "pack",
         "cost_sum",
         "scheduling_cycle",
     ),

@@ -1,4 +1,4 @@
-"""``penstock capacity replay|plan|synth``: questions about a fleet, answered on this machine by its own planners."""
+"""``penstock capacity replay|plan|synth|pack``: questions about a fleet, answered on this machine by its own planners."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_duration, parse_duration, parse_memory
+from penstock.capacity.pack import picture, run_files
 from penstock.capacity.pricing import costs
 from penstock.capacity.scenario import Scenario, Source, checked, replayed
 from penstock.capacity.sizing import parse_target, planned
@@ -274,8 +275,6 @@ def _synth(call: Invocation, arguments: Namespace) -> int:
 
 
 def _pack(call: Invocation, arguments: Namespace) -> int:
-    from penstock.capacity.pack import picture, run_files  # noqa: PLC0415
-
     options = {"policy": arguments.policy, "tune": arguments.tune, "seed": arguments.seed}
     found = run_files(arguments.pods, arguments.nodes, **options, clock=time.perf_counter)
     if call.output.format != "table":

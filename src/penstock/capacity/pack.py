@@ -283,6 +283,8 @@ def run(
         arrived += pod.milli
         placed += fleet.place(pod) is not None
         curve.add(arrived / cap, fleet.allocated / cap, fleet.fragmented / cap)
+    if not order:  # so little is asked for that no pod arrives
+        curve.add(0.0, 0.0, fleet.fragmented / cap)
     points = curve.points()
     never = sum(times for pod, times in Counter(order).items() if not any(holds(node, pod) for node in nodes))
     return {

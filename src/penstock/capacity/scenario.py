@@ -21,7 +21,7 @@ ORDERS = ("fifo", "sjf", "fairshare", "multifactor")
 BLOCKINGS = ("strict", "skip")
 BACKFILLS = ("none", "easy", "conservative")
 PLACEMENTS = ("bestfit", "firstfit")
-AHEAD = 500_000  # jobs read before the replay begins, so that reading is timed apart; the rest of a longer trace streams
+AHEAD = 500_000  # jobs read before the replay begins, so that reading is timed apart; more than these stream
 YEAR_S = 366 * 86400.0
 Instant = tuple[float, dict[str, float], dict[str, int]]
 

@@ -314,3 +314,31 @@ def test_who_borrows_less_takes_from_who_borrows_more() -> None:
             assert evict.message.startswith("queue a borrows more than its fair share")
             view.end(evict.id, float(at))
     assert taken == ["a3", "a2"]
+
+
+def test_nobody_is_evicted_where_somebody_is_leaving_anyway() -> None:
+    view = lab(Policy())
+    ask = Ask(gpus=2)
+    for at in range(4):
+        shares = (Share("n0", ask, (f"g{2 * at}", f"g{2 * at + 1}")),)
+        view.begin(Held(job(f"a{at}", "a", 2, at), shares, float(at), leaving=at == 1))
+    view.submit(job("b0", "b", 2, 9))
+    assert view.plan(9.0).evict == ()
+    view.end("a1", 10.0)
+    assert [admit.id for admit in view.plan(10.0).admit] == ["b0"]
+
+
+def test_an_eviction_and_an_admission_of_one_cycle_are_never_of_the_same() -> None:
+    """Who came first is served first, beyond its quota; b takes its own back a moment later, not at once."""
+    quota = {"default": {"gpus": Quota(1.0)}}
+    queues = {"a": Queue("a", "lab", quota), "b": Queue("b", "lab", {"default": {"gpus": Quota(3.0)}})}
+    view = Scheduler(Setup(queues=queues, cohorts={"lab": Cohort("lab")}))
+    view.put_node(node_with(4))
+    for seq in range(4):
+        view.submit(job(f"a{seq}", "a", 1, seq))
+    view.submit(job("b0", "b", 2, 9))
+    first = view.plan(0.0)
+    assert [admit.id for admit in first.admit] == ["a0", "a1", "a2", "a3"]
+    assert first.evict == ()
+    assert view.wake_at() == 1.0
+    assert [evict.id for evict in view.plan(1.0).evict] == ["a3", "a2"]

@@ -63,10 +63,10 @@ def _in_flavor(view: Scheduler, entry: Entry, flavor: str, now: float) -> Found 
     if not candidates:
         return None
     trial = _Trial(view, entry, flavor, now)
-    if trial.place() is not None:
-        return None  # what keeps it waiting is no victim's place: somebody's promise
     with view.pool.what_if():
         try:
+            if trial.fits_by_itself():
+                return None
             chosen: list[tuple[Holding, Reason]] = []
             shares = None
             for holding, reason in candidates:
@@ -143,6 +143,21 @@ class _Trial:
             mask = view.pool.flavor_mask(self.flavor)
             within = mask if within is None else within & mask
         return view.pool.find(w, within=within)
+
+    def fits_by_itself(self) -> bool:
+        """Now, so that what keeps it waiting is no victim's place but a promise; or as soon as those are gone who are
+        leaving already and for nobody (cancelled, or evicted before the server was started again).
+        """
+        if self.place() is not None:
+            return True
+        claimed = {id_ for awaiting in self.view.awaiting.values() for id_ in awaiting.victims}
+        going = [one for id_, one in self.view.held.items() if one.held.leaving and id_ not in claimed]
+        for one in going:
+            self.evict(one)
+        fits = bool(going) and self.place() is not None
+        for one in going:
+            self.restore(one)
+        return fits
 
     def may_take(self, holding: Holding) -> bool:
         """Whether its queue still borrows, now that others of it are evicted, and by what rule it may lose this."""

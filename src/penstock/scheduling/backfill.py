@@ -1,186 +1,284 @@
-"""What may overtake a blocked head without delaying what was promised.
+"""What may start though a workload before it cannot, without delaying what was promised.
 
 EASY (Lifka, JSSPP'95): the head alone is promised a start: the earliest time at which, by the limits of what runs, its
-place is free. Conservative (Mu'alem and Feitelson, TPDS'01): every blocked workload within the depth is promised one.
-Others start only if by their limit they end before a promise begins, or leave its nodes what it needs then. A promise
-names nodes, is kept from cycle to cycle, and is only ever replaced by an earlier one while limits are kept and its
-nodes are there. Work without a limit is endless: nothing waits for its end, and it overtakes only beside promises.
+places are free. Conservative (Mu'alem and Feitelson, TPDS'01): every blocked workload within the depth is promised one.
+Others start only where they leave each promise its room for all the time that they may run. A promise names nodes, is
+kept from cycle to cycle (to plan anew from nothing could move it later), and is replaced only by an earlier one, or
+when it fell due in vain, its node was lost, or somebody of higher order took its place. It also books its quota, so that
+who overtakes does not use that up. A workload that lacks quota is promised nothing and is in nobody's way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
+from heapq import merge
+from typing import TYPE_CHECKING
 
-from penstock.scheduling.pool import EPSILON, Pool, bits
-from penstock.scheduling.state import Ask, Promise, Share, Workload
+from penstock.scheduling.quota import Refusal
+from penstock.scheduling.state import Admit, Promise
+from penstock.scheduling.timeline import Closure, Window, end_of
 
-OVERRUN_S = 1.0  # what should have ended by now is taken to end within this
-Room = tuple[int, float, int]  # GPUs, CPUs, memory
-Closed = Callable[[float], int]  # nodes that a workload starting then may not have
+OVERDUE = "it fell due, and the room was not there"
 
-
-@dataclass(slots=True)
-class Window:
-    """One promise: until when it holds its nodes, and per node what is left there at its start for others."""
-
-    promise: Promise
-    end: float
-    mask: int
-    spare: dict[int, Room]
-
-    def admits(self, ask: Ask, node: int) -> bool:
-        return _holds(self.spare[node], ask)
-
-    def use(self, shares: Iterable[Share], pool: Pool) -> None:
-        """Something that runs into the window was started: what it holds is spare no more."""
-        for share in shares:
-            i = pool.index(share.node)
-            if i in self.spare:
-                self.spare[i] = _less(self.spare[i], share.ask)
+if TYPE_CHECKING:
+    from penstock.scheduling.cycle import Scheduler
+    from penstock.scheduling.lines import Entry
 
 
-def _whole(ask: Ask) -> int:
-    return ask.gpus + (1 if ask.gpu_milli else 0)
-
-
-def _holds(room: Room, ask: Ask) -> bool:
-    return room[0] >= _whole(ask) and room[1] + EPSILON >= ask.cpus and room[2] >= ask.memory
-
-
-def _less(room: Room, ask: Ask) -> Room:
-    return room[0] - _whole(ask), room[1] - ask.cpus, room[2] - ask.memory
-
-
-def _more(room: Room, ask: Ask) -> Room:
-    return room[0] + _whole(ask), room[1] + ask.cpus, room[2] + ask.memory
-
-
-def _room(pool: Pool, i: int) -> Room:
-    return pool.free_bits[i].bit_count(), pool.free_cpus[i], pool.free_memory[i]
-
-
-class Outlook:
-    """Capacity along time: what is free now, plus what ends, less what was promised and is not there yet."""
-
-    def __init__(self, pool: Pool, ending: Iterable[tuple[float, str]], now: float, windows: Sequence[Window]) -> None:
-        self.pool = pool
-        self.now = now
-        self.windows = windows
-        self._ending = ending
-
-    def changes(self) -> Iterable[tuple[float, int, Ask, bool]]:
-        """(time, node, ask, freed) in order of time."""
-        if not self.windows:
-            yield from self._ends()
-            return
-        planned: list[tuple[float, int, Ask, bool]] = []
-        for one in self.windows:
-            for share in one.promise.shares:
-                i = self.pool.index(share.node)
-                planned.append((one.promise.start, i, share.ask, False))
-                if one.end != math.inf:
-                    planned.append((one.end, i, share.ask, True))
-        yield from sorted([*self._ends(), *planned], key=lambda change: (change[0], not change[3]))
-
-    def _ends(self) -> Iterable[tuple[float, int, Ask, bool]]:
-        held, now = self.pool.held, self.now
-        for end, id_ in self._ending:
-            if end == math.inf:
-                return
-            at = end if end > now else now + OVERRUN_S
-            for placed in held.get(id_, ()):
-                yield at, placed.index, placed.share.ask, True
-
-    def earliest(self, w: Workload, mask: int, closed: Closed | None = None) -> Promise | None:
-        """The first time at which all of ``w`` has a place on nodes of ``mask`` for as long as its limit; None: never."""
-        if w.topology is not None and w.topology.required:
-            found = [
-                self._earliest(w, domain, closed) for domain in next(iter(self.pool.domains.climb(w.topology, mask)))
-            ]
-            return min((one for one in found if one is not None), key=lambda one: one.start, default=None)
-        return self._earliest(w, mask, closed)
-
-    def _earliest(self, w: Workload, mask: int, closed: Closed | None) -> Promise | None:
-        pool = self.pool
-        asks = sorted(w.parts, key=lambda part: (-_whole(part.ask), -part.ask.cpus, -part.ask.memory))
-        fitting = [_fitting(pool, part.ask, mask) for part in asks]
-        rooms: dict[int, Room] = {}
-        fresh, time = True, self.now
-        for at, i, ask, freed in self.changes():
-            if fresh and at > time:
-                shares = self._choose(w, fitting, time, closed)
-                if shares is not None:
-                    return Promise(w.id, time, shares)
-                fresh = False
-            time = at
-            if not mask >> i & 1 or pool.nodes[i] is None:
+def run(view: Scheduler, now: float, fresh: Iterator[Entry] | None, admitted: list[Admit]) -> bool:
+    """Behind the blocked head; ``fresh``: nothing has changed but that these arrived. True: the head started after all."""
+    head = view.blocked
+    assert head is not None
+    conservative = view.policy.backfill == "conservative"
+    for id_ in [] if conservative else [id_ for id_ in view.windows if id_ != head.w.id]:
+        view.timeline.cancel(id_)
+    step = Step(view, now, admitted)
+    try:
+        if fresh is None and not step.is_kept(head) and step.promise(head):
+            return True
+        for entry in _behind(view, head) if fresh is None else _near(view, fresh):
+            if step.is_kept(entry) or step.fill(entry):
                 continue
-            room = rooms[i] = (_more if freed else _less)(rooms.get(i) or _room(pool, i), ask)
-            bit = 1 << i
-            for n, part in enumerate(asks):
-                fits = _holds(room, part.ask)
-                if fits != bool(fitting[n] & bit):
-                    fitting[n] ^= bit
-                    fresh = True
-        shares = self._choose(w, fitting, time, closed)
-        return None if shares is None else Promise(w.id, time, shares)
+            if conservative and not step.lacks_quota(entry):
+                step.promise(entry)
+        if fresh is None:
+            step.tidy()
+    finally:
+        step.unbook()
+    return False
 
-    def _choose(
-        self, w: Workload, fitting: Sequence[int], start: float, closed: Closed | None
-    ) -> tuple[Share, ...] | None:
-        """Distinct nodes for every group, among those that also stay clear of windows that begin while it runs."""
-        parts = sorted(w.parts, key=lambda part: (-_whole(part.ask), -part.ask.cpus, -part.ask.memory))
-        end = math.inf if w.limit_s is None else start + w.limit_s
-        taken = closed(start) if closed is not None else 0
-        later = [one for one in self.windows if start < one.promise.start < end]
-        shares: list[Share] = []
-        for part, mask in zip(parts, fitting, strict=True):
-            need = part.count
-            for i in bits(mask & ~taken):
-                if need and all(i not in one.spare or one.admits(part.ask, i) for one in later):
-                    need -= 1
-                    taken |= 1 << i
-                    shares.append(Share(self.pool.nodes[i].name, part.ask))  # type: ignore[union-attr]  # fits: there
-                if not need:
-                    break
-            if need:
-                return None
-        return tuple(shares)
 
-    def window(self, promise: Promise, limit_s: float | None) -> Window:
-        """The promise with what it leaves on its nodes at its start."""
-        spare = {self.pool.index(share.node): _room(self.pool, self.pool.index(share.node)) for share in promise.shares}
-        for at, i, ask, freed in self.changes():
-            if at > promise.start:
-                break
-            if i in spare:
-                spare[i] = (_more if freed else _less)(spare[i], ask)
-        end = math.inf if limit_s is None else promise.start + limit_s
-        found = Window(promise, end, sum(1 << i for i in spare), spare)
-        found.use(promise.shares, self.pool)
+class Step:
+    """One pass over candidates: who was tried in vain speaks for those like it."""
+
+    def __init__(self, view: Scheduler, now: float, admitted: list[Admit]) -> None:
+        self.view, self.now, self.admitted = view, now, admitted
+        self._too_long: dict[tuple[int, str], float] = {}  # by kind and queue: the shortest limit that did not fit
+        self._lacking: set[tuple[int, str, bool]] = set()  # by kind, queue, and whether promises' quota was booked
+        self._booked: dict[str, Entry] = {}
+        self._flavors: dict[str, str] = {}
+        self._first = math.inf  # when the first promise begins
+        for id_ in view.windows:
+            entry = view.lines.entries.get(id_)
+            if entry is not None:
+                self.book(entry)
+
+    def book(self, entry: Entry) -> None:
+        """The quota of what was promised to it."""
+        w = entry.w
+        window = self.view.windows.get(w.id)
+        if window is None or w.id in self._booked or not self.view.quotas.limited(w.queue):
+            return
+        self._first = min(self._first, window.promise.start)
+        flavor = self.view.flavor_of(window.promise.shares)
+        self.view.quotas.take(w.queue, flavor, entry.asked)
+        self._booked[w.id], self._flavors[w.id] = entry, flavor
+
+    def _release(self, id_: str) -> Entry | None:
+        entry = self._booked.pop(id_, None)
+        if entry is not None:
+            self.view.quotas.give(entry.w.queue, self._flavors[id_], entry.asked)
+        return entry
+
+    def unbook(self) -> None:
+        for id_ in list(self._booked):
+            self._release(id_)
+
+    def is_kept(self, entry: Entry) -> bool:
+        """What it was promised stands, and nothing ended early that might give it more."""
+        window = self.view.windows.get(entry.w.id)
+        return window is not None and window.promise.start > self.now and not self.view.freed_early
+
+    def tidy(self) -> None:
+        """What fell due for somebody who is now too far back in line to be looked at."""
+        for id_ in [id_ for id_, window in self.view.windows.items() if window.promise.start <= self.now]:
+            self._release(id_)
+            self.view.timeline.cancel(id_, OVERDUE)
+
+    def lacks_quota(self, entry: Entry) -> bool:
+        """Then it is promised nothing, and loses what it was promised."""
+        w = entry.w
+        own = self._release(w.id)
+        found = self.view.refused(w)
+        if found is not None:
+            self.view.timeline.cancel(w.id, "its queue's quota was used up")
+        elif own is not None:
+            self.book(own)
+        return found is not None
+
+    def fill(self, entry: Entry) -> bool:
+        """Start it, if no promise minds."""
+        w, key = entry.w, (entry.kind, entry.w.queue)
+        promised = w.id in self.view.windows
+        if w.id in self.view.awaiting or w.id not in self.view.lines.entries:
+            return False
+        limit = math.inf if w.limit_s is None else w.limit_s
+        lacking = (*key, end_of(w, self.now) > self._first)
+        if not promised and (lacking in self._lacking or limit >= self._too_long.get(key, math.nan)):
+            return False
+        found = self._admit(entry)
+        if isinstance(found, Admit):
+            self._started(found, backfilled=True)
+            return True
+        if isinstance(found, Refusal):
+            self._lacking.add(lacking)
+        elif not promised:
+            self._too_long[key] = limit if self._fits_at_all(entry) else -1.0
+        return False
+
+    def _started(self, found: Admit, *, backfilled: bool) -> None:
+        self.view.lines.remove(found.id)
+        self.admitted.append(replace(found, backfilled=backfilled))
+
+    def promise(self, entry: Entry) -> bool:
+        """Promise it a start. True: that is now, since the search for a place is not exhaustive and missed it."""
+        given = promise(self.view, entry, self.now)
+        if given is not None and given.start <= self.now:
+            self._release(entry.w.id)
+            found = self.view.admit(entry, self.now, outranked(self.view, entry))
+            if isinstance(found, Admit):
+                self._started(found, backfilled=False)
+                return True
+            self.view.timeline.cancel(entry.w.id)
+        self.book(entry)
+        return False
+
+    def _admit(self, entry: Entry) -> Admit | Refusal | None:
+        """What ends before the first promise begins may use the quota that is booked for promises."""
+        own = self._release(entry.w.id)
+        if end_of(entry.w, self.now) > self._first:
+            found = self.view.admit(entry, self.now, ())
+            if own is not None and not isinstance(found, Admit):
+                self.book(own)
+            return found
+        booked = list(self._booked.values())
+        self.unbook()
+        found = self.view.admit(entry, self.now, ())
+        for other in booked if own is None or isinstance(found, Admit) else [*booked, own]:
+            self.book(other)
         return found
 
-
-def _fitting(pool: Pool, ask: Ask, mask: int) -> int:
-    """Nodes of ``mask`` that could take one such group now."""
-    mask = pool.narrow(ask, mask)
-    if ask.cpus or ask.memory:
-        return sum(1 << i for i in bits(mask) if _holds(_room(pool, i), ask))
-    found = 0
-    for level in range(_whole(ask), len(pool.levels)):
-        found |= pool.levels[level]
-    return found & mask
+    def _fits_at_all(self, entry: Entry) -> bool:
+        """Whether a shorter one of its kind might start: then the kind is not given up."""
+        if not (self.view.windows or self.view.reservations.known):
+            return False
+        return self.view.pool.find(entry.w, within=self.view.room_within(entry.w, self.now, promises=False)) is not None
 
 
-def allowed(w: Workload, now: float, windows: Iterable[Window], mask: int) -> int:
-    """Of ``mask``, the nodes on which ``w`` could start now without touching what was promised to others."""
-    end = math.inf if w.limit_s is None else now + w.limit_s
-    for one in windows:
-        if one.promise.id == w.id or end <= one.promise.start:
+def _behind(view: Scheduler, head: Entry) -> Iterator[Entry]:
+    """The first in order behind the head, as many as the depth says: a copy, since starting one takes it out."""
+    found: list[Entry] = []
+    view.frontier = None
+    for entry in _in_order(view):
+        if len(found) >= view.policy.depth:
+            if view.policy.order != "fairshare":
+                view.frontier = found[-1].key if found else ()
+            break
+        if entry is not head:
+            found.append(entry)
+    return iter(found)
+
+
+def _in_order(view: Scheduler) -> Iterator[Entry]:
+    """Those of lines that do not wait for quota: by key, or under fair share in turn, the least served line first."""
+    lines = [line for line in view.lines.lines.values() if line.entries and id(line) not in view.out_of_quota]
+    if view.policy.order != "fairshare":
+        return iter(lines[0].entries) if len(lines) == 1 else merge(*(line.entries for line in lines), key=_key)
+    lines.sort(key=lambda line: (view.fair.rank(line.path, view.now), line.head.key))
+    return _in_turn([iter(line.entries) for line in lines])
+
+
+def _in_turn(rows: list[Iterator[Entry]]) -> Iterator[Entry]:
+    while rows:
+        left: list[Iterator[Entry]] = []
+        for row in rows:
+            entry = next(row, None)
+            if entry is not None:
+                yield entry
+                left.append(row)
+        rows = left
+
+
+def _key(entry: Entry) -> tuple[float, ...]:
+    return entry.key
+
+
+def _near(view: Scheduler, fresh: Iterator[Entry]) -> list[Entry]:
+    """Of those that just arrived, the ones that a look at the whole line would reach."""
+    return [
+        entry
+        for entry in fresh
+        if entry.w.id in view.lines.entries
+        and id(entry.line) not in view.out_of_quota
+        and (view.frontier is None or entry.key <= view.frontier)
+    ]
+
+
+def outranked(view: Scheduler, entry: Entry) -> list[str]:
+    """Whose promises do not bind it: those of lower order. Shares and ages come and go; only a priority then ranks."""
+    if not view.windows:
+        return []
+    entries, by_key = view.lines.entries, view.policy.order in ("fifo", "sjf")
+    found = []
+    for id_ in view.windows:
+        other = entries.get(id_)
+        if other is None or other is entry:
             continue
-        for i in bits(one.mask & mask):
-            if not all(one.admits(part.ask, i) for part in w.parts):
-                mask &= ~(1 << i)
-    return mask
+        if other.key > entry.key if by_key else other.w.priority < entry.w.priority:
+            found.append(id_)
+    return found
+
+
+def settle(view: Scheduler, ids: list[str], by: str, now: float) -> None:
+    """Take back the promises among ``ids`` whose room somebody of higher order has taken."""
+    for id_ in ids:
+        if id_ in view.windows and not view.timeline.stands(id_, now):
+            view.timeline.cancel(id_, f"{by}, of higher order, took its place")
+
+
+def promise(view: Scheduler, entry: Entry, now: float) -> Promise | None:
+    """Find it a start: the first ever, or one instead of what fell due, or an earlier one than it was promised."""
+    w, timeline = entry.w, view.timeline
+    kept = view.windows.get(w.id)
+    ignored = outranked(view, entry)
+    found = timeline.earliest(w, places(view, entry), now, closures(view, entry, now), ignored)
+    overdue = kept is not None and kept.promise.start <= now
+    if found is None:
+        if overdue:
+            timeline.cancel(w.id, OVERDUE)
+        return None
+    if kept is None or overdue or found.start < kept.promise.start:
+        if overdue:
+            timeline.notes[w.id] = OVERDUE
+        timeline.book(Window(found, end_of(w, found.start), view.pool.node_mask(s.node for s in found.shares)))
+        settle(view, ignored, w.name, now)
+    return view.windows[w.id].promise
+
+
+def places(view: Scheduler, entry: Entry) -> list[int]:
+    """Sets of nodes of which any one may hold all of it: by flavor, and by domain where its topology requires one."""
+    w, pool = entry.w, view.pool
+    mask = pool.candidates(w)
+    for id_, awaiting in view.awaiting.items():
+        if id_ != w.id:
+            mask &= ~awaiting.mask
+    queue = view.setup.queues.get(w.queue)
+    flavors = w.flavors
+    if queue is not None and view.quotas.limited(w.queue):
+        flavors = tuple(f for f in view.flavors_for(queue, w) if view.quotas.check(w.queue, f, entry.asked) is None)
+    elif not flavors:
+        return _domains(view, entry, mask)
+    return [domain for flavor in flavors for domain in _domains(view, entry, mask & pool.flavor_mask(flavor))]
+
+
+def _domains(view: Scheduler, entry: Entry, mask: int) -> list[int]:
+    topology = entry.w.topology
+    if topology is None or not topology.required:
+        return [mask] if mask else []
+    return [domain for domain in next(iter(view.pool.domains.climb(topology, mask))) if domain]
+
+
+def closures(view: Scheduler, entry: Entry, now: float) -> list[Closure]:
+    return view.reservations.closures(entry.w, now) if view.reservations.known else []

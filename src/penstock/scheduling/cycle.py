@@ -8,14 +8,11 @@ the event log, the simulator from an event heap, and both get the same decisions
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from sortedcontainers import SortedList
-
-from penstock.scheduling import backfill, explain, overtake, preemption
-from penstock.scheduling.backfill import Window
+from penstock.scheduling import backfill, explain, preemption
 from penstock.scheduling.fairshare import FairShare, multifactor
 from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.lines import Entry, Line, Lines
@@ -37,6 +34,7 @@ from penstock.scheduling.state import (
     Wait,
     Workload,
 )
+from penstock.scheduling.timeline import Timeline, Window
 
 MOST_SEEN = 1 << 14  # requests remembered by identity
 RESCORE_S = 300.0  # Slurm's PriorityCalcPeriod
@@ -79,8 +77,10 @@ class Scheduler:
         self.lines = Lines(self.policy, self._score)
         self.reservations = Reservations(self.pool, setup.reservations)
         self.held: dict[str, Holding] = {}
-        self.ends: SortedList = SortedList()  # (time by which it ends, id)
-        self.windows: dict[str, Window] = {}  # promises, by whose
+        self.timeline = Timeline(self.pool)
+        self.windows: dict[str, Window] = self.timeline.windows  # promises, by whose
+        self.out_of_quota: set[int] = set()  # lines whose heads wait for their quota
+        self.frontier: tuple[float, ...] | None = None  # the key up to which backfill looked, if not at all
         self.aside: dict[str, Entry] = {}  # could not run even if everything were free
         self.awaiting: dict[str, Awaiting] = {}
         self.blocked: Entry | None = None
@@ -138,10 +138,11 @@ class Scheduler:
         self._recheck = True
 
     def _node_changed(self, name: str) -> None:
+        i = self.pool.index(name)
+        self.timeline.changed(i)
         if not self.pool.takes(name):
-            bit = 1 << self.pool.index(name)
-            for id_ in [id_ for id_, window in self.windows.items() if window.mask & bit]:
-                del self.windows[id_]
+            for id_ in [id_ for id_, window in self.windows.items() if window.mask >> i & 1]:
+                self.timeline.cancel(id_, f"{name} is no longer there for it")
         self._wake = self.freed_early = True
 
     def _sort_out(self) -> None:
@@ -161,16 +162,18 @@ class Scheduler:
             self.submit(entry.w)
 
     def put_reservation(self, reservation: Reservation) -> None:
+        """Add or replace a window; promises that it does not allow are taken back."""
         self.reservations.known[reservation.name] = reservation
-        self._rearrange()
+        for id_, window in list(self.windows.items()):
+            w = self.lines.entries[id_].w
+            if self.reservations.blocked(w, window.promise.start) & window.mask:
+                self.timeline.cancel(id_, f"{reservation.name} keeps its place")
+        self._wake = self.freed_early = True
 
     def drop_reservation(self, name: str) -> None:
+        """Ended early, or called off: its nodes are there for everybody."""
         self.reservations.known.pop(name, None)
-        self._rearrange()
-
-    def _rearrange(self) -> None:
-        self.windows.clear()
-        self._wake = True
+        self._wake = self.freed_early = True
 
     def submit(self, w: Workload) -> None:
         """It waits from now on; one of the same id is replaced."""
@@ -181,13 +184,17 @@ class Scheduler:
             self.aside[w.id] = Entry(w, (), kind, asked, Line(w.queue, self._path(w)))
             return
         entry = self.lines.add(w, kind, asked, self._path(w))
-        if self.blocked is None or self.policy.order == "fairshare" or entry.key < self.blocked.key:
+        if self.blocked is None or self._precedes(entry, self.blocked):
             self._wake = True
+        elif self._backfills:
+            self._fresh.append(entry)
         elif self._strict:
-            if self._backfills:
-                self._fresh.append(entry)
+            return
         elif entry.line.head is entry:
             self._wake = True
+
+    def _precedes(self, entry: Entry, blocked: Entry) -> bool:
+        return entry.line.head is entry if self.policy.order == "fairshare" else entry.key < blocked.key
 
     def _analyse(self, w: Workload) -> tuple[dict[str, float], int]:
         """What it asks for in all, and its kind: those of one kind fit in the same places."""
@@ -213,15 +220,17 @@ class Scheduler:
         awaiting = self.awaiting.pop(id, None)
         if awaiting is not None:
             self.quotas.give(awaiting.entry.w.queue, awaiting.flavor, awaiting.entry.asked)
-        self.windows.pop(id, None)
-        if entry is not None and (entry is self.blocked or awaiting is not None):
+        promised = self.timeline.cancel(id)
+        if promised is not None:
+            self.freed_early = True
+        if entry is not None and (entry is self.blocked or awaiting is not None or promised is not None):
             self._wake = True
 
     def begin(self, held: Held) -> None:
         """It holds its place already."""
         self.lines.remove(held.workload.id)
         asked = totals(held.workload.parts)
-        self._hold(held, self._flavor_of(held.shares), asked)
+        self._hold(held, self.flavor_of(held.shares), asked)
 
     def end(self, id: str, now: float) -> None:  # noqa: A002 - the word of every other place here
         """Finished, failed, or evicted and gone: its place is free."""
@@ -230,7 +239,7 @@ class Scheduler:
             return
         self.pool.give(id)
         if self._backfills:
-            self.ends.discard((holding.end, id))
+            self.timeline.free(id)
             if now < holding.end:
                 self.freed_early = True
         if holding.counted:
@@ -282,8 +291,9 @@ class Scheduler:
             candidates: Iterator[Entry] | None = None
         else:
             candidates = iter(self._fresh)
-        if self.blocked is not None and self.policy.backfill != "none":
-            overtake.run(self, now, candidates, admitted)
+        while self.blocked is not None and self._backfills and backfill.run(self, now, candidates, admitted):
+            self._serve(now, admitted, evicted)
+            candidates = None
         self._rest()
         self._next_at = min(self._next_change(now), now + AGAIN_S if self.soon else math.inf)
         if not admitted and not evicted and not self.windows:
@@ -317,7 +327,7 @@ class Scheduler:
             entry = awaiting.entry
             del self.awaiting[id_]
             self.quotas.give(entry.w.queue, awaiting.flavor, entry.asked)  # booked when the victims were told
-            found = self.admit(entry, now, ())
+            found = self.admit(entry, now, None)
             if isinstance(found, Admit):
                 self.lines.remove(id_)
                 admitted.append(found)
@@ -326,24 +336,29 @@ class Scheduler:
         """In order, while it fits."""
         self.blocked = None
         passed: set[int] = set()
-        windows = self._windows_of_others() if self.policy.backfill == "conservative" else ()
+        self.out_of_quota.clear()
+        binding = self.policy.backfill == "conservative"
         while (line := self._next_line(now, passed)) is not None:
             entry = line.head
             if entry.w.id in self.awaiting:
                 passed.add(id(line))
                 continue
-            found = self.admit(entry, now, windows)
+            ignored = backfill.outranked(self, entry) if binding else None
+            found = self.admit(entry, now, ignored)
             if isinstance(found, Admit):
                 self.lines.remove(entry.w.id)
                 admitted.append(found)
+                if ignored:
+                    backfill.settle(self, ignored, entry.w.name, now)
                 continue
             if self._make_room(entry, now, evicted) or isinstance(found, Refusal):
                 passed.add(id(line))  # its own line waits; others are not in its way
+                self.out_of_quota.add(id(line))
                 continue
             passed.add(id(line))
             if self.blocked is None:
                 self.blocked = entry
-            if self._strict:
+            if self._strict or self._backfills:
                 break
 
     def _next_line(self, now: float, passed: set[int]) -> Line | None:
@@ -358,38 +373,45 @@ class Scheduler:
             return min(open_, key=lambda line: (self.fair.rank(line.path, now), line.head.key))
         return min(open_, key=lambda line: line.head.key)
 
-    def _windows_of_others(self) -> tuple[Window, ...]:
-        return tuple(self.windows.values())
-
-    def admit(self, entry: Entry, now: float, windows: tuple[Window, ...]) -> Admit | Refusal | None:
-        """Quota, then place, then hold it. Refusal: quota is short; None: no place."""
+    def admit(self, entry: Entry, now: float, ignored: Collection[str] | None) -> Admit | Refusal | None:
+        """Quota, then place, then hold it. Refusal: quota is short; None: no place. See ``open_to`` for ``ignored``."""
         w = entry.w
         queue = self.setup.queues.get(w.queue)
-        within = self.open_to(w, now, windows)
         if queue is None or not self.quotas.limited(w.queue):
-            shares = self.pool.find(w, within=within)
+            shares = self._place(w, self.open_to(w, now, ignored), now)
             return None if shares is None else self._start(entry, shares, "", now)
         refusal: Refusal | None = None
-        allowed = False
+        fitting: list[str] = []
         for flavor in self.flavors_for(queue, w):
             short = self.quotas.check(w.queue, flavor, entry.asked)
             if short is not None:
                 refusal = refusal or short
-                continue
-            allowed = True
-            mask = self.pool.flavor_mask(flavor)
-            shares = self.pool.find(w, within=mask if within is None else mask & within)
-            if shares is not None:
-                return self._start(entry, shares, flavor, now)
-        return None if allowed else refusal
+            else:
+                fitting.append(flavor)
+        if fitting:
+            within = self.open_to(w, now, ignored)
+            for flavor in fitting:
+                mask = self.pool.flavor_mask(flavor)
+                shares = self._place(w, mask if within is None else mask & within, now)
+                if shares is not None:
+                    return self._start(entry, shares, flavor, now)
+        return None if fitting else refusal
+
+    def _place(self, w: Workload, within: int | None, now: float) -> tuple[Share, ...] | None:
+        """Where the policy would have it; failing that, where it was promised to be by now."""
+        shares = self.pool.find(w, within=within)
+        if shares is None and w.id in self.windows and self.windows[w.id].promise.start <= now:
+            return self.timeline.kept_place(w.id, self.pool.open if within is None else within)
+        return shares
 
     def flavors_for(self, queue: Queue, w: Workload) -> tuple[str, ...]:
         own = self.quotas.flavors(queue.name)
         return tuple(flavor for flavor in w.flavors if flavor in own) if w.flavors else own
 
-    def open_to(self, w: Workload, now: float, windows: tuple[Window, ...] = ()) -> int | None:
-        """Nodes that others' fences, promises and windows leave it; None: all."""
-        if not (self.awaiting or windows or self.reservations.known):
+    def open_to(self, w: Workload, now: float, ignored: Collection[str] | None = None) -> int | None:
+        """Nodes that others' fences and reservations leave it, and promises but the ``ignored`` (None: all); None: all."""
+        promises = ignored is not None and self.windows
+        if not (self.awaiting or promises or self.reservations.known):
             return None
         mask = self.pool.open
         for id_, awaiting in self.awaiting.items():
@@ -397,18 +419,15 @@ class Scheduler:
                 mask &= ~awaiting.mask
         if self.reservations.known:
             mask &= ~self.reservations.blocked(w, now)
-        return backfill.allowed(w, now, windows, mask) if windows else mask
+        return self.timeline.allowed(w, now, mask, ignored or ()) if promises else mask
 
     def _start(
         self, entry: Entry, shares: tuple[Share, ...], flavor: str, now: float, *, filled: bool = False
     ) -> Admit:
         w = entry.w
-        self.windows.pop(w.id, None)
+        self.timeline.cancel(w.id)
         held = Held(w, shares, now)
-        borrowed = self._hold(held, flavor or self._flavor_of(shares), entry.asked, entry.line.path)
-        for window in self.windows.values():
-            if _end_of(held) > window.promise.start:
-                window.use(shares, self.pool)
+        borrowed = self._hold(held, flavor or self.flavor_of(shares), entry.asked, entry.line.path)
         return Admit(w.id, shares, flavor or "default", "", filled, borrowed)
 
     def _hold(self, held: Held, flavor: str, asked: Mapping[str, float], path: tuple[str, ...] | None = None) -> float:
@@ -422,10 +441,10 @@ class Scheduler:
         end = math.inf if w.limit_s is None else held.since + w.limit_s
         self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
         if self._backfills:
-            self.ends.add((end, w.id))
+            self.timeline.hold(w.id, end)
         return borrowed
 
-    def _flavor_of(self, shares: tuple[Share, ...]) -> str:
+    def flavor_of(self, shares: tuple[Share, ...]) -> str:
         if not shares or not self.setup.flavors:
             return "default"
         node = self.pool.nodes[self.pool.index(shares[0].node)]
@@ -485,11 +504,10 @@ class Scheduler:
             return None
         return next((refusal for refusal in refusals if not refusal.never), refusals[0])
 
-    def room_within(self, w: Workload, now: float) -> int | None:
+    def room_within(self, w: Workload, now: float, *, promises: bool = True) -> int | None:
         """Nodes that its queue's flavors, and what is kept for others, leave it now; None: all."""
         queue = self.setup.queues.get(w.queue)
-        others = tuple(window for id_, window in self.windows.items() if id_ != w.id)
-        within = self.open_to(w, now, others)
+        within = self.open_to(w, now, () if promises else None)
         if queue is None or not self.quotas.limited(w.queue):
             return within
         mask = 0
@@ -555,11 +573,6 @@ class Scheduler:
             if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
                 return False
         return self.pool.could_place(w)
-
-
-def _end_of(held: Held) -> float:
-    end = held.ends_by
-    return math.inf if end is None else end
 
 
 def _shape(node: NodeState) -> tuple[object, ...]:

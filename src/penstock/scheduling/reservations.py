@@ -25,6 +25,14 @@ class Reservations:
                 mask |= self._pool.node_mask(one.nodes)
         return mask
 
+    def closures(self, w: Workload, now: float) -> list[tuple[float, float, int]]:
+        """(from, until, nodes) of the windows still to come or under way that it may not overlap."""
+        return [
+            (one.start, one.end, self._pool.node_mask(one.nodes))
+            for one in self.known.values()
+            if one.end > now and (one.maintenance or one.name not in w.reservations)
+        ]
+
     def next_change(self, now: float) -> float | None:
         """When a window next begins or ends: then there is something to decide, though nothing else happens."""
         return min((t for one in self.known.values() for t in (one.start, one.end) if t > now), default=None)

@@ -342,3 +342,20 @@ def test_an_eviction_and_an_admission_of_one_cycle_are_never_of_the_same() -> No
     assert first.evict == ()
     assert view.wake_at() == 1.0
     assert [evict.id for evict in view.plan(1.0).evict] == ["a3", "a2"]
+
+
+def test_a_refusal_names_who_borrows() -> None:
+    quota = {"default": {"gpus": Quota(4.0)}}
+    never = {"reclaim_within_cohort": "never"}
+    queues = {name: Queue(name, "lab", quota, **never) for name in ("a", "b")}  # type: ignore[arg-type]  # of one kind
+    view = Scheduler(Setup(queues=queues, cohorts={"lab": Cohort("lab")}))
+    view.put_node(node_with(8))
+    for seq in range(3):
+        view.submit(job(f"a{seq}", "a", 2, seq))
+    view.plan(0.0)
+    view.submit(job("b0", "b", 3, 9))
+    view.plan(1.0)
+    assert view.why("b0", 1.0).message == (
+        "needs 3 GPUs of default; queue b may have 2 more now (it uses 0, its nominal quota is 4); "
+        "borrowed by others: 2 by a"
+    )

@@ -29,7 +29,7 @@ def explain(view: Scheduler, w: Workload, now: float) -> Wait:
     start = promise.start if promise is not None else None
     refusal = view.refused(w)
     if refusal is not None:
-        return _quota(w, refusal, start)
+        return _quota(view, w, refusal, start)
     if not view.pool.could_place(w):
         return _never(view, w)
     within = view.room_within(w, now)
@@ -45,7 +45,7 @@ def _behind(view: Scheduler, w: Workload, start: float | None) -> Wait:
     return Wait(w.id, Reason.WaitingBehind, f"waits behind {head.name}, which is first in line", (), start)
 
 
-def _quota(w: Workload, refusal: Refusal, start: float | None) -> Wait:
+def _quota(view: Scheduler, w: Workload, refusal: Refusal, start: float | None) -> Wait:
     show = format_memory if refusal.resource == "memory" else "{:g}".format
     unit = {"gpus": " GPUs", "cpus": " CPUs"}.get(refusal.resource, " of memory")
     asked, free, used, nominal = (
@@ -59,6 +59,11 @@ def _quota(w: Workload, refusal: Refusal, start: float | None) -> Wait:
         )
         return Wait(w.id, Reason.Unschedulable, message, ("ask for less, or for a larger quota",))
     message = f"{what}; queue {refusal.queue} may have {free} more now (it uses {used}, its nominal quota is {nominal})"
+    lent = view.quotas.borrowers(refusal.queue, refusal.flavor, refusal.resource)[:3]
+    if lent:
+        message += "; borrowed by others: " + ", ".join(
+            f"{show(int(amount)) if refusal.resource == 'memory' else show(amount)} by {name}" for name, amount in lent
+        )
     return Wait(w.id, Reason.QuotaExceeded, message, ("waits for its queue, or its cohort, to use less",), start)
 
 

@@ -222,6 +222,16 @@ class Quotas:
             for name in resources
         )
 
+    def borrowers(self, queue: str, flavor: str, resource: str) -> list[tuple[str, float]]:
+        """Queues of the same tree that use more than their nominal quota, and by how much; the most first. For words."""
+        root, cell = self.queues[queue].path()[-1], (flavor, resource)
+        found = [
+            (name, node.usage.get(cell, 0.0) - node.quotas[cell].nominal)
+            for name, node in self.queues.items()
+            if name != queue and cell in node.quotas and node.path()[-1] is root
+        ]
+        return sorted((one for one in found if one[1] > SLACK), key=lambda one: (-one[1], one[0]))
+
     def within_nominal(self, queue: str, flavor: str, asked: Mapping[str, float]) -> bool:
         """Whether it would still be within its nominal quota with this on top."""
         node = self.queues[queue]

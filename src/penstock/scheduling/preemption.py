@@ -179,6 +179,8 @@ def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[
     """Possible victims, the first to go first: idle, borrowed, the lowest priority, the latest start."""
     found: list[tuple[tuple[float, ...], Holding, Reason]] = []
     reclaims = _may_reclaim(view, entry, flavor)
+    if not _may_strike(view, entry, reclaims):
+        return []
     for holding in view.held.values():
         w = holding.held.workload
         if holding.held.leaving or not w.preemptible or w.evictions >= view.policy.max_evictions:
@@ -193,6 +195,18 @@ def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[
             found.append(((rank, w.priority, -holding.held.since, -w.seq), holding, reason))
     found.sort(key=lambda one: one[0])
     return [(holding, reason) for _, holding, reason in found[:MOST_TRIED]]
+
+
+def _may_strike(view: Scheduler, entry: Entry, reclaims: Mapping[str, bool]) -> bool:
+    """Whether any rule could name a victim at all: most often none does, and then nobody who holds is looked at."""
+    queues = view.setup.queues
+    own = queues.get(entry.w.queue)
+    return (
+        view.policy.preemption
+        or (own is not None and own.preempt_within_queue != "never")
+        or any(reclaims.values())
+        or any(queue.reclaim_after_s is not None for queue in queues.values())
+    )
 
 
 def _may_reclaim(view: Scheduler, entry: Entry, flavor: str) -> Mapping[str, bool]:

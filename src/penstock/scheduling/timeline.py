@@ -310,7 +310,7 @@ class Timeline:
             best = self._earliest(w, domain, now, closed, (*ignored, w.id), before, len(domains) > 1) or best
         return best
 
-    def _earliest(  # noqa: PLR0917 - inner half of the above
+    def _earliest(
         self,
         w: Workload,
         mask: int,

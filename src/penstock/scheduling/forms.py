@@ -45,7 +45,7 @@ Resource = Literal["gpus", "cpus", "memory"]
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class QuotaForm(_Form):

@@ -338,40 +338,41 @@ class Scheduler:
         passed: set[int] = set()
         self.out_of_quota.clear()
         binding = self.policy.backfill == "conservative"
-        while (line := self._next_line(now, passed)) is not None:
-            entry = line.head
-            if entry.w.id in self.awaiting:
+        while lines := self._open_lines(now, passed):
+            for line in lines:
+                entry = line.head
                 passed.add(id(line))
-                continue
-            ignored = backfill.outranked(self, entry) if binding else None
-            found = self.admit(entry, now, ignored)
-            if isinstance(found, Admit):
-                self.lines.remove(entry.w.id)
-                admitted.append(found)
-                if ignored:
-                    backfill.settle(self, ignored, entry.w.name, now)
-                continue
-            if self._make_room(entry, now, evicted) or isinstance(found, Refusal):
-                passed.add(id(line))  # its own line waits; others are not in its way
-                self.out_of_quota.add(id(line))
-                continue
-            passed.add(id(line))
-            if self.blocked is None:
-                self.blocked = entry
-            if self._strict or self._backfills:
-                break
+                if entry.w.id in self.awaiting:
+                    continue
+                ignored = backfill.outranked(self, entry) if binding else None
+                found = self.admit(entry, now, ignored)
+                if isinstance(found, Admit):
+                    self.lines.remove(entry.w.id)
+                    admitted.append(found)
+                    if ignored:
+                        backfill.settle(self, ignored, entry.w.name, now)
+                    passed.discard(id(line))
+                    break  # it may be another line's turn now
+                if self._make_room(entry, now, evicted) or isinstance(found, Refusal):
+                    self.out_of_quota.add(id(line))  # its own line waits; others are not in its way
+                    continue
+                if self.blocked is None:
+                    self.blocked = entry
+                if self._strict or self._backfills:
+                    return
 
-    def _next_line(self, now: float, passed: set[int]) -> Line | None:
+    def _open_lines(self, now: float, passed: set[int]) -> list[Line]:
+        """Lines whose heads were not tried yet, in the order of service."""
         lines = self.lines.lines
         if len(lines) == 1:
             (line,) = lines.values()
-            return line if line.entries and id(line) not in passed else None
-        open_ = [line for line in lines.values() if line.entries and id(line) not in passed]
-        if not open_:
-            return None
+            return [line] if line.entries and id(line) not in passed else []
+        open_ = [line for line in lines.values() if id(line) not in passed and line.entries]
         if self.policy.order == "fairshare":
-            return min(open_, key=lambda line: (self.fair.rank(line.path, now), line.head.key))
-        return min(open_, key=lambda line: line.head.key)
+            open_.sort(key=lambda line: (self.fair.rank(line.path, now), line.head.key))
+        elif len(open_) > 1:
+            open_.sort(key=_head_key)
+        return open_
 
     def admit(self, entry: Entry, now: float, ignored: Collection[str] | None) -> Admit | Refusal | None:
         """Quota, then place, then hold it. Refusal: quota is short; None: no place. See ``open_to`` for ``ignored``."""
@@ -573,6 +574,10 @@ class Scheduler:
             if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
                 return False
         return self.pool.could_place(w)
+
+
+def _head_key(line: Line) -> tuple[float, ...]:
+    return line.head.key
 
 
 def _shape(node: NodeState) -> tuple[object, ...]:

@@ -402,7 +402,8 @@ class Scheduler:
         """Where the policy would have it; failing that, where it was promised to be by now."""
         shares = self.pool.find(w, within=within)
         if shares is None and w.id in self.windows and self.windows[w.id].promise.start <= now:
-            return self.timeline.kept_place(w.id, self.pool.open if within is None else within)
+            free = self.open_to(w, now)  # of its own promise no other has to be asked
+            return self.timeline.kept_place(w.id, self.pool.open if free is None else free)
         return shares
 
     def flavors_for(self, queue: Queue, w: Workload) -> tuple[str, ...]:

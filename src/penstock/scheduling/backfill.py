@@ -217,8 +217,11 @@ def _near(view: Scheduler, fresh: Iterator[Entry]) -> list[Entry]:
 
 
 def outranked(view: Scheduler, entry: Entry) -> list[str]:
-    """Whose promises do not bind it: those of lower order. Shares and ages come and go; only a priority then ranks."""
-    if not view.windows:
+    """Whose promises do not bind it: those of lower order, unless it has one itself, beside which they were made.
+
+    Shares and ages come and go, so where they make the order only a priority ranks.
+    """
+    if not view.windows or entry.w.id in view.windows:
         return []
     entries, by_key = view.lines.entries, view.policy.order in ("fifo", "sjf")
     found = []

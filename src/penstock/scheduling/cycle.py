@@ -344,8 +344,10 @@ class Scheduler:
                 passed.add(id(line))
                 if entry.w.id in self.awaiting:
                     continue
-                ignored = backfill.outranked(self, entry) if binding else None
-                found = self.admit(entry, now, ignored)
+                found = self.admit(entry, now, () if binding else None)
+                ignored = backfill.outranked(self, entry) if binding and found is None else []
+                if ignored:
+                    found = self.admit(entry, now, ignored)
                 if isinstance(found, Admit):
                     self.lines.remove(entry.w.id)
                     admitted.append(found)

@@ -15,7 +15,7 @@ from itertools import chain
 from penstock.scheduling import backfill, explain, preemption
 from penstock.scheduling.fairshare import FairShare, multifactor
 from penstock.scheduling.fragmentation import Scorer, scorer_for
-from penstock.scheduling.lines import Entry, Line, Lines
+from penstock.scheduling.lines import Entry, Line, Lines, Turn, turns
 from penstock.scheduling.pool import Pool
 from penstock.scheduling.quota import Quotas, Refusal, totals
 from penstock.scheduling.reservations import Reservations
@@ -335,46 +335,32 @@ class Scheduler:
     def _serve(self, now: float, admitted: list[Admit], evicted: list[Evict]) -> None:
         """In order, while it fits."""
         self.blocked = None
-        passed: set[int] = set()
         self.out_of_quota.clear()
         binding = self.policy.backfill == "conservative"
-        while lines := self._open_lines(now, passed):
-            for line in lines:
-                entry = line.head
-                passed.add(id(line))
-                if entry.w.id in self.awaiting:
-                    continue
-                found = self.admit(entry, now, () if binding else None)
-                ignored = backfill.outranked(self, entry) if binding and found is None else []
+        for line in turns(self.lines.lines.values(), lambda line: self._turn(line, now)):
+            entry = line.head
+            if entry.w.id in self.awaiting:
+                continue
+            found = self.admit(entry, now, () if binding else None)
+            ignored = backfill.outranked(self, entry) if binding and found is None else []
+            if ignored:
+                found = self.admit(entry, now, ignored)
+            if isinstance(found, Admit):
+                self.lines.remove(entry.w.id)
+                admitted.append(found)
                 if ignored:
-                    found = self.admit(entry, now, ignored)
-                if isinstance(found, Admit):
-                    self.lines.remove(entry.w.id)
-                    admitted.append(found)
-                    if ignored:
-                        backfill.settle(self, ignored, entry.w.name, now)
-                    passed.discard(id(line))
-                    break  # it may be another line's turn now
-                if self._make_room(entry, now, evicted) or isinstance(found, Refusal):
-                    self.out_of_quota.add(id(line))  # its own line waits; others are not in its way
-                    continue
-                if self.blocked is None:
-                    self.blocked = entry
-                if self._strict or self._backfills:
-                    return
+                    backfill.settle(self, ignored, entry.w.name, now)
+                continue
+            if self._make_room(entry, now, evicted) or isinstance(found, Refusal):
+                self.out_of_quota.add(id(line))  # its own line waits; others are not in its way
+                continue
+            if self.blocked is None:
+                self.blocked = entry
+            if self._strict or self._backfills:
+                return
 
-    def _open_lines(self, now: float, passed: set[int]) -> list[Line]:
-        """Lines whose heads were not tried yet, in the order of service."""
-        lines = self.lines.lines
-        if len(lines) == 1:
-            (line,) = lines.values()
-            return [line] if line.entries and id(line) not in passed else []
-        open_ = [line for line in lines.values() if id(line) not in passed and line.entries]
-        if self.policy.order == "fairshare":
-            open_.sort(key=lambda line: (self.fair.rank(line.path, now), line.head.key))
-        elif len(open_) > 1:
-            open_.sort(key=_head_key)
-        return open_
+    def _turn(self, line: Line, now: float) -> Turn:
+        return self.fair.rank(line.path, now) if self.policy.order == "fairshare" else (), line.head.key
 
     def admit(self, entry: Entry, now: float, ignored: Collection[str] | None) -> Admit | Refusal | None:
         """Quota, then place, then hold it. Refusal: quota is short; None: no place. See ``open_to`` for ``ignored``."""
@@ -577,10 +563,6 @@ class Scheduler:
             if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
                 return False
         return self.pool.could_place(w)
-
-
-def _head_key(line: Line) -> tuple[float, ...]:
-    return line.head.key
 
 
 def _shape(node: NodeState) -> tuple[object, ...]:

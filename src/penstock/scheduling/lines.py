@@ -6,15 +6,16 @@ queue; per user of it under fair share; and, where blocked workloads are skipped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import merge
+from heapq import heapify, heappop, heapreplace, merge
 
 from sortedcontainers import SortedKeyList
 
 from penstock.scheduling.state import Policy, Workload
 
 Key = tuple[float, ...]
+Turn = tuple[tuple[float, ...], Key]  # ranks from the root down, then the head's key
 
 
 @dataclass(slots=True)
@@ -102,3 +103,37 @@ class Lines:
         """All of them by their keys."""
         lines = self.active()
         return iter(lines[0].entries) if len(lines) == 1 else merge(*(line.entries for line in lines), key=_key)
+
+
+def turns(lines: Iterable[Line], turn: Callable[[Line], Turn]) -> Iterator[Line]:
+    """Whose turn it is, again and again; a line whose head is still the same after its turn has no more of them.
+
+    To serve a line only moves it, and those that share its account, backward. So a heap of turns that may be out of date,
+    each worked out again before it is taken, is in order.
+    """
+    waiting = [line for line in lines if line.entries]
+    if len(waiting) == 1:
+        yield from _while_served(waiting[0])
+        return
+    heap = [(turn(line), n, line) for n, line in enumerate(waiting)]
+    heapify(heap)
+    while heap:
+        before, n, line = heap[0]
+        now = turn(line)
+        if now > before:
+            heapreplace(heap, (now, n, line))
+            continue
+        head = line.head
+        yield line
+        if line.entries and line.head is not head:
+            heapreplace(heap, (turn(line), n, line))
+        else:
+            heappop(heap)
+
+
+def _while_served(line: Line) -> Iterator[Line]:
+    while line.entries:
+        head = line.head
+        yield line
+        if line.entries and line.head is head:
+            return

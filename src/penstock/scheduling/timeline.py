@@ -181,8 +181,7 @@ class Timeline:
     def since(self, ask: Ask, i: int) -> float:
         """From when on the node has room for one group, promises aside: -inf now, inf never."""
         pool = self.pool
-        node = pool.nodes[i]
-        if node is None or not pool.fits_empty(ask, node):
+        if pool.nodes[i] is None:
             return _NEVER
         if pool.fits(ask, i):
             return _NOW

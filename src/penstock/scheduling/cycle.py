@@ -337,7 +337,8 @@ class Scheduler:
         self.blocked = None
         self.out_of_quota.clear()
         binding = self.policy.backfill == "conservative"
-        for line in turns(self.lines.lines.values(), lambda line: self._turn(line, now)):
+        shared = self.lines.shared_path()
+        for line in turns(self.lines.lines.values(), lambda line: self._turn(line, now, shared)):
             entry = line.head
             if entry.w.id in self.awaiting:
                 continue
@@ -359,8 +360,9 @@ class Scheduler:
             if self._strict or self._backfills:
                 return
 
-    def _turn(self, line: Line, now: float) -> Turn:
-        return self.fair.rank(line.path, now) if self.policy.order == "fairshare" else (), line.head.key
+    def _turn(self, line: Line, now: float, shared: int) -> Turn:
+        """What all have in common decides nothing, but would change with every start: it is left out."""
+        return self.fair.rank(line.path, now)[shared:] if self.policy.order == "fairshare" else (), line.head.key
 
     def admit(self, entry: Entry, now: float, ignored: Collection[str] | None) -> Admit | Refusal | None:
         """Quota, then place, then hold it. Refusal: quota is short; None: no place. See ``open_to`` for ``ignored``."""

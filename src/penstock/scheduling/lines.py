@@ -91,6 +91,16 @@ class Lines:
     def active(self) -> list[Line]:
         return [line for line in self.lines.values() if line.entries]
 
+    def shared_path(self) -> int:
+        """How many accounts, from the root down, all who wait have in common."""
+        paths = [line.path for line in self.lines.values() if line.entries]
+        if len(paths) < 2:
+            return 0
+        least, most = min(paths), max(paths)  # what these two share, all between them share
+        return next(
+            (at for at, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most))
+        )
+
     def rescore(self) -> None:
         """Multifactor priorities change with time: sort anew."""
         for line in self.lines.values():

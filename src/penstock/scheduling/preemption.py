@@ -179,10 +179,13 @@ def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[
     """Possible victims, the first to go first: idle, borrowed, the lowest priority, the latest start."""
     found: list[tuple[tuple[float, ...], Holding, Reason]] = []
     reclaims = _may_reclaim(view, entry, flavor)
-    if not _may_strike(view, entry, reclaims):
+    queues = _strikable(view, entry, reclaims)
+    if queues is not None and not queues:
         return []
     for holding in view.held.values():
         w = holding.held.workload
+        if queues is not None and w.queue not in queues:
+            continue
         if holding.held.leaving or not w.preemptible or w.evictions >= view.policy.max_evictions:
             continue
         if flavor and holding.flavor != flavor:
@@ -197,16 +200,14 @@ def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[
     return [(holding, reason) for _, holding, reason in found[:MOST_TRIED]]
 
 
-def _may_strike(view: Scheduler, entry: Entry, reclaims: Mapping[str, bool]) -> bool:
-    """Whether any rule could name a victim at all: most often none does, and then nobody who holds is looked at."""
+def _strikable(view: Scheduler, entry: Entry, reclaims: Mapping[str, bool]) -> set[str] | None:
+    """Queues in which any rule could name a victim, most often none; None: all of them, it hangs on each workload."""
     queues = view.setup.queues
+    if view.policy.preemption or any(queue.reclaim_after_s is not None for queue in queues.values()):
+        return None
+    found = {name for name, may in reclaims.items() if may}
     own = queues.get(entry.w.queue)
-    return (
-        view.policy.preemption
-        or (own is not None and own.preempt_within_queue != "never")
-        or any(reclaims.values())
-        or any(queue.reclaim_after_s is not None for queue in queues.values())
-    )
+    return found | {own.name} if own is not None and own.preempt_within_queue != "never" else found
 
 
 def _may_reclaim(view: Scheduler, entry: Entry, flavor: str) -> Mapping[str, bool]:

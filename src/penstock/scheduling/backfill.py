@@ -187,10 +187,10 @@ def _in_order(view: Scheduler) -> Iterator[Entry]:
     if view.policy.order != "fairshare":
         return iter(lines[0].entries) if len(lines) == 1 else merge(*(line.entries for line in lines), key=_key)
     lines.sort(key=lambda line: (view.fair.rank(line.path, view.now), line.head.key))
-    return _in_turn([iter(line.entries) for line in lines])
+    return in_turn([iter(line.entries) for line in lines])
 
 
-def _in_turn(rows: list[Iterator[Entry]]) -> Iterator[Entry]:
+def in_turn(rows: list[Iterator[Entry]]) -> Iterator[Entry]:
     while rows:
         left: list[Iterator[Entry]] = []
         for row in rows:
@@ -260,8 +260,10 @@ def promise(view: Scheduler, entry: Entry, now: float) -> Promise | None:
     return view.windows[w.id].promise
 
 
-def places(view: Scheduler, entry: Entry) -> list[int]:
-    """Sets of nodes of which any one may hold all of it: by flavor, and by domain where its topology requires one."""
+def places(view: Scheduler, entry: Entry, *, quota: bool = True) -> list[int]:
+    """Sets of nodes of which any one may hold all of it: by flavor that has quota now, and by domain where its topology
+    requires one.
+    """
     w, pool = entry.w, view.pool
     mask = pool.candidates(w)
     for id_, awaiting in view.awaiting.items():
@@ -270,7 +272,9 @@ def places(view: Scheduler, entry: Entry) -> list[int]:
     queue = view.setup.queues.get(w.queue)
     flavors = w.flavors
     if queue is not None and view.quotas.limited(w.queue):
-        flavors = tuple(f for f in view.flavors_for(queue, w) if view.quotas.check(w.queue, f, entry.asked) is None)
+        flavors = view.flavors_for(queue, w)
+        if quota:
+            flavors = tuple(f for f in flavors if view.quotas.check(w.queue, f, entry.asked) is None)
     elif not flavors:
         return _domains(view, entry, mask)
     return [domain for flavor in flavors for domain in _domains(view, entry, mask & pool.flavor_mask(flavor))]

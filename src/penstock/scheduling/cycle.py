@@ -8,11 +8,11 @@ the event log, the simulator from an event heap, and both get the same decisions
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from penstock.scheduling import backfill, explain, preemption
+from penstock.scheduling import backfill, estimates, explain, preemption
 from penstock.scheduling.fairshare import FairShare, multifactor
 from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.lines import Entry, Line, Lines, Turn, turns
@@ -34,7 +34,7 @@ from penstock.scheduling.state import (
     Wait,
     Workload,
 )
-from penstock.scheduling.timeline import Timeline, Window
+from penstock.scheduling.timeline import Timeline, Window, end_of
 
 MOST_SEEN = 1 << 14  # requests remembered by identity
 RESCORE_S = 300.0  # Slurm's PriorityCalcPeriod
@@ -100,6 +100,7 @@ class Scheduler:
         self._backfills = self.policy.backfill != "none"
         self._by_use = self.policy.order in ("fairshare", "multifactor")  # only these ask what was used
         self._limited = any(map(self.quotas.limited, setup.queues))
+        self._estimated: tuple[tuple[float, ...], dict[str, estimates.Estimate]] | None = None
         self._seen: dict[int, tuple[tuple[Part, ...], dict[str, float], int]] = {}  # by identity: hashing parts costs
 
     # -- the view
@@ -482,7 +483,30 @@ class Scheduler:
         if self._recheck:
             self._sort_out()
         entry = self.aside.get(id) or self.lines.entries[id]
-        return explain.explain(self, entry.w, now)
+        found = explain.explain(self, entry.w, now)
+        if found.start_estimate is None and id in self.lines.entries:
+            told = self.start_estimates(now).get(id)
+            return found if told is None else replace(found, start_estimate=told.start)
+        return found
+
+    def start_estimates(self, now: float) -> dict[str, estimates.Estimate]:
+        """When each in line may start, as far as that can be known."""
+        if self._estimated is None or self._estimated[0] != self._state(now):
+            found = estimates.estimates(self, now)
+            self._estimated = (self._state(now), found)
+        return self._estimated[1]
+
+    def _state(self, now: float) -> tuple[float, ...]:
+        return now, self.pool.frees, len(self.held), len(self.lines), self.timeline.changes
+
+    def restore(self, promises: Iterable[Promise]) -> None:
+        """Take over what was promised before; what does not stand any more is not."""
+        for promise in promises:
+            entry = self.lines.entries.get(promise.id)
+            nodes = [self.pool.state(share.node) for share in promise.shares]
+            if entry is not None and self._backfills and all(node is not None and node.open for node in nodes):
+                mask = self.pool.node_mask(share.node for share in promise.shares)
+                self.timeline.book(Window(promise, end_of(entry.w, promise.start), mask))
 
     def refused(self, w: Workload) -> Refusal | None:
         """By quota in every flavor; then the last refusal that time may lift, else the first."""

@@ -18,6 +18,7 @@ def build(setup: Setup, snapshot: Snapshot) -> Scheduler:
         scheduler.begin(held)
     for workload in snapshot.queued:
         scheduler.submit(workload)
+    scheduler.restore(snapshot.promises)
     return scheduler
 
 

@@ -75,6 +75,7 @@ class Timeline:
         self._steps: dict[int, list[Step]] = {}
         self._views: dict[Ask, View] = {}
         self._pending = 0
+        self.changes = 0
         self._mixed: dict[int, bool] = {}
 
     # -- what changes
@@ -96,6 +97,7 @@ class Timeline:
             self.touch(i)
 
     def touch(self, i: int) -> None:
+        self.changes += 1
         self._steps.pop(i, None)
         self._pending |= 1 << i
 

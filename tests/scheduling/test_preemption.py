@@ -194,7 +194,7 @@ def test_it_ends_without_counting_evictions(setup: Setup, todo: list[Job], nodes
 
 @given(setups(), jobs, st.integers(1, 6))
 def test_few_victims_and_none_within_quota(setup: Setup, todo: list[Job], nodes: int) -> None:
-    """Every victim is needed, borrowed where it is reclaimed; and the GPUs taken are bounded by the nodes asked for."""
+    """Every victim is needed, and borrowed where it is reclaimed; the GPUs taken are bounded by the GPUs asked for."""
     run = Run(setup, nodes)
     for job in todo:
         run.submit(job)
@@ -223,6 +223,11 @@ def _check(run: Run, id_: str) -> None:
             assert w.queue != entry.w.queue
         elif evict.reason is Reason.Preempted:
             assert w.priority < entry.w.priority
+    # A victim is needed for a GPU of quota or for a GPU's place, and each gives one at least; a gang leaves whole.
+    asked = run.gpus(entry.w)
+    assert len(victims) <= 2 * asked
+    largest = max(run.gpus(holding.held.workload) for holding in victims)
+    assert sum(run.gpus(holding.held.workload) for holding in victims) <= 2 * asked * largest
     for spared in range(-1, len(victims)):
         assert _fits(run, entry.w, [h.held.workload.id for at, h in enumerate(victims) if at != spared]) == (spared < 0)
 

@@ -266,7 +266,9 @@ def _why_waiting(conn: Connection, row: Row[Any], now: float, memory: view.Memor
     ahead = sum(1 for _ in itertools.takewhile(lambda entry: entry.w.id != row.id, scheduler.lines.in_order()))
     own = admission.wait(seen, scheduler, row.id, now)
     if own.start_estimate is not None:
-        lines.insert(0, f"it is promised a start at {format_time(own.start_estimate)} at the latest")
+        told = format_time(own.start_estimate)
+        firm = scheduler.promise(row.id) is not None
+        lines.insert(0, f"it is promised a start at {told} at the latest" if firm else f"it may start about {told}")
     if own.reason is Reason.Unschedulable or not ahead:
         return own, lines
     behind = f"{ahead} job{'s are' if ahead != 1 else ' is'} before it in line; by itself it {own.message}"

@@ -196,7 +196,7 @@ def go_to_work(start: Start) -> None:
         if not os.access(path, os.X_OK):
             conda = start.env.get("CONDA_PREFIX", "")
             if conda and "/" not in conda:
-                why = f"there is no conda environment {conda!r} on this node: name it by its folder"
+                why = f"there is no conda environment {conda!r} on this node; `conda env list` shows those there are"
                 raise LaunchError("EnvironmentMissing", why)
             raise LaunchError("EnvironmentMissing", _unreachable(path, whose))
     try:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from penstock.engines import launchers
-from penstock.engines.local import environment, folder, procs
+from penstock.engines.local import conda, environment, folder, procs
 from penstock.engines.local.users import Users
 from penstock.engines.spec import Launch, RankExit, RankGroup
 
@@ -44,10 +44,10 @@ class Renderer:
 
     def frame(self, launch: Launch) -> bytes:
         """The Launch as JSON with ``rendered``: argument lines and variables of every process."""
-        prepared = environment.prepare(launch.environment, self._base, folders=(launch.job_dir, launch.workdir or ""))
+        identity = self._users.look_up(launch.unix_user)
+        prepared = self._prepared(launch, identity)
         shimmed = launchers.effective_launcher(launch) != "none"
         port = self._free_port()
-        identity = self._users.look_up(launch.unix_user)
         value: dict[str, Any] = asdict(launch)
         value |= {
             "format": folder.FORMAT,
@@ -59,6 +59,14 @@ class Renderer:
             "rendered": [self._group(launch, group, prepared, port, shimmed=shimmed) for group in launch.groups],
         }
         return json.dumps(value, separators=(",", ":")).encode()
+
+    def _prepared(self, launch: Launch, identity: Mapping[str, Any] | None) -> environment.Prepared:
+        """A conda environment's name becomes its folder here: only the node knows where its user keeps them."""
+        wanted = dict(launch.environment)
+        if wanted.get("conda"):
+            home = os.path.expanduser("~") if identity is None else identity.get("home")
+            wanted["conda"] = conda.locate(str(wanted["conda"]), home, self._base["PATH"])
+        return environment.prepare(wanted, self._base, folders=(launch.job_dir, launch.workdir or ""))
 
     def _group(
         self, launch: Launch, group: RankGroup, prepared: environment.Prepared, port: int, *, shimmed: bool

@@ -16,6 +16,7 @@ class Account:
 
     nominal: float | None = None
     now_used: float = 0
+    waiting: int = 0  # jobs in line now
     since: float = 0.0
     lent_since: float = 0.0  # the pot's integral then
     used: float = 0.0
@@ -92,6 +93,16 @@ class Accounts:
         after = account.gap()
         account.pot.borrowed += after[0] - borrowed
         account.pot.idle += after[1] - idle
+
+    def wait(self, queue: str) -> None:
+        """One more of this queue's jobs is in line."""
+        account = self.by_queue.get(queue) or self._open(queue)
+        account.waiting += 1
+
+    def start(self, queue: str, gpus: float, now: float) -> None:
+        """One of them is not any more: it runs."""
+        self.by_queue[queue].waiting -= 1
+        self.change(queue, gpus, now)
 
     @staticmethod
     def _settle(account: Account, now: float) -> None:

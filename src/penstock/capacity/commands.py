@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_duration, parse_duration, parse_memory
-from penstock.capacity.pack import picture, run_files
+from penstock.capacity import picture
+from penstock.capacity.pack import picture as pack_picture
+from penstock.capacity.pack import run_files
 from penstock.capacity.pricing import costs
 from penstock.capacity.scenario import Scenario, Source, checked, replayed
 from penstock.capacity.sizing import parse_target, planned
 from penstock.capacity.synth import CLUSTERS, FIELDS, synthesize
 from penstock.capacity.traces import Selection
-from penstock.client.verb import Column, Invocation, Progress, Verb
+from penstock.client.verb import Invocation, Progress, Verb
 from penstock.cost.prices import load
 
 if TYPE_CHECKING:
@@ -41,13 +43,20 @@ def _trace_arguments(parser: ArgumentParser) -> None:
     add("--gpu-model", default="", metavar="NAME", help="the nodes' GPUs; without it models are not looked at")
 
 
+def _samples(text: str) -> int:
+    """Raises ValueError, as argparse wants it."""
+    if not 1 <= int(text) <= 10_000:
+        raise ValueError
+    return int(text)
+
+
 def _policy_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--policy", default="fifo", help="fifo, sjf, fairshare or multifactor (default: fifo)")
-    add("--blocking", default="strict", help="strict: the head blocks; skip: what fits starts (default: strict)")
-    add("--backfill", default="none", help="none, easy or conservative (default: none)")
-    add("--placement", help="bestfit or firstfit (default: bestfit; with --blocking skip: firstfit)")
-    add("--depth", type=int, default=100, help="workloads that backfill looks at (default: 100)")
+    add("--policy", help="fifo, sjf, fairshare or multifactor (default: what --queues or --slurm-conf say, else fifo)")
+    add("--blocking", help="strict: the head blocks; skip: what fits starts (default: theirs, else strict)")
+    add("--backfill", help="none, easy or conservative (default: theirs, else none)")
+    add("--placement", help="bestfit, firstfit, spread or fgd (default: bestfit; with --blocking skip: firstfit)")
+    add("--depth", type=int, help="workloads that backfill looks at (default: theirs, else 100)")
     add("--queues", metavar="FILE", help="a queue file: quotas, cohorts, weights")
     add("--slurm-conf", metavar="FILE", help="take multifactor weights and backfill from a slurm.conf")
     add("--failures", metavar="FILE", help="CSV of node, at_s, until_s")
@@ -62,6 +71,7 @@ def _configure(parser: ArgumentParser) -> None:
     replay = what.add_parser("replay", help="run a trace through the scheduler")
     _trace_arguments(replay)
     replay.add_argument("--nodes", type=int, required=True, metavar="N")
+    replay.add_argument("--samples", type=_samples, default=0, metavar="N", help="JSON: a timeline of so many points")
     _policy_arguments(replay)
     plan = what.add_parser("plan", help="the least number of nodes that meets a target")
     _trace_arguments(plan)
@@ -158,49 +168,24 @@ def _replay(call: Invocation, arguments: Namespace) -> int:
     def progress(ended: int) -> None:
         live.show(Progress(None, f"{ended} jobs have ended"))
 
+    scenario, table = _scenario(arguments), call.output.format == "table"
+    samples = arguments.samples or (picture.SAMPLES if table else 0)
     try:
-        found = replayed(_scenario(arguments), _source(arguments), time.perf_counter, progress=progress)
+        found = replayed(scenario, _source(arguments), time.perf_counter, progress=progress, samples=samples)
     finally:
         live.close()
     _tell_problems(call, found["trace"])
-    if call.output.format != "table":
+    if not table:
         call.output.document(found)
         return 0
-    for name in ("jobs", "mean_completion_s", "mean_wait_s", "p50_wait_s", "p95_wait_s", "makespan_s", "utilization"):
-        call.output.line(f"{name:<20} {found[name]}")
-    for name in ("events", "wall_s", "evictions", "failure_restarts", "lost_gpu_hours", "unplaced"):
-        call.output.line(f"{name:<20} {found[name]}")
-    call.output.table(QUEUES, [{"queue": name} | row for name, row in found["by_queue"].items()], call.now)
+    for line in (*picture.summary(found, scenario), "", *picture.lines_over_time(found["timeline"]), ""):
+        call.output.line(line)
+    rows = [{"queue": name} | row for name, row in found["by_queue"].items()]
+    call.output.table(picture.columns(found), rows, call.now)
     if found["reality"]:
-        call.output.line(_reality(found["reality"]))
+        for line in ("", *picture.reality(found["reality"])):
+            call.output.line(line)
     return 0
-
-
-def _figure(title: str, key: str) -> Column:
-    return Column(title, lambda row, _: "" if row.get(key) is None else f"{row[key]:g}", right=True)
-
-
-QUEUES = (
-    Column("QUEUE", lambda row, _: str(row["queue"])),
-    _figure("JOBS", "jobs"),
-    _figure("MEAN WAIT S", "mean_wait_s"),
-    _figure("P95 WAIT S", "p95_wait_s"),
-    _figure("USED GPU-H", "used_gpu_hours"),
-    _figure("NOMINAL", "nominal_gpu_hours"),
-    _figure("BORROWED", "borrowed_gpu_hours"),
-    _figure("LENT", "lent_gpu_hours"),
-    _figure("IDLE", "idle_gpu_hours"),
-    _figure("EVICTED", "evictions"),
-    _figure("LOST GPU-H", "lost_gpu_hours"),
-)
-
-
-def _reality(found: Mapping[str, Any]) -> str:
-    return (
-        f"against the waits of {found['jobs']} jobs that really happened: P95 {found['p95_replay_s']:g} s for "
-        f"{found['p95_real_s']:g} s ({100 * found['p95_error']:.0f}% off), mean {found['mean_replay_s']:g} s for "
-        f"{found['mean_real_s']:g} s ({100 * found['mean_error']:.0f}% off)"
-    )
 
 
 def _tell_problems(call: Invocation, trace: Mapping[str, Any]) -> None:
@@ -280,7 +265,7 @@ def _pack(call: Invocation, arguments: Namespace) -> int:
     if call.output.format != "table":
         call.output.document(found)
         return 0
-    for line in picture(found):
+    for line in pack_picture(found):
         call.output.line(line)
     return 0
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 
 from penstock.capacity.accounts import Accounts
+from penstock.capacity.series import Series
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Queue, Setup
 from penstock.scheduling.state import Admit, Ask, Gpu, NodeState, Part, Workload
@@ -101,9 +102,6 @@ class Result:
     gpu_seconds: float = 0.0  # used, evicted and lost work included
     capacity_gpu_seconds: float = 0.0  # from the first submission to the last end
     aborted: bool = False
-    timeline: list[tuple[float, dict[str, float], dict[str, int]]] = field(
-        default_factory=list
-    )  # at, GPUs by queue, waiting
 
 
 @dataclass(slots=True)
@@ -119,7 +117,8 @@ class _Run:
 class Replay:
     """One run over jobs in the order of their submission, which may be a stream: only those not ended are kept.
 
-    ``sink`` is given each job as it ends; without one they are collected in the result.
+    ``sink`` is given each job as it ends; without one they are collected in the result. ``samples``: keep series of
+    about so many points.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Replay:
         *,
         failures: Iterable[Failure] = (),
         checkpoint_s: float | None = None,
-        sample_s: float = 0.0,
+        samples: int = 0,
         sink: Callable[[Outcome], None] | None = None,
     ) -> None:
         self.jobs = jobs
@@ -144,13 +143,13 @@ class Replay:
         self.checkpoint_s = checkpoint_s
         self.result = Result()
         self.accounts = Accounts(setup)
+        self.series = Series(samples, self.accounts) if samples else None
         self._sink = sink or self.result.outcomes.append
         self._parts: dict[tuple[object, ...], Part_] = {}
         self._runs: dict[str, _Run] = {}
         self._waiting: dict[str, tuple[Outcome, float, float]] = {}  # id -> outcome, work left, in line since
         self._heap: list[tuple[float, int, int, str]] = []
         self._down: dict[int, float] = {}
-        self._sample_s = sample_s
         for failure in failures:
             self._heap.append((failure.at, _FAIL, failure.node, repr(failure.until)))
         heapify(self._heap)
@@ -159,7 +158,7 @@ class Replay:
         self, *, progress: Callable[[int], None] | None = None, stop: Callable[[float], bool] | None = None
     ) -> Result:
         """Until the last job has ended. ``stop(now)`` is asked now and then, and true ends a hopeless run early."""
-        heap, scheduler, result = self._heap, self.scheduler, self.result
+        heap, scheduler, result, series = self._heap, self.scheduler, self.result, self.series
         stream = iter(self.jobs)
         job = next(stream, None)
         origin = arrival = job.submit if job is not None else math.inf
@@ -171,6 +170,8 @@ class Replay:
             now = min(now, arrival, wake)
             if now == math.inf or (job is None and not self._runs and not self._hope(now)):
                 break  # what is left can never start
+            if series is not None and series.next_at <= now:
+                series.roll(now)
             while heap and heap[0][0] <= now:
                 _, kind, number, what = heappop(heap)
                 self._happened(kind, number, what, now)
@@ -192,6 +193,8 @@ class Replay:
         result.unplaced = [outcome for outcome, _, _ in self._waiting.values()]
         result.capacity_gpu_seconds = sum(len(node.gpus) for node in self.nodes) * result.makespan
         self.accounts.close(result.makespan)
+        if series is not None:
+            series.finish(result.makespan)
         return result
 
     def _hope(self, now: float) -> bool:
@@ -212,8 +215,6 @@ class Replay:
             waiting = self._waiting.get(promise.id)
             if waiting is not None and waiting[0].promised is None:
                 waiting[0].promised = promise.start
-        if self._sample_s:
-            self._sample(now)
 
     def _arrive(self, job: TraceJob, now: float) -> None:
         if job.id in self._waiting or job.id in self._runs:  # ids of different instants may be alike
@@ -230,6 +231,7 @@ class Replay:
                 self._queues[queue] = Queue(queue)
         limit = left if job.limit is None else max(job.limit, 1.0)
         self._waiting[job.id] = (outcome, left, now)
+        self.accounts.wait(job.queue)
         self.scheduler.submit(
             Workload(
                 job.id, job.id, now, parts, queue, job.user, "", job.priority, limit, left,
@@ -254,7 +256,7 @@ class Replay:
         version = outcome.evictions + outcome.failures
         self._runs[admit.id] = _Run(outcome, now, left, version)
         heappush(self._heap, (now + lasts, _END, version, admit.id))
-        self.accounts.change(job.queue, job.gpus, now)
+        self.accounts.start(job.queue, job.gpus, now)
 
     def _happened(self, kind: int, number: int, what: str, now: float) -> None:
         if kind == _END:
@@ -277,6 +279,8 @@ class Replay:
         result.gpu_seconds += (now - run.started) * outcome.job.gpus
         self.accounts.change(outcome.job.queue, -outcome.job.gpus, now)
         self._sink(outcome)
+        if self.series is not None:
+            self.series.add(outcome.job.queue, outcome.queued_at, outcome.waited)
 
     def _interrupt(self, id_: str, now: float, *, evicted: bool) -> None:
         """It starts again from its last checkpoint, or from scratch where it makes none."""
@@ -304,19 +308,6 @@ class Replay:
         for id_ in hit:
             if id_ in self._runs:
                 self._interrupt(id_, now, evicted=False)
-
-    def _sample(self, now: float) -> None:
-        """GPUs in use and jobs in line by queue, at most once in ``sample_s``."""
-        timeline = self.result.timeline
-        if timeline and now < timeline[-1][0] + self._sample_s:
-            return
-        used: dict[str, float] = {}
-        for run in self._runs.values():
-            used[run.outcome.job.queue] = used.get(run.outcome.job.queue, 0) + run.outcome.job.gpus
-        waiting: dict[str, int] = {}
-        for outcome, _, _ in self._waiting.values():
-            waiting[outcome.job.queue] = waiting.get(outcome.job.queue, 0) + 1
-        timeline.append((now, used, waiting))
 
     def still_waiting(self, now: float) -> Iterator[float]:
         """How long those in line have waited by now: they will wait at least as long."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -12,7 +12,7 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.capacity import slurm_conf, traces
 from penstock.capacity.failures import by_mtbf, from_file
 from penstock.capacity.metrics import Metrics, answer
-from penstock.capacity.replay import Cluster, Failure, Outcome, Replay, Result, TraceJob
+from penstock.capacity.replay import Cluster, Failure, Outcome, Replay, TraceJob
 from penstock.capacity.traces import Findings, Selection
 from penstock.scheduling.spec import Setup, parse_setup
 from penstock.scheduling.state import Policy
@@ -20,24 +20,24 @@ from penstock.scheduling.state import Policy
 ORDERS = ("fifo", "sjf", "fairshare", "multifactor")
 BLOCKINGS = ("strict", "skip")
 BACKFILLS = ("none", "easy", "conservative")
-PLACEMENTS = ("bestfit", "firstfit")
+PLACEMENTS = ("bestfit", "firstfit", "spread", "fgd")
 AHEAD = 500_000  # jobs read before the replay begins, so that reading is timed apart; more than these stream
 YEAR_S = 366 * 86400.0
-Instant = tuple[float, dict[str, float], dict[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Times in seconds. ``placement`` None: best fit, and first fit where blocked workloads are skipped
-    (docs/decisions/0004). ``queues`` is a queue file's text, ``slurm_conf`` a slurm.conf's.
+    """Times in seconds. ``queues`` is a queue file's text, ``slurm_conf`` a slurm.conf's; what is None here they say,
+    failing that FIFO, strict, no backfill, a depth of 100, and best fit (first fit where blocked workloads are skipped:
+    docs/decisions/0004).
     """
 
     nodes: int
     gpus_per_node: int
-    policy: str = "fifo"
-    blocking: str = "strict"
-    backfill: str = "none"
-    depth: int = 100
+    policy: str | None = None
+    blocking: str | None = None
+    backfill: str | None = None
+    depth: int | None = None
     placement: str | None = None
     cpus_per_node: float = 0.0
     memory_per_node: int = 0
@@ -54,8 +54,6 @@ class Scenario:
         return Cluster(self.nodes, self.gpus_per_node, self.cpus_per_node, self.memory_per_node, self.gpu_model)
 
     def setup(self) -> Setup:
-        placement = self.placement or ("firstfit" if self.blocking == "skip" else "bestfit")
-        policy = Policy(self.policy, self.blocking, self.backfill, placement, self.depth)
         setup = Setup()
         if self.queues:
             capacity = {
@@ -66,9 +64,15 @@ class Scenario:
                 }
             }
             setup = parse_setup(self.queues, path="--queues", capacity=capacity)
-            policy = replace(policy, preemption=setup.policy.preemption, weights=setup.policy.weights)
+        policy = setup.policy
         if self.slurm_conf:
             policy = slurm_conf.apply(policy, self.slurm_conf)
+        said = {"order": self.policy, "blocking": self.blocking, "backfill": self.backfill, "placement": self.placement}
+        policy = replace(policy, **{name: value for name, value in said.items() if value is not None})
+        if self.depth is not None:
+            policy = replace(policy, depth=self.depth)
+        if self.placement is None and policy.placement == "bestfit" and policy.blocking == "skip":
+            policy = replace(policy, placement="firstfit")
         return replace(setup, policy=policy)
 
     def problems(self) -> list[Problem]:
@@ -78,14 +82,14 @@ class Scenario:
             ("policy", self.policy, ORDERS),
             ("blocking", self.blocking, BLOCKINGS),
             ("backfill", self.backfill, BACKFILLS),
-            ("placement", self.placement or "bestfit", PLACEMENTS),
+            ("placement", self.placement, PLACEMENTS),
         ):
-            if value not in known:
+            if value is not None and value not in known:
                 found.append(Problem(name, f"{value!r} is none of {', '.join(known)}"))
         for name, number, least, most in (
             ("nodes", self.nodes, 1, 100_000),
             ("gpus_per_node", self.gpus_per_node, 1, 1024),
-            ("depth", self.depth, 1, 100_000),
+            ("depth", 100 if self.depth is None else self.depth, 1, 100_000),
         ):
             if not least <= number <= most:
                 found.append(Problem(name, f"{number} is not from {least} to {most}"))
@@ -127,7 +131,7 @@ def simulate(
     jobs: Iterator[TraceJob] | list[TraceJob],
     *,
     sink: Callable[[Outcome], None],
-    sample_s: float = 0.0,
+    samples: int = 0,
 ) -> Replay:
     """Ready to run. Failures are drawn for ten years of trace at the most: a heap cannot be endless."""
     horizon = 10 * YEAR_S
@@ -139,7 +143,7 @@ def simulate(
         scenario.setup(),
         failures=scenario.lost(horizon) if scenario.failures or scenario.mtbf_s else (),
         checkpoint_s=scenario.checkpoint_s,
-        sample_s=sample_s,
+        samples=samples,
         sink=sink,
     )
 
@@ -152,40 +156,20 @@ def replayed(
     progress: Callable[[int], None] | None = None,
     samples: int = 0,
 ) -> dict[str, Any]:
-    """The answer of one replay; with ``samples`` it has a timeline of about so many instants."""
+    """The answer of one replay; with ``samples`` it has a timeline of about so many points (``Series.to_dict``)."""
     findings, metrics = Findings(), Metrics()
     stream = source.jobs(checked(scenario), findings)
     began = clock()
-    jobs: Iterator[TraceJob] | list[TraceJob] = list(stream if samples or scenario.mtbf_s else islice(stream, AHEAD))
+    jobs: Iterator[TraceJob] | list[TraceJob] = list(stream if scenario.mtbf_s else islice(stream, AHEAD))
     read_s = clock() - began
     if isinstance(jobs, list) and len(jobs) == AHEAD:
         jobs = chain(jobs, stream)
-    sample_s = (jobs[-1].submit - jobs[0].submit) / samples if samples and isinstance(jobs, list) and jobs else 0.0
     began = clock()
-    run = simulate(scenario, jobs, sink=metrics.add, sample_s=max(sample_s, 1.0) if samples else 0.0)
+    run = simulate(scenario, jobs, sink=metrics.add, samples=samples)
     result = run.run(progress=progress)
     found = answer(metrics, run, clock() - began)
     found |= {"policy": run.scheduler.policy.name, "read_s": round(read_s, 3), "trace": findings.to_dict()}
-    if samples:
-        found["timeline"] = timeline(result, metrics, samples, scenario)
+    if run.series is not None:
+        found["timeline"] = run.series.to_dict(scenario.nodes * scenario.gpus_per_node, result.makespan)
     return found
 
-
-def timeline(result: Result, metrics: Metrics, samples: int, scenario: Scenario) -> dict[str, Any]:
-    """By queue, the busiest eight and the rest together, for charts."""
-    names = sorted(metrics.queues, key=lambda name: -len(metrics.queues[name].waits))
-    shown, rest = names[:8], set(names[8:])
-    rows = result.timeline[:: max(1, len(result.timeline) // (2 * samples))]
-
-    def series(pick: Callable[[Instant], Mapping[str, float]]) -> dict[str, list[float]]:
-        found = {name: [pick(row).get(name, 0) for row in rows] for name in shown}
-        if rest:
-            found["other queues"] = [sum(n for name, n in pick(row).items() if name in rest) for row in rows]
-        return found
-
-    return {
-        "at": [round(row[0], 1) for row in rows],
-        "capacity": scenario.nodes * scenario.gpus_per_node,
-        "gpus": series(lambda row: row[1]),
-        "waiting": series(lambda row: row[2]),
-    }

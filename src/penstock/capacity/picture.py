@@ -1,0 +1,112 @@
+"""What people would rather look at than read: a replay's answer as words, sparklines and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from penstock.base.quantities import format_duration
+from penstock.capacity.scenario import Scenario
+from penstock.capacity.series import sparkline
+from penstock.client.verb import Column
+
+WIDTH = 60  # characters of a sparkline
+SAMPLES = WIDTH  # so that a sparkline has one to two spans a character
+
+
+def _wait(title: str, key: str) -> Column:
+    return Column(title, lambda row, _: format_duration(row[key]) if row["jobs"] else "", right=True)
+
+
+def _hours(title: str, key: str) -> Column:
+    return Column(title, lambda row, _: "" if row.get(key) is None else f"{row[key]:,.0f}", right=True)
+
+
+def _count(title: str, key: str) -> Column:
+    return Column(title, lambda row, _: f"{row[key]:,}", right=True)
+
+
+QUEUE = Column("QUEUE", lambda row, _: str(row["queue"]))
+WAITS = (QUEUE, _count("JOBS", "jobs"), _wait("MEAN WAIT", "mean_wait_s"), _wait("P50", "p50_wait_s"), _wait("P95", "p95_wait_s"))  # fmt: skip
+HOURS = _hours("GPU-HOURS", "used_gpu_hours")
+QUOTAS = (
+    _hours("OF QUOTA", "nominal_gpu_hours"),
+    _hours("BORROWED", "borrowed_gpu_hours"),
+    _hours("IDLE QUOTA", "idle_gpu_hours"),
+    _hours("OF IT LENT", "lent_gpu_hours"),
+)
+LOSSES = (_count("EVICTIONS", "evictions"), _hours("LOST GPU-H", "lost_gpu_hours"))
+
+
+def columns(found: Mapping[str, Any]) -> tuple[Column, ...]:
+    """Those that say something: quotas where there are any, losses where something was lost."""
+    rows = found["by_queue"].values()
+    quotas = QUOTAS if any(row["nominal_gpu_hours"] is not None for row in rows) else ()
+    losses = LOSSES if found["evictions"] or found["failure_restarts"] else ()
+    return (*WAITS, HOURS, *quotas, *losses)
+
+
+def summary(found: Mapping[str, Any], scenario: Scenario) -> Iterator[str]:
+    """A few sentences: what was replayed, how long people waited, how much was used, what was lost."""
+    gpus = scenario.nodes * scenario.gpus_per_node
+    yield (
+        f"{found['jobs']:,} jobs on {scenario.nodes:,} nodes of {scenario.gpus_per_node} GPUs, {found['policy']}: "
+        f"all had ended after {format_duration(found['makespan_s'])}"
+    )
+    yield (
+        f"They waited {format_duration(found['mean_wait_s'])} on the mean; half of them at most "
+        f"{format_duration(found['p50_wait_s'])}, 95% at most {format_duration(found['p95_wait_s'])}"
+    )
+    yield f"From submission to end: {format_duration(found['mean_completion_s'])} on the mean"
+    yield f"{100 * found['utilization']:.1f}% of the {gpus:,} GPUs' time was used"
+    if found["evictions"] or found["failure_restarts"]:
+        yield (
+            f"{found['evictions']:,} evictions and {found['failure_restarts']:,} restarts after node failures: "
+            f"{found['lost_gpu_hours']:,.1f} GPU-hours of work were done twice"
+        )
+    if found["unplaced"]:
+        yield f"{found['unplaced']:,} jobs could never start"
+    if told := found["start_estimate_error"]:
+        yield (
+            f"{told['jobs']:,} were promised a start: half of them started within {format_duration(told['median_abs_s'])} "
+            f"of it, 95% within {format_duration(told['p95_abs_s'])}; {told['later_than_promised']:,} later than promised"
+        )
+
+
+def lines_over_time(timeline: Mapping[str, Any]) -> Iterator[str]:
+    """Use, line and waits of all; then the use of each queue where there are several."""
+    every, capacity = timeline["all"], timeline["capacity"]
+    if not timeline["at"]:
+        return
+    yield _line("GPUs in use", every["gpus"], capacity, f"of {capacity:,}, most {_most(every['gpus']):,.0f}")
+    yield _line("jobs in line", every["waiting"], None, f"most {_most(every['waiting']):,.0f}")
+    yield _line("mean wait", every["wait_s"], None, f"most {format_duration(_most(every['wait_s']))}, by submission")
+    queues = timeline["gpus"]
+    if len(queues) > 1:
+        yield "GPUs by queue, each against its own most"
+        for name, row in queues.items():
+            yield _line(f"  {name}", row, None, f"most {_most(row):,.0f}")
+    end = format_duration(timeline["at"][-1] + timeline["width_s"])
+    yield f"{'':<{_NAME}} 0{end:>{WIDTH - 1}}"
+
+
+_NAME = 16
+
+
+def _line(name: str, values: Sequence[float | None], top: float | None, note: str) -> str:
+    shown = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    return f"{shown:<{_NAME}} {sparkline(values, WIDTH, top or _most(values))} {note}"
+
+
+def _most(values: Sequence[float | None]) -> float:
+    return max((value for value in values if value is not None), default=0.0)
+
+
+def reality(found: Mapping[str, Any]) -> Iterator[str]:
+    """The replay against what really happened."""
+    yield f"Against the waits of {found['jobs']:,} jobs that really happened:"
+    for key, name in (("mean", "mean"), ("p50", "P50"), ("p95", "P95")):
+        yield (
+            f"  {name:<5} replayed {format_duration(found[f'{key}_replay_s']):>8}, really "
+            f"{format_duration(found[f'{key}_real_s']):>8}: {100 * found[f'{key}_error']:.0f}% off"
+        )

@@ -14,8 +14,8 @@ from penstock.capacity.failures import by_mtbf, from_file
 from penstock.capacity.metrics import Metrics, answer
 from penstock.capacity.replay import Cluster, Failure, Outcome, Replay, TraceJob
 from penstock.capacity.traces import Findings, Selection
-from penstock.scheduling.spec import Setup, parse_setup
-from penstock.scheduling.state import Policy
+from penstock.scheduling.spec import Setup, flavor_of, parse_setup
+from penstock.scheduling.state import Gpu
 
 ORDERS = ("fifo", "sjf", "fairshare", "multifactor")
 BLOCKINGS = ("strict", "skip")
@@ -51,26 +51,38 @@ class Scenario:
     seed: int = 0
 
     def cluster(self) -> Cluster:
-        return Cluster(self.nodes, self.gpus_per_node, self.cpus_per_node, self.memory_per_node, self.gpu_model)
+        flavor = self._flavor(parse_setup(self.queues, path="--queues")) if self.queues else "default"
+        return Cluster(self.nodes, self.gpus_per_node, self.cpus_per_node, self.memory_per_node, self.gpu_model, flavor)
+
+    def _flavor(self, setup: Setup) -> str:
+        return flavor_of(setup, (Gpu("0", self.gpu_model),))
 
     def setup(self) -> Setup:
         setup = Setup()
         if self.queues:
-            capacity = {
-                "default": {
-                    "gpus": float(self.nodes * self.gpus_per_node),
-                    "cpus": self.nodes * self.cpus_per_node,
-                    "memory": float(self.nodes * self.memory_per_node),
-                }
-            }
-            setup = parse_setup(self.queues, path="--queues", capacity=capacity)
+            setup = parse_setup(self.queues, path="--queues")
+            per_node = {"gpus": self.gpus_per_node, "cpus": self.cpus_per_node, "memory": self.memory_per_node}
+            has = {name: float(self.nodes * amount) for name, amount in per_node.items() if amount or name == "gpus"}
+            capacity = {name: dict.fromkeys(has, 0.0) for name in setup.flavors} | {self._flavor(setup): has}
+            try:
+                setup = parse_setup(self.queues, path="--queues", capacity=capacity)
+            except InvalidInput as wrong:
+                if setup.flavors:
+                    wrong.advice = (
+                        f"Flavors go by --gpu-model: with {self.gpu_model!r} all nodes are {self._flavor(setup)!r}."
+                    )
+                raise
         policy = setup.policy
         if self.slurm_conf:
             policy = slurm_conf.apply(policy, self.slurm_conf)
-        said = {"order": self.policy, "blocking": self.blocking, "backfill": self.backfill, "placement": self.placement}
-        policy = replace(policy, **{name: value for name, value in said.items() if value is not None})
-        if self.depth is not None:
-            policy = replace(policy, depth=self.depth)
+        policy = replace(
+            policy,
+            order=self.policy or policy.order,
+            blocking=self.blocking or policy.blocking,
+            backfill=self.backfill or policy.backfill,
+            placement=self.placement or policy.placement,
+            depth=self.depth or policy.depth,
+        )
         if self.placement is None and policy.placement == "bestfit" and policy.blocking == "skip":
             policy = replace(policy, placement="firstfit")
         return replace(setup, policy=policy)
@@ -172,4 +184,3 @@ def replayed(
     if run.series is not None:
         found["timeline"] = run.series.to_dict(scenario.nodes * scenario.gpus_per_node, result.makespan)
     return found
-

@@ -22,7 +22,7 @@ from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
 from penstock.scheduling import live
 from penstock.scheduling.cycle import Scheduler
-from penstock.scheduling.spec import Setup
+from penstock.scheduling.spec import Setup, flavor_of
 from penstock.scheduling.state import Ask, Gpu, Held, NodeState, Part, Share, Topology, Workload
 from penstock.store.events import EventRow
 
@@ -190,7 +190,7 @@ class View:
         gpus = tuple(Gpu(gpu["id"], gpu["model"]) for gpu in json.loads(row.gpus))
         why = inventory.closed_because(row)
         return NodeState(
-            row.name, row.cpus, int(row.memory), gpus, live.flavor_of(self.setup, gpus), open=not why, why_closed=why
+            row.name, row.cpus, int(row.memory), gpus, flavor_of(self.setup, gpus), open=not why, why_closed=why
         )
 
     def workload(self, row: Row[Any]) -> Workload:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from sqlalchemy import func, insert, select
@@ -11,7 +10,6 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.scheduling.spec import Setup, parse_setup
-from penstock.scheduling.state import Gpu
 from penstock.scheduling.tables import setups
 from penstock.store.store import Tx
 
@@ -42,18 +40,6 @@ def replace(tx: Tx, text: str, *, actor: str) -> int:
     message = f"generation {generation}: {names}"
     tx.emit(ref, Reason.QueuesChanged, message, actor=actor, data={"generation": generation})
     return generation
-
-
-def flavor_of(setup: Setup, gpus: Sequence[Gpu], labels: Mapping[str, str] | None = None) -> str:
-    """The first flavor that matches; "default" for a node that none does."""
-    models = {gpu.model for gpu in gpus}
-    has = labels or {}
-    for flavor in setup.flavors.values():
-        if flavor.gpu_models and not models.intersection(flavor.gpu_models):
-            continue
-        if all(has.get(key) == value for key, value in flavor.labels.items()):
-            return flavor.name
-    return "default"
 
 
 def queue_of(setup: Setup, project: str) -> str:

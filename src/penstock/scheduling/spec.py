@@ -7,7 +7,7 @@ elsewhere, and all of it is told at once with paths and lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_memory
 from penstock.documents import Path, bounded, read, show, summary, validate
 from penstock.scheduling.forms import FORMS, PolicyForm
-from penstock.scheduling.state import Policy, Reservation
+from penstock.scheduling.state import Gpu, Policy, Reservation
 
 RESOURCES = ("gpus", "cpus", "memory")  # memory in bytes, cpus in cores
 Capacity = Mapping[str, Mapping[str, float]]  # flavor -> resource -> how much the fleet has
@@ -84,6 +84,18 @@ class Setup:
     cohorts: Mapping[str, Cohort] = field(default_factory=dict)
     flavors: Mapping[str, Flavor] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
+
+
+def flavor_of(setup: Setup, gpus: Sequence[Gpu], labels: Mapping[str, str] | None = None) -> str:
+    """The first flavor that matches; "default" for a node that none does."""
+    models = {gpu.model for gpu in gpus}
+    has = labels or {}
+    for flavor in setup.flavors.values():
+        if flavor.gpu_models and not models.intersection(flavor.gpu_models):
+            continue
+        if all(has.get(key) == value for key, value in flavor.labels.items()):
+            return flavor.name
+    return "default"
 
 
 # -- a queue file

@@ -31,7 +31,7 @@ lint: install ## ruff, mypy --strict, import contracts, ratchets; all run, any f
 
 test: install test-deps ## the tests that need nothing but this machine (<= 12 minutes)
 	@$(call say,'make test')
-	$(PYTEST) $(ARGS)
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) $(ARGS)
 
 test-real: install test-deps ## the tests that start real servers of others: PostgreSQL, Chromium, torchrun (<= 40 minutes)
 	@$(call say,'make test-real')
@@ -40,11 +40,14 @@ test-real: install test-deps ## the tests that start real servers of others: Pos
 test-gpu: install ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m 'gpu and not soak' --timeout 600 $(ARGS)
 
+FUZZED = tests/scheduling tests/capacity tests/jobs tests/reconcile tests/tenancy/test_plan.py tests/engines/test_launchers.py \
+  tests/cost/test_plan.py tests/cost/test_allocation.py tests/cost/test_focus.py tests/cost/test_prices.py
+
 soak: install test-deps ## long fault and fuzz runs; their report is what `make bars` reads
 	@$(call say,'make soak')
 	HYPOTHESIS_PROFILE=soak $(PYTEST) -m 'soak and not gpu' --timeout 7200 --soak-report=build/soak.json $(ARGS)
 	@$(call say,'make soak: every property with 10000 cases')
-	HYPOTHESIS_PROFILE=soak $(PYTEST) -m 'not real and not soak and not gpu' --timeout 7200 tests/scheduling tests/jobs tests/reconcile tests/tenancy/test_plan.py tests/cost/test_plan.py tests/engines/test_launchers.py
+	HYPOTHESIS_PROFILE=soak $(PYTEST) -m 'not real and not soak and not gpu' --fuzz -n 2 --timeout 7200 --soak-report=build/fuzz.json $(FUZZED)
 
 bars: install test-deps ## measure every bar of a part: make bars PART=A [JSON=1] [ONLY=startup,submit]
 	@$(PY) -m benchmarks.bars --part $(or $(PART),A) $(if $(JSON),--json) $(if $(ONLY),--only $(ONLY))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PATH = Path("build/soak.json")
+FUZZ_PATH = Path("build/fuzz.json")  # of `make soak`'s second half: by property, how many cases it ran
 
 
 def commit(root: Path) -> str:
@@ -51,7 +52,13 @@ class Report:
         os.replace(part, path)
 
 
-def read(root: Path) -> Report | None:
-    """The last report, or None where no soak has run in this tree."""
-    path = root / PATH
-    return Report(**json.loads(path.read_text())) if path.exists() else None
+def read(root: Path, path: Path = PATH) -> tuple[Report | None, str]:
+    """The last report, and why it does not count: "" where it does."""
+    if not (root / path).exists():
+        return None, "no report: run `make soak`"
+    report, here = Report(**json.loads((root / path).read_text())), commit(root)
+    if report.commit != here:
+        return report, f"the report is of {report.commit[:12] or '?'}, not of {here[:12] or '?'}: run `make soak`"
+    if report.exit_status != 0:
+        return report, f"the soak itself failed ({report.failed} of {report.failed + report.passed} tests)"
+    return report, ""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _SOAK = pytest.StashKey[soak_report.Report]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-report", default=None, help="where `make soak` writes what the bars read")
+    parser.addoption("--fuzz", action="store_true", help="Hypothesis properties alone, and how many cases each ran")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,6 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         missing.add("root")
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
+    if config.getoption("--fuzz"):
+        items[:] = [item for item in items if getattr(getattr(item, "obj", None), "is_hypothesis_test", False)]
     for item in items:
         needs = {name for mark in item.iter_markers("needs") for name in mark.args} & missing
         (left if needs else kept).append(item)
@@ -63,6 +67,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Under --fuzz a property tells how many cases it really ran, and whether there are no more."""
+    report = yield
+    told = getattr(item, "hypothesis_statistics", "")
+    if call.when == "call" and item.config.getoption("--fuzz") and told:
+        ran = sum(int(number) for number in re.findall(r"(\d+) passing", told))
+        report.user_properties.append((f"soak:{item.nodeid}", {"cases": ran, "all": "nothing left to do" in told}))
+    return report
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     for name, value in report.user_properties:
         if name.startswith("soak:"):
@@ -74,7 +89,7 @@ _measured: dict[str, Any] = {}
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     path = session.config.getoption("--soak-report")
-    if path and not session.config.option.collectonly:
+    if path and not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
         report = session.config.stash[_SOAK]
         failed, passed = session.testsfailed, session.testscollected - session.testsfailed
         report.finish(at=time.time(), exit_status=int(exitstatus), passed=passed, failed=failed, measured=_measured)

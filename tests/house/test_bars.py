@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import bars, soak, soak_report
+from benchmarks import bars, fuzz, soak, soak_report
 from benchmarks.harness import Bar, percentile, show
 
 
@@ -92,3 +93,47 @@ def test_the_soak_report_is_written_by_the_test_run(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert (report["passed"], report["failed"], report["exit_status"]) == (1, 1, 1)
     assert report["measured"] == {"kills": 7}
+
+
+def test_the_least_fuzzed_property_is_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / ".gitignore").write_text("build/\n")
+    repository(tmp_path)
+    monkeypatch.setattr(fuzz, "ROOT", tmp_path)
+    ran = {
+        f"tests/{room}/test_x.py::test_{n}": {"cases": 10_000 + n, "all": False} for room in fuzz.ROOMS for n in (0, 1)
+    }
+    ran["tests/cost/test_x.py::test_small"] = {"cases": 12, "all": True}  # there are no more than these
+
+    def bars_of(measured: dict[str, Any], failed: int) -> list[bool]:
+        report = soak_report.Report.new(soak_report.commit(tmp_path), "host", 1.0)
+        report.finish(at=2.0, exit_status=failed, passed=3, failed=failed, measured=measured)
+        report.write(tmp_path / soak_report.FUZZ_PATH)
+        return [bar.ok for bar in fuzz.measure()]
+
+    assert bars_of(ran, 0) == [True] * 4
+    assert bars_of(ran, 1) == [False] * 4
+    assert bars_of(ran | {"tests/scheduling/test_x.py::test_2": {"cases": 9_999, "all": False}}, 0).count(False) == 1
+    assert bars_of({}, 0) == [True, False, False, False]
+
+
+def test_a_fuzzed_property_tells_how_many_cases_it_ran(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    (tmp_path / "test_x.py").write_text(
+        "from hypothesis import given, settings, strategies as st\n"
+        "@settings(max_examples=30)\n@given(st.integers())\ndef test_many(n): pass\n"
+        "@given(st.booleans())\ndef test_few(n): pass\n"
+        "def test_plain(): assert False\n"
+    )
+    path = tmp_path / "fuzz.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "--fuzz"]
+    subprocess.run(
+        [*command, f"--soak-report={path}", "--rootdir", str(tmp_path), str(tmp_path)],
+        cwd=root,
+        capture_output=True,
+        check=True,
+    )
+    measured = {name.split("::")[1]: value for name, value in json.loads(path.read_text())["measured"].items()}
+    assert measured["test_many"] == {"cases": 30, "all": False}
+    assert measured["test_few"]["all"]
+    assert set(measured) == {"test_many", "test_few"}

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from benchmarks.harness import Bar, show
 from penstock.cost.allocation import Interval, allocate, in_cents, share_out
+from penstock.cost.quota import Weights
 from penstock.cost.spec import CPUS, GPUS, Prices
 from penstock.cost.terms import Commitment, Terms
 
@@ -42,7 +43,7 @@ def measure() -> list[Bar]:
         used, up, terms = month(rng)
         bill = allocate(used, up, _PRICES, terms, since=0, until=MONTH)
         for rule in ("own", "usage", "quota"):
-            rows = share_out(bill, rule, quotas={"a": 3, "b": 2}).rows
+            rows = share_out(bill, rule, quotas=Weights(gpus={"a": 3, "b": 2})).rows
             cents, total = in_cents(rows, bill.nanos)
             worst = max(worst, abs(sum(cents) - total), abs(sum(row.nanos for row in rows) - bill.nanos))
     note = f"{MONTHS} generated months, three rules; for any input: tests/cost/test_allocation.py"

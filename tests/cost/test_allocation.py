@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.cost.allocation import Interval, Statement, allocate, apportion, in_cents, share_out
+from penstock.cost.quota import Weights
 from penstock.cost.spec import CPUS, GIB, GPUS, MEMORY, Prices
 from penstock.cost.terms import Commitment, Terms
 
@@ -55,7 +56,7 @@ cases = st.tuples(
 def test_all_rows_are_the_bill(case: tuple[list[Interval], list[Interval], Terms, float, float], rule: str) -> None:
     used, up, deal, since, until = case
     found = allocate(used, up, PRICES, deal, since=since, until=until)
-    shared = share_out(found, rule, quotas={"a": 3, "b": 1, "none": 0})
+    shared = share_out(found, rule, quotas=Weights(gpus={"a": 3, "b": 1, "none": 0}))
     for statement in (found, shared):
         assert sum(row.nanos for row in statement.rows) == statement.nanos
         assert all(row.nanos >= 0 for row in statement.rows)

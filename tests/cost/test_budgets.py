@@ -13,7 +13,7 @@ from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.base.routes import Call
 from penstock.cost import budgets, capacity
-from penstock.cost.bill_routes import BillQuery, BillRoutes
+from penstock.cost.bill_routes import BillRoutes, SumQuery
 from penstock.cost.tables import capacity as capacity_table
 from penstock.cost.terms import Terms
 from penstock.store import events
@@ -70,9 +70,7 @@ def test_capacity_follows_the_nodes_and_the_bill_names_its_intervals(sqlite_url:
             rows = await store.read(lambda conn: conn.execute(select(capacity_table)).all())
             assert len(rows) == 6
             assert sum(row.ended_at is None for row in rows) == 3
-            return await BillRoutes(store, PRICES, Terms()).bill(
-                Call(ADMIN, {}, BillQuery(month=None, rule=None), None, {}, None, None)
-            )
+            return await BillRoutes(store, PRICES, Terms()).bill(Call(ADMIN, {}, SumQuery(), None, {}, None, None))
 
     bill = asyncio.run(story())
     assert sum(row["nanos"] for row in bill["items"]) == bill["nanos"]

@@ -187,7 +187,7 @@ def test_a_report_shows_only_what_its_reader_may_see(url: str) -> None:
             await store.write(lambda tx: started(tx, "two", project="theirs"))
             clock.now += 3600
             ann = Actor("ann", "", {"mine": "viewer"})
-            for by in ("project", "user", "job", "node"):
+            for by in ("project", "user", "queue", "job", "node"):
                 assert (await report(store, ann, by=by))["total"] == 4.0
             assert (await report(store, by="project"))["total"] == 8.0
             assert (await report(store, ann, by="project", project="mine"))["total"] == 4.0
@@ -244,7 +244,7 @@ def test_any_course_of_attempts_is_billed_alike_by_every_key(course: list[tuple[
             await store.write(play)
             for *_, start, end in await store.read(intervals):
                 assert end is None or end >= start
-            totals = [(await report(store, by=by))["total"] for by in ("project", "user", "job", "node")]
+            totals = [(await report(store, by=by))["total"] for by in ("project", "user", "queue", "job", "node")]
             assert max(totals) - min(totals) < 0.01
             assert min(totals) >= 0
 

@@ -39,6 +39,8 @@ def test_what_was_borrowed_is_claimed_back(house: House) -> None:
     owner = house.run(["true"], resources={"cpus": 1}, queue="research")
     assert house.ended(owner)["status"]["phase"] == "Succeeded"
     assert sorted("Reclaimed" in house.reasons(name) for name in borrowers) == [False, True]
+    by = {item["key"]["queue"] for item in house.get("cost/report?by=queue")["items"]}
+    assert {"default", "research"} <= by
     lost = house.run(["true"], queue="nowhere")
     assert "no queue 'nowhere'" in house.get(f"projects/default/jobs/{lost}/why")["message"]
     for name in (*borrowers, lost):

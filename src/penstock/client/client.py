@@ -103,7 +103,7 @@ class Client:
         return self.jobs.carry(take(folder, max_bytes=max_bytes))
 
     def cost_report(self, **filters: Any) -> dict[str, Any]:
-        """``by`` ("project", "user", "job", "node"), ``project``, ``since``, ``until`` (RFC 3339)."""
+        """``by`` ("project", "user", "queue", "job", "node"), ``project``, ``since``, ``until`` (RFC 3339)."""
         return dict(self._get("cost/report", filters))
 
     def bill(self, part: str = "bill", **filters: Any) -> Any:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
+from penstock.cost.quota import Weights
 from penstock.cost.spec import CPUS, GIB, GPUS, MEMORY, Prices
 from penstock.cost.terms import Commitment, Terms
 
+KEY = ("project", "user", "job", "node", "queue")  # what the parts of a row's key are, where ledgers make it
 Kind = Literal["used", "idle", "unused"]
 Pool = tuple[
     str, str
@@ -290,9 +292,7 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def share_out(
-    statement: Statement, rule: str, *, queue_at: int = 0, quotas: Mapping[str, int] | None = None
-) -> Statement:
+def share_out(statement: Statement, rule: str, *, queue_at: int = 0, quotas: Weights | None = None) -> Statement:
     """Give idle and unused capacity to those who bear it: ``usage`` (in proportion to what they used of the same pool;
     a pool that nobody used keeps its row), ``quota`` (by the queues' nominal quota: rows whose key is the queue alone
     at ``queue_at``), or ``own`` (rows of their own).
@@ -300,31 +300,53 @@ def share_out(
     if rule == "own":
         return statement
     rows: list[Row] = [row for row in statement.rows if row.kind == "used"]
+    users: dict[Pool, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.nanos:
+            users[row.pool].append(row)
     for row in statement.rows:
         if row.kind == "used":
             continue
-        rows += _to_quota(row, queue_at, quotas or {}) if rule == "quota" else _to_usage(row, statement.rows)
+        if rule == "quota":
+            bearers = (quotas or Weights()).bearers(*row.pool)
+            shares = {("",) * queue_at + (queue,): bearers[queue] for queue in sorted(bearers)}
+            rows += _shared(row, list(shares.items()))
+        else:
+            rows += _shared(row, [(user.key, user.nanos) for user in users[row.pool]])
     return Statement(tuple(rows), statement.nanos)
 
 
-def _to_quota(row: Row, queue_at: int, quotas: Mapping[str, int]) -> list[Row]:
-    if sum(quotas.values()) <= 0:
+def _shared(row: Row, bearers: Sequence[tuple[tuple[str, ...], int]]) -> list[Row]:
+    """The row cut in proportion; whole where nobody bears it."""
+    weights = [weight for _, weight in bearers]
+    if sum(weights) <= 0:
         return [row]
-    names = sorted(name for name in quotas if quotas[name] > 0)
-    parts = apportion(row.nanos, [quotas[name] for name in names])
-    return [
-        Row(row.kind, ("",) * queue_at + (name,), row.pool, part)
-        for name, part in zip(names, parts, strict=True)
-        if part
-    ]
+    parts = zip(bearers, apportion(row.nanos, weights), apportion(row.units, weights), strict=True)
+    return [Row(row.kind, key, row.pool, part, (), units) for (key, _), part, units in parts if part]
 
 
-def _to_usage(row: Row, rows: Sequence[Row]) -> list[Row]:
-    users = [other for other in rows if other.kind == "used" and other.pool == row.pool and other.nanos]
-    if not users:
-        return [row]
-    parts = apportion(row.nanos, [user.nanos for user in users])
-    return [Row(row.kind, user.key, row.pool, part) for user, part in zip(users, parts, strict=True) if part]
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Rows of one kind added up under one part of their key; of what nobody used the name is empty."""
+
+    kind: Kind
+    name: str
+    nanos: int
+    hours: float  # of units of several kinds where rows are
+
+
+def summed(statement: Statement, by: str) -> list[Sum]:
+    """By a word of ``KEY`` (a job's name follows its project's); the dearest first."""
+    at = KEY.index(by)
+    nanos: dict[tuple[Kind, str], int] = defaultdict(int)
+    hours: dict[tuple[Kind, str], float] = defaultdict(float)
+    for row in statement.rows:
+        name = row.key[at] if at < len(row.key) else ""
+        who = (row.kind, f"{row.key[0]}/{name}" if by == "job" and name else name)
+        nanos[who] += row.nanos
+        hours[who] += row.hours
+    made = [Sum(kind, name, nanos[kind, name], hours[kind, name]) for kind, name in nanos]
+    return sorted(made, key=lambda each: (-each.nanos, each.kind, each.name))
 
 
 def in_cents(rows: Sequence[Row], nanos: int) -> tuple[list[int], int]:

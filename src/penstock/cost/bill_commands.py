@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Item = Mapping[str, Any]
 _NANOS = 10**9
+_PARTS = ("project", "user", "job", "node", "queue")
 _WIDTH = 24  # characters of the longest bar
 _SPARKS = " ▁▂▃▄▅▆▇█"
 
@@ -34,34 +35,24 @@ def _money(item: Item, _now: float = 0.0) -> str:
     return f"{item['nanos'] / _NANOS:.2f}"
 
 
-def summed(rows: Sequence[Item], by: str) -> list[dict[str, Any]]:
-    """Rows added up under one part of their key; what nobody used keeps its kind for a name. The dearest first."""
-    sums: dict[tuple[str, str], int] = {}
-    for row in rows:
-        key = row["key"]
-        name = "/".join(filter(None, (key.get("project"), key.get("job")))) if by == "job" else key.get(by, "")
-        who = (row["kind"], name)
-        sums[who] = sums.get(who, 0) + row["nanos"]
-    made = [{"kind": kind, "name": name, "nanos": nanos} for (kind, name), nanos in sums.items()]
-    return sorted(made, key=lambda each: (-each["nanos"], each["kind"], each["name"]))
-
-
 def _month(arguments: Namespace) -> dict[str, str]:
     given = {"month": arguments.month, "rule": arguments.rule}
     return {key: value for key, value in given.items() if value}
 
 
 def _bill(call: Invocation, arguments: Namespace) -> int:
-    bill = call.client.bill(**_month(arguments))
-    if call.output.format != "table":
+    table = call.output.format == "table"
+    by = None if arguments.rows else arguments.by or ("project" if table else None)
+    bill = call.client.bill(**_month(arguments), **({"by": by} if by else {}))
+    if not table:
         call.output.document(bill)
         return 0
-    rows = bill["items"] if arguments.rows else summed(bill["items"], arguments.by)
+    rows = bill["items"]
     whole = max((row["nanos"] for row in rows), default=0)
-    name = "id" if arguments.rows else "name"
+    name = "name" if by else "id"
     columns = [
         Column("KIND", lambda row, _: str(row["kind"])),
-        Column(name.upper() if arguments.rows else arguments.by.upper(), lambda row, _: str(row[name])),
+        Column((by or name).upper(), lambda row, _: str(row[name])),
         Column(bill["currency"], _money, right=True),
         Column("SHARE", lambda row, _: bar(row["nanos"], whole)),
     ]
@@ -107,9 +98,9 @@ def as_csv(bill: Item) -> str:
     """The bill's own rows. A cell that a spreadsheet would take for a formula gets an apostrophe."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["id", "kind", "project", "user", "job", "node", "paid", "hours", "amount", "currency"])
+    writer.writerow(["id", "kind", *_PARTS, "paid", "hours", "amount", "currency"])
     for row in bill["items"]:
-        named = [_safe(row["key"].get(part, "")) for part in ("project", "user", "job", "node")]
+        named = [_safe(row["key"].get(part, "")) for part in _PARTS]
         amount = f"{row['nanos'] / _NANOS:.9f}"
         writer.writerow([row["id"], row["kind"], *named, "/".join(row["paid"]), row["hours"], amount, bill["currency"]])
     return file.getvalue()
@@ -163,12 +154,19 @@ def _budgets(call: Invocation) -> int:
         Column("AMOUNT", lambda item, _: str(item["amount"]), right=True),
         Column("SPENT", lambda item, _: str(item["spent"]), right=True),
         Column("SHARE", lambda item, _: bar(min(float(item["spent"]), float(item["amount"])), float(item["amount"]))),
+        Column("STATE", lambda item, _: _state(item)),
         Column("WARNS AT", lambda item, _: ", ".join(f"{each}%" for each in item["thresholds"])),
         Column("REFUSES", lambda item, _: "yes" if item["refuse"] else "no"),
         Column("CONTACT", lambda item, _: str(item["contact"])),
     ]
     call.output.table(columns, items, call.now)
     return 0
+
+
+def _state(item: Item) -> str:
+    if item["refusing"]:
+        return "refuses new work"
+    return "ok" if item["reached"] is None else f"over {item['reached']}%"
 
 
 BILL: dict[str, Callable[[Invocation, Namespace], int]] = {

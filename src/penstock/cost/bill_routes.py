@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from penstock.base.errors import NotFound
 from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint, Reply
-from penstock.cost import budgets, focus, forecast_routes
-from penstock.cost.allocation import Interval, Row, Statement, allocate, share_out
+from penstock.cost import bill, budgets, focus, forecast_routes
+from penstock.cost.allocation import Interval, Row, Statement, summed
 from penstock.cost.spec import Prices
-from penstock.cost.tables import capacity, usage
 from penstock.cost.terms import Terms
 from penstock.store.store import Store
 from penstock.tenancy.plan import visible
@@ -25,9 +25,17 @@ class BillQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     month: str | None = Field(
-        None, pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$", description="2026-11; default: the present one"
+        default=None, pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$", description="2026-11; default: the present one"
     )
-    rule: Literal["usage", "own"] | None = Field(None, description="who bears idle capacity; default: the price file's")
+    rule: Literal["usage", "quota", "own"] | None = Field(
+        default=None, description="who bears idle capacity; default: the price file's"
+    )
+
+
+class SumQuery(BillQuery):
+    by: Literal["project", "user", "queue", "job", "node"] | None = Field(
+        default=None, description="rows added up under one part of their key, the dearest first; default: each row"
+    )
 
 
 class TraceQuery(BillQuery):
@@ -50,53 +58,51 @@ class BillRoutes:
         self._store, self._prices, self._terms = store, prices, terms
 
     async def bill(self, call: Call) -> dict[str, Any]:
-        since, until = _month(call.query.month, self._store.clock())
-        statement = share_out(await self._statement(since, until), call.query.rule or self._terms.idle)
-        rows = [
-            {
-                "id": _id(row),
-                "kind": row.kind,
-                "key": dict(zip(("project", "user", "job", "node"), row.key, strict=False)),
-                "paid": list(row.pool),
-                "nanos": row.nanos,
-                "hours": row.hours,
-                "intervals": list(row.intervals),
-            }
-            for row in statement.rows
-        ]
+        statement = await self._statement(call.query)
+        if call.query.by is not None:
+            rows = [asdict(each) for each in summed(statement, call.query.by)]
+        else:
+            rows = [_row(row) for row in statement.rows]
         return {"currency": self._prices.currency, "nanos": statement.nanos, "items": rows}
 
     async def trace(self, call: Call) -> dict[str, Any]:
         """The usage intervals that one row stands for, cut to the month."""
-        since, until = _month(call.query.month, self._store.clock())
-        statement = share_out(await self._statement(since, until), call.query.rule or self._terms.idle)
+        period = bill.month(call.query.month, self._store.clock())
+        statement = await self._statement(call.query)
         row = next((each for each in statement.rows if _id(each) == call.query.row), None)
         if row is None:
             raise NotFound(f"the bill of that month has no row {call.query.row!r}")
-        used, _ = await self._store.read_long(lambda conn: _intervals(conn, since, until))
         named = frozenset(row.intervals)
-        items = [_traced(each, since, until) for each in used if each.id in named]
+
+        def read(conn: Connection) -> list[dict[str, Any]]:
+            return [_traced(each, period) for each in bill.used(conn, period) if each.id in named]
+
+        items = await self._store.read_long(read)
         return {"currency": self._prices.currency, "nanos": row.nanos, "hours": row.hours, "items": items}
 
     async def focus(self, call: Call) -> Reply:
-        since, until = _month(call.query.month, self._store.clock())
-        statement = await self._statement(since, until)
-        text = focus.export(statement, self._prices, since=since, until=until)
+        period = bill.month(call.query.month, self._store.clock())
+
+        def read(conn: Connection) -> str:
+            made = bill.statement(conn, period, self._prices, self._terms)
+            return focus.export(made, self._prices, since=period.since, until=period.until)
+
+        text = await self._store.read_long(read)
         return Reply(text.encode(), 200, "text/plain; charset=utf-8")
 
-    async def _statement(self, since: float, until: float) -> Statement:
-        def read(conn: Connection) -> Statement:
-            used, up = _intervals(conn, since, until)
-            return allocate(used, up, self._prices, self._terms, since=since, until=until)
-
-        return await self._store.read_long(read)
+    async def _statement(self, query: BillQuery) -> Statement:
+        period, rule = bill.month(query.month, self._store.clock()), query.rule or self._terms.idle
+        return await self._store.read_long(lambda conn: bill.statement(conn, period, self._prices, self._terms, rule))
 
     async def list_budgets(self, call: Call) -> dict[str, Any]:
         now, mine = self._store.clock(), visible(call.actor)
 
         def read(conn: Connection) -> list[dict[str, Any]]:
             seen = [each for each in budgets.listed(conn) if mine is None or each.project in mine]
-            return [budgets.to_json(each, budgets.spent(conn, each.project, self._prices, now)) for each in seen]
+            return [
+                budgets.to_json(each, budgets.spent(conn, each.project, self._prices, now), self._prices.currency)
+                for each in seen
+            ]
 
         return {"items": await self._store.read_long(read)}
 
@@ -116,50 +122,27 @@ def _id(row: Row) -> str:
     return "/".join(quote(part, safe=":") for part in (row.kind, *row.pool, *row.key))
 
 
-def _traced(interval: Interval, since: float, until: float) -> dict[str, Any]:
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "id": _id(row),
+        "kind": row.kind,
+        "key": bill.named(row.key),
+        "paid": list(row.pool),
+        "nanos": row.nanos,
+        "hours": row.hours,
+        "intervals": list(row.intervals),
+    }
+
+
+def _traced(interval: Interval, period: bill.Period) -> dict[str, Any]:
     return {
         "id": interval.id,
         "node": interval.node,
         "resource": interval.resource,
         "quantity": interval.quantity,
-        "started_at": format_time(max(interval.start, since)),
-        "ended_at": format_time(min(interval.end, until)),
+        "started_at": format_time(max(interval.start, period.since)),
+        "ended_at": format_time(min(interval.end, period.until)),
     }
-
-
-def _intervals(conn: Connection, since: float, until: float) -> tuple[list[Interval], list[Interval]]:
-    def within(table: Any) -> Any:
-        ended = table.c.ended_at.is_(None) | (table.c.ended_at > since)
-        return conn.execute(select(table).where(table.c.started_at < until, ended)).all()
-
-    used = [
-        Interval(
-            row.node,
-            row.resource,
-            row.quantity,
-            row.started_at,
-            until if row.ended_at is None else row.ended_at,
-            (row.project, row.user, row.job, row.node),
-            f"{row.job_id}.{row.attempt}/{row.node}/{row.resource}",
-        )
-        for row in within(usage)
-    ]
-    up = [
-        Interval(row.node, row.resource, row.quantity, row.started_at, until if row.ended_at is None else row.ended_at)
-        for row in within(capacity)
-    ]
-    return used, up
-
-
-def _month(text: str | None, now: float) -> tuple[float, float]:
-    """The month until now at the latest. Raises NotFound for one that has not begun, and of years that no clock has."""
-    try:
-        start, end = focus.month_of(now) if text is None else focus.month_named(text)
-    except (ValueError, OverflowError):
-        start = end = -1.0
-    if not 0 <= start < now:
-        raise NotFound(f"there is no bill of {text}: months from 1970-01 to the present one have one")
-    return start, min(end, now)
 
 
 def endpoints(store: Store, prices: Prices, terms: Terms) -> Sequence[Endpoint]:
@@ -167,7 +150,7 @@ def endpoints(store: Store, prices: Prices, terms: Terms) -> Sequence[Endpoint]:
     path = "/api/v1/projects/{project}/budget"
     return (
         *forecast_routes.endpoints(store, prices),
-        Endpoint("GET", "/api/v1/cost/bill", "bill.read", routes.bill, "A month's bill by row", query=BillQuery),
+        Endpoint("GET", "/api/v1/cost/bill", "bill.read", routes.bill, "A month's bill by row", query=SumQuery),
         Endpoint(
             "GET",
             "/api/v1/cost/trace",

@@ -114,7 +114,9 @@ def watch(tx: Tx, prices: Prices) -> None:
         tx.emit(_ref(row.project), reason, message, actor="system", data={"threshold": reached})
 
 
-def to_json(budget: Budget, used: Decimal) -> dict[str, Any]:
+def to_json(budget: Budget, used: Decimal, currency: str) -> dict[str, Any]:
+    """``reached``: the highest threshold that is passed, in percent; ``refusing``: new work is refused now."""
+    share = used / budget.amount * 100
     return {
         "project": budget.project,
         "amount": str(budget.amount),
@@ -122,6 +124,10 @@ def to_json(budget: Budget, used: Decimal) -> dict[str, Any]:
         "thresholds": list(budget.thresholds),
         "refuse": budget.refuse,
         "contact": budget.contact,
+        "currency": currency,
+        "share": round(float(share), 2),
+        "reached": max((each for each in budget.thresholds if share >= each), default=None),
+        "refusing": budget.refuse and used >= budget.amount,
     }
 
 

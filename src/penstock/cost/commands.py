@@ -11,7 +11,7 @@ from penstock.cost.bill_commands import BILL, budget
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-_KEYS = ("project", "user", "job", "node", "attempt")
+_KEYS = ("project", "user", "queue", "job", "node", "attempt")
 
 
 def _key(name: str) -> Column:
@@ -57,7 +57,7 @@ def _cost(call: Invocation, arguments: Namespace) -> int:
         return BILL[arguments.what](call, arguments)
     if arguments.job:
         return show(call, call.client.jobs.cost(arguments.job))
-    filters = {"by": arguments.by, "since": arguments.since, "until": arguments.until}
+    filters = {"by": arguments.by or "project", "since": arguments.since, "until": arguments.until}
     if not arguments.all_projects:
         filters["project"] = call.settings.project
     return show(call, call.client.cost_report(**filters))
@@ -67,13 +67,17 @@ def _arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("what", nargs="?", default="report", choices=("report", *BILL), help=f"report (default), {', '.join(BILL)}")
     add("row", nargs="?", metavar="ROW", help="trace: the id of a row of the bill")
-    add("--by", choices=("project", "user", "job", "node"), default="project", help="default: project")
+    add("--by", choices=("project", "user", "queue", "job", "node"), help="report, bill: default: project")
     add("--job", metavar="JOB", help="one job, by attempt and node")
     add("--since", metavar="WHEN", help="7d (ago), or a time: 2026-01-31T12:00:00Z")
     add("--until", metavar="WHEN", help="likewise; default: now")
     add("-A", "--all-projects", action="store_true", help="all projects that you may see")
     add("--month", metavar="MONTH", help="bill, trace, export: 2026-11; default: the present one")
-    add("--rule", choices=("usage", "own"), help="bill, trace: who bears idle capacity; default: the price file's")
+    add(
+        "--rule",
+        choices=("usage", "quota", "own"),
+        help="bill, trace: who bears idle capacity; default: the price file's",
+    )
     add("--rows", action="store_true", help="bill: each row with its id, not summed")
     add("--format", choices=("focus", "csv"), default="focus", help="export: default focus")
     add("--out", metavar="FILE", help="export: where to write it (default: standard output)")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 
-from penstock.cost.allocation import Row, Statement, in_cents
+from penstock.cost.allocation import KEY, Row, Statement, in_cents
 from penstock.cost.spec import CPUS, GPUS, MEMORY, Prices
 
 COLUMNS = [
@@ -69,7 +69,6 @@ COLUMNS = [
     "SubAccountType",
     "Tags",
 ]
-_KEY = ("project", "user", "job", "node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ def _row(row: Row, cents: int, prices: Prices) -> dict[str, str]:
         "SkuId": f"{how}/{resource}",
         "SkuMeter": unit,
         "SkuPriceId": f"{how}/{resource}",
-        "Tags": json.dumps({"kind": row.kind, **dict(zip(_KEY, row.key, strict=False))}, sort_keys=True),
+        "Tags": json.dumps({"kind": row.kind, **dict(zip(KEY, row.key, strict=False))}, sort_keys=True),
         **dict.fromkeys(("ProviderName", "PublisherName", "InvoiceIssuerName"), "Penstock"),
     }
     if row.kind != "unused":  # an unused commitment consumes nothing: both must be null
@@ -151,7 +150,7 @@ def _row(row: Row, cents: int, prices: Prices) -> dict[str, str]:
 def _where(row: Row) -> dict[str, str]:
     if row.kind != "used":
         return {}
-    named = dict(zip(_KEY, row.key, strict=False))
+    named = dict(zip(KEY, row.key, strict=False))
     said = {"SubAccountId": named["project"], "SubAccountName": named["project"], "SubAccountType": "Project"}
     resource = f"{named['project']}/{named.get('job', '')}"
     return said | {"ResourceId": resource, "ResourceName": named.get("job", ""), "ResourceType": "Job"}

@@ -9,14 +9,14 @@ from sqlalchemy import BindParameter, bindparam, case, func, select, text, updat
 
 from penstock.base.reasons import Reason
 from penstock.cost.spec import CPUS, GPUS, MEMORY
-from penstock.cost.tables import usage
+from penstock.cost.tables import UNRECORDED, usage
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
 # Both databases know this form; an attempt that is announced twice is counted once.
 _OPEN = text(
-    'INSERT INTO usage (job_id, attempt, node, resource, project, "user", job, quantity, started_at)'
-    " VALUES (:job_id, :attempt, :node, :resource, :project, :user, :job, :quantity, :started_at)"
+    'INSERT INTO usage (job_id, attempt, node, resource, project, "user", job, quantity, started_at, queue)'
+    " VALUES (:job_id, :attempt, :node, :resource, :project, :user, :job, :quantity, :started_at, :queue)"
     " ON CONFLICT DO NOTHING"
 )
 _END: BindParameter[float] = bindparam("end")
@@ -55,6 +55,7 @@ def _intervals(event: EventRow) -> Iterator[dict[str, Any]]:
         "user": data["user"],
         "job": event.name,
         "started_at": _time(data.get("started_at"), event.at),
+        "queue": str(data.get("queue") or UNRECORDED),
     }
     held: dict[tuple[str, str], float] = {}
     for group in data["groups"]:

@@ -15,6 +15,7 @@ from penstock.cost.tables import usage
 KEYS: dict[str, tuple[str, ...]] = {
     "project": ("project",),
     "user": ("user",),
+    "queue": ("queue",),
     "job": ("project", "job"),
     "node": ("node",),
     "attempt": ("attempt", "node"),

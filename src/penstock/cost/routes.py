@@ -25,7 +25,7 @@ _END_OF_TIME = 253_402_300_800.0  # the year 10000, which RFC 3339 cannot write
 class ReportQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    by: Literal["project", "user", "job", "node"] = "project"
+    by: Literal["project", "user", "queue", "job", "node"] = "project"
     project: str | None = Field(None, max_length=63)
     since: str | None = Field(None, max_length=40, description="RFC 3339, or how long ago, such as 7d")
     until: str | None = Field(None, max_length=40, description="RFC 3339, or how long ago; default: now")
@@ -130,7 +130,7 @@ def endpoints(store: Store, prices: Prices) -> Sequence[Endpoint]:
             "/api/v1/cost/report",
             "cost.read",
             routes.report,
-            "What was used and what it costs, by project, user, job or node",
+            "What was used and what it costs, by project, user, queue, job or node",
             query=ReportQuery,
             answer=Report,
         ),

@@ -6,6 +6,8 @@ from sqlalchemy import Boolean, Column, Double, Index, Integer, Table, Text
 
 from penstock.store.tables import metadata
 
+UNRECORDED = "not recorded"  # the queue of usage from before queues were recorded; no queue can be called so
+
 usage = Table(
     "usage",
     metadata,
@@ -19,6 +21,7 @@ usage = Table(
     Column("quantity", Double, nullable=False),  # cores, bytes, GPUs
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
+    Column("queue", Text, nullable=False, server_default=UNRECORDED),
     Index("ix_usage_project_started_at", "project", "started_at"),
     Index("ix_usage_ended_at", "ended_at"),
 )

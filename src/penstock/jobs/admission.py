@@ -15,7 +15,7 @@ from penstock.jobs import progression, submit
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.jobs.view import Memory, View, node_names
+from penstock.jobs.view import Memory, View, node_names, queue_of
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import Admit, Evict, Share, Wait
 from penstock.store.store import Tx
@@ -141,6 +141,7 @@ def _admit(tx: Tx, view: View, admissions: tuple[Admit, ...], setting: Setting) 
                 "job_id": row.id,
                 "attempt": number,
                 "user": row.user,
+                "queue": queue_of(view.setup, setting.memory.spec(row), row.project),
                 "started_at": tx.now,
                 "groups": groups,
                 "epoch": setting.epoch,

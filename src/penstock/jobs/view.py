@@ -254,7 +254,7 @@ def to_workload(setup: Setup, spec: JobSpec, project: str, user: str) -> Workloa
         name="",
         queued_at=0.0,
         parts=(Part(spec.nodes, ask),),
-        queue=spec.queue or live.queue_of(setup, project),
+        queue=queue_of(setup, spec, project),
         user=user,
         project=project,
         priority=spec.priority,
@@ -263,6 +263,11 @@ def to_workload(setup: Setup, spec: JobSpec, project: str, user: str) -> Workloa
         grace_s=spec.grace_period,
         reservations=frozenset({spec.reservation} if spec.reservation else ()),
     )
+
+
+def queue_of(setup: Setup, spec: JobSpec, project: str) -> str:
+    """The queue that a spec names, or its project's."""
+    return spec.queue or live.queue_of(setup, project)
 
 
 def fresh(conn: Connection, now: float, memory: Memory) -> tuple[View, Scheduler]:

@@ -45,6 +45,7 @@ from penstock.jobs.launch import Site
 from penstock.jobs.reconcile import JobReconciler
 from penstock.jobs.room import Room
 from penstock.jobs.state import Phase
+from penstock.jobs.view import Memory
 from penstock.reconcile.clock import SystemClock
 from penstock.reconcile.leadership import Leadership
 from penstock.reconcile.loop import Loop
@@ -62,6 +63,7 @@ log = logging.getLogger("penstock")
 SERVER_FILE = "server.json"
 FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user nor a mapping names another
 SYNC_NODES_S = 15.0
+HEADS_SHOWN = 5  # of each queue, with why they wait
 
 
 def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> int:
@@ -267,13 +269,19 @@ def _application(
     async def restore(file: IO[bytes], actor: str) -> dict[str, Any]:
         return await _restore(store, reconciler, file, actor)
 
+    aside = Memory()  # read in a thread: the room's own belongs to the event loop
     house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store),))
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
         *tenancy_routes.endpoints(store),
         *fleet_routes.endpoints(fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes)),
         *job_routes.endpoints(room, reconciler.jobs_dir),
-        *queue_routes.endpoints(store, lambda conn, now: lines.report(conn, now, room.memory), lines.capacity),
+        *queue_routes.endpoints(
+            store,
+            lambda conn, now: lines.report(conn, now, room.memory),
+            lambda conn, now: lines.heads(conn, now, aside, HEADS_SHOWN),
+            lines.capacity,
+        ),
         *money,
     ]
     gate = Gate(access, decide, settings)

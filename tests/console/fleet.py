@@ -21,6 +21,7 @@ from penstock.base.settings import Settings
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
 from penstock.tenancy.plan import decide
+from tests.console.operations import queue_report, waiting_report
 
 TOKEN = "pst_test-token"
 SESSION = "test-session"
@@ -34,6 +35,7 @@ class Query(BaseModel):
     project: str | None = None
     phase: list[str] = []
     q: str | None = None
+    queue: str | None = None
     limit: int = 100
     cursor: int | None = None
     kind: str | None = None
@@ -69,6 +71,8 @@ class Fleet:
     series: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
     helps: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    queues: dict[str, Any] = field(default_factory=queue_report)
+    waiting: dict[str, Any] = field(default_factory=lambda: {"items": []})
     asked: list[str] = field(default_factory=list)
     followers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list)
 
@@ -163,6 +167,8 @@ class Fleet:
             Endpoint(get, JOB + "/events", "jobs.read", self._job_events, "", query=Query),
             Endpoint(get, JOB + "/logs", "jobs.read", self._logs, "", query=LogQuery, kind="text"),
             Endpoint("POST", JOB + "/cancel", "jobs.cancel", self._cancel, "", body=Why),
+            Endpoint(get, "/api/v1/queues", "queues.read", self._queues, ""),
+            Endpoint(get, "/api/v1/queues/waiting", "queues.read", self._waiting, ""),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=Query),
             *(
                 Endpoint("POST", f"/api/v1/nodes/{{name}}/{verb}", "nodes.write", self._change(verb), "", body=Why)
@@ -215,6 +221,7 @@ class Fleet:
             for job in self.jobs
             if (query.project is None or job["project"] == query.project)
             and (not query.q or query.q in job["name"] or query.q in job["user"])
+            and (query.queue is None or query.queue == (job["spec"].get("queue") or "default"))
         ]
 
     async def _list(self, call: Call) -> dict[str, Any]:
@@ -279,6 +286,12 @@ class Fleet:
 
     async def _events(self, call: Call) -> dict[str, Any]:
         return self._page(call.query)
+
+    async def _queues(self, _call: Call) -> dict[str, Any]:
+        return self.queues
+
+    async def _waiting(self, _call: Call) -> dict[str, Any]:
+        return self.waiting
 
     async def _nodes(self, _call: Call) -> dict[str, Any]:
         return {"items": self.nodes, "next_cursor": None}
@@ -376,7 +389,7 @@ def _curve(steps: int, start: float, now: float, pace: float, *, seed: int = 1) 
 
 def sample(now: float) -> Fleet:
     """A morning's work on three nodes: enough of everything to look at."""
-    fleet = Fleet(now)
+    fleet = Fleet(now, waiting=waiting_report(now))
     _finished(fleet)
     _waiting(fleet)
     _running(fleet)

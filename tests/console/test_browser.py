@@ -15,7 +15,15 @@ from tests.console.test_pages import HOSTILE
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 
-PAGES = ("/", "/jobs/default/digits", "/jobs/vision/llm-70b", "/jobs/vision/resnet-sweep", "/nodes", "/events")
+PAGES = (
+    "/",
+    "/jobs/default/digits",
+    "/jobs/vision/llm-70b",
+    "/jobs/vision/resnet-sweep",
+    "/queues",
+    "/nodes",
+    "/events",
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +127,25 @@ def test_the_keyboard_is_enough(person: Visit) -> None:
     page.keyboard.press("g")
     page.keyboard.press("n")
     expect(page).to_have_url(re.compile("/nodes$"))
+
+
+def test_queues_lead_to_their_jobs(person: Visit) -> None:
+    page = person.open("/")
+    page.keyboard.press("g")
+    page.keyboard.press("q")
+    expect(page).to_have_url(re.compile("/queues$"))
+    expect(page.locator(".quotas a.row")).to_have_text(["research", "serving", "default"])
+    expect(page.locator(".heads li")).to_have_count(3)
+    expect(page.locator(".heads li").first).to_contain_text("32 GPUs in one rack")
+    page.keyboard.press("j")
+    expect(page.locator("a.row", has_text="research")).to_be_focused()
+    page.click("text=research >> nth=0")
+    expect(page).to_have_url(re.compile(r"\?queue=research$"))
+    expect(page.locator(".empty h2")).to_have_text("No job matches")
+    page.click("#phase-Failed")
+    expect(page).to_have_url(re.compile("queue=research.*phase=Failed"))
+    page.click("text=show all queues")
+    expect(page.locator("a.row").first).to_be_visible()
 
 
 def test_a_refresh_keeps_place_and_selection(person: Visit, house: tuple[Fleet, str]) -> None:

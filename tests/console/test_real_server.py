@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,38 @@ def test_what_can_never_run_says_what_would_help(person: Visit, server: House) -
     expect(page.locator(".why")).to_contain_text("CPUs")
     expect(page.locator(".title-line .reason")).to_have_text("Unschedulable")
     expect(page.locator(".log-state")).to_contain_text("once the job runs")
+
+
+QUEUES = """
+queues:
+  - {name: training, projects: [default], quotas: {default: {cpus: 1}}}
+  - {name: spare}
+"""
+
+
+def test_queues_say_who_waits_and_why(person: Visit, server: House, tmp_path: Path) -> None:
+    (tmp_path / "queues.yaml").write_text(QUEUES)
+    server.cli("queues", "apply", "-f", str(tmp_path / "queues.yaml"))
+    try:
+        first = server.run(["sleep", "60"], name="holds-it", resources={"cpus": 1})
+        server.reach(first, "Running")
+        second = server.run(["true"], name="stands-behind", resources={"cpus": 1})
+        server.run(["true"], name="elsewhere", queue="spare", resources={"cpus": 4096})
+        until(lambda: server.job(second)["status"]["reason"] == "QuotaExceeded")
+        page = person.open("/queues")
+        expect(page.locator(".quotas tr", has_text="training").locator(".c-waiting")).to_have_text("1")
+        expect(page.locator(".heads li", has_text=second)).to_contain_text("queue training may have 0 more now")
+        expect(page.locator(".heads li", has_text="elsewhere")).to_contain_text("Unschedulable")
+        page.click(".c-waiting a >> nth=0")
+        expect(page.locator("a.row")).to_have_text([second])
+        listed = [job["name"] for job in server.get("jobs?queue=training&phase=active")["items"]]
+        assert listed == [second, first]
+        assert server.get("jobs/summary?queue=spare")["phases"] == {"Pending": 1}
+    finally:
+        for name in ("stands-behind", "elsewhere", "holds-it"):
+            server.client.jobs.cancel(name)
+        (tmp_path / "queues.yaml").write_text("queues: [{name: default}]")
+        server.cli("queues", "apply", "-f", str(tmp_path / "queues.yaml"))
 
 
 def test_an_array_shows_its_tasks(person: Visit, server: House) -> None:

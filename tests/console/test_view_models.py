@@ -30,7 +30,9 @@ from penstock.jobs.page import (
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import FINAL, Phase
 from penstock.jobs.timeline import MAX_LANES, timeline
+from penstock.scheduling.page import cohorts
 from tests.console.fleet import sample
+from tests.console.operations import queue_report, waiting_report
 
 NOW = 1_795_000_000.0
 ages = st.floats(0, 1e6)
@@ -222,3 +224,49 @@ def test_times_in_words() -> None:
         "3d ago",
     ]
     assert [duration(s) for s in (0.26, 9.94, 61, None)] == ["0.3s", "9.9s", "1m1s", "-"]
+
+
+def test_queues_of_one_cohort_share_a_scale() -> None:
+    ai, alone = cohorts(queue_report(), waiting_report(1e9))
+    assert (ai.name, alone.name) == ("ai", None)
+    assert ai.summary == "108 of 128 GPUs in use"
+    research, serving = ai.queues
+    gpus = research.lines[0].bar
+    assert (round(gpus.own + gpus.borrowed), round(gpus.nominal or 0)) == (100, round(6400 / 88))
+    assert gpus.text == "88 used of 64, 24 of it borrowed"
+    lent = serving.lines[0].bar
+    assert lent.nominal == gpus.nominal
+    assert lent.own + lent.lent <= (lent.nominal or 0)
+    assert [head.name for head in research.heads] == ["llm-70b", ""]
+    assert research.heads[1].href == ""
+    assert alone.queues[0].lines[0].nominal == "-"
+    assert not alone.limited
+
+
+FIGURE = st.floats(0, 1e15)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "queue": st.sampled_from(["a", "b", "c"]),
+                "cohort": st.sampled_from([None, "x", "y"]),
+                "weight": st.floats(0.1, 10),
+                "flavor": st.sampled_from(["default", "h200"]),
+                "resource": st.sampled_from(["gpus", "cpus", "memory"]),
+                "nominal": st.none() | FIGURE,
+                "used": FIGURE,
+                "borrowed": FIGURE,
+                "lent": FIGURE,
+                "waiting": st.integers(0, 10_000),
+            }
+        )
+    )
+)
+def test_any_report_of_queues_is_drawn(items: list[dict[str, Any]]) -> None:
+    for cohort in cohorts({"items": items}, None):
+        for queue in cohort.queues:
+            for line in queue.lines:
+                assert 0 <= (line.bar.nominal or 0) <= 100 + 1e-6
+                assert all(math.isfinite(part) for part in (line.bar.own, line.bar.lent, line.bar.borrowed))

@@ -43,6 +43,7 @@ def build(gate: Gate) -> list[BaseRoute]:
         Route("/", page("jobs"), methods=["GET"]),
         Route("/jobs/{project}/{name}", page("job"), methods=["GET"]),
         Route("/jobs/{project}/{name}/cancel", form(console.cancel), methods=["POST"]),
+        Route("/queues", page("queues"), methods=["GET"]),
         Route("/nodes", page("nodes"), methods=["GET"]),
         Route("/nodes/{name}/{verb}", form(console.change_node), methods=["POST"]),
         Route("/events", page("events"), methods=["GET"]),

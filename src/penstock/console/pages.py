@@ -28,10 +28,19 @@ from penstock.jobs.page import (
     job_head,
     job_row,
     phase_badge,
+    reason_badge,
     spark,
 )
 from penstock.jobs.timeline import timeline
+from penstock.scheduling.page import cohorts
 
+# address, word, and the verb without which it is not shown
+MENU = (
+    ("/", "Jobs", "jobs.read"),
+    ("/queues", "Queues", "queues.read"),
+    ("/nodes", "Nodes", "nodes.read"),
+    ("/events", "Events", "events.read"),
+)
 JOBS_PAGE = 50
 EVENTS_PAGE = 100
 JOB_EVENTS = 200
@@ -53,27 +62,42 @@ class Pages:
         self._sparks: OrderedDict[tuple[str, str], _Spark] = OrderedDict()
 
     async def show(self, name: str, request: Request, actor: Actor) -> Response:
-        pages = {"jobs": self._jobs, "job": self._job, "nodes": self._nodes, "events": self._events}
+        pages = {
+            "jobs": self._jobs,
+            "job": self._job,
+            "queues": self._queues,
+            "nodes": self._nodes,
+            "events": self._events,
+        }
         return await pages[name](request, actor)
+
+    def _of(self, actor: Actor | None) -> dict[str, Any]:
+        """What every page shows of who looks at it: the name, and the menu of what is theirs to see."""
+        if actor is None:
+            return {"user": None, "menu": ()}
+        return {"user": actor.user, "menu": [entry[:2] for entry in MENU if self._gate.may(actor, entry[2])]}
 
     def login(self, request: Request, *, refused: bool = False, after: str | None = None) -> Response:
         after = after if after is not None else request.query_params.get("next", "/")
         return self._render.respond(
-            request, "login.html", {"refused": refused, "after": after, "user": None}, status=401 if refused else 200
+            request,
+            "login.html",
+            {"refused": refused, "after": after, **self._of(None)},
+            status=401 if refused else 200,
         )
 
     def error(self, request: Request, error: PenstockError, actor: Actor | None) -> Response:
-        context = {"error": error.to_dict(), "status": error.status, "user": actor.user if actor else None}
+        context = {"error": error.to_dict(), "status": error.status, **self._of(actor)}
         return self._render.respond(request, "error.html", context, status=error.status)
 
     async def _jobs(self, request: Request, actor: Actor) -> Response:
         given = request.query_params
-        filters = {k: given.get(k, "")[:200] for k in ("q", "project", "phase")}
+        filters = {k: given.get(k, "")[:200] for k in ("q", "project", "queue", "phase")}
         if filters["phase"] not in ("", "active", "finished", *PHASES):
             raise InvalidInput(f"phase: {filters['phase']!r} is none of {', '.join(PHASES)}, active, finished")
         query = {k: v for k, v in filters.items() if v} | {"limit": JOBS_PAGE}
         cursor = given.get("cursor", "")
-        within = {k: v for k, v in query.items() if k in {"q", "project"}}
+        within = {k: v for k, v in query.items() if k in {"q", "project", "queue"}}
         answer, totals = await asyncio.gather(
             self._gate.ask("GET", "/api/v1/jobs", actor, query | ({"cursor": cursor} if cursor else {})),
             self._gate.ask("GET", "/api/v1/jobs/summary", actor, within),
@@ -83,7 +107,7 @@ class Pages:
             zip((row.id for row in rows), await asyncio.gather(*(self._spark(r, actor) for r in rows)), strict=True)
         )
         context = {
-            "user": actor.user,
+            **self._of(actor),
             "rows": rows,
             "sparks": sparks,
             "filters": filters,
@@ -125,7 +149,7 @@ class Pages:
         waits = head.row.badge.word in {"Pending", "Failed"}
         happened = events["items"]
         context = {
-            "user": actor.user,
+            **self._of(actor),
             "api": base,
             "head": head,
             "why": await self._optional(f"{base}/why", actor) if waits else None,
@@ -137,11 +161,30 @@ class Pages:
         }
         return self._render.respond(request, "job.html", context, part="_job.html")
 
+    async def _queues(self, request: Request, actor: Actor) -> Response:
+        report, waiting = await asyncio.gather(
+            self._gate.ask("GET", "/api/v1/queues", actor), self._optional("/api/v1/queues/waiting", actor)
+        )
+        found = cohorts(report, waiting)
+        queues = [queue for cohort in found for queue in cohort.queues]
+        context = {
+            **self._of(actor),
+            "policy": report["policy"],
+            "generation": report["generation"],
+            "cohorts": found,
+            "queues": len(queues),
+            "waiting": sum(queue.waiting for queue in queues),
+            "told": waiting is not None,
+            "most": max((len(queue.heads) for queue in queues), default=0),
+            "badges": {head.reason: reason_badge(head.reason) for queue in queues for head in queue.heads},
+        }
+        return self._render.respond(request, "queues.html", context, part="_queues.html")
+
     async def _nodes(self, request: Request, actor: Actor) -> Response:
         cursor = request.query_params.get("cursor", "")
         answer = await self._gate.ask("GET", "/api/v1/nodes", actor, {"cursor": cursor} if cursor else {})
         context = {
-            "user": actor.user,
+            **self._of(actor),
             "cards": [node_card(n) for n in answer["items"]],
             "summary": summary(answer["items"]),
             "next_cursor": answer.get("next_cursor"),
@@ -157,7 +200,7 @@ class Pages:
         answer = await self._gate.ask("GET", "/api/v1/events", actor, query | ({"cursor": cursor} if cursor else {}))
         checked = await self._optional("/api/v1/audit/verify", actor) if given.get("verify") else None
         context = {
-            "user": actor.user,
+            **self._of(actor),
             "rows": [event_row(e) for e in answer["items"]],
             "filters": filters,
             "filtered": any(filters.values()),

@@ -44,6 +44,7 @@ class Renderer:
         env.globals |= {"asset": assets.address, "span": span, "link": link}
         env.filters |= {
             "ago": ago,
+            "until": until,
             "num": number,
             "count": count,
             "duration": duration,
@@ -139,6 +140,15 @@ def relative(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)}{unit} ago"
     return f"{int(seconds)}s ago"
+
+
+def until(text: str | None) -> Markup:
+    """A time to come: how far off it is, with the exact one in its title."""
+    if not text:
+        return Markup('<span class="none">-</span>')
+    left = parse_time(text) - time.time()
+    told = "now" if left < 1.5 else f"in {duration(left)}"
+    return Markup('<time datetime="{0}" title="{1}">{2}</time>').format(text, _exact(text), told)
 
 
 def span(begin: str | None, end: str | None) -> Markup:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput
+from penstock.base.quantities import format_time
 from penstock.fleet import inventory
-from penstock.jobs import view
+from penstock.jobs import admission, view
 from penstock.scheduling import live
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.quota import TreeNode, totals
 from penstock.scheduling.spec import Capacity, parse_setup
+from penstock.scheduling.state import Workload
 
 
 def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
@@ -33,6 +35,42 @@ def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
         "generation": row.generation if row is not None else 0,
         "items": items,
         "next_cursor": None,
+    }
+
+
+def heads(conn: Connection, now: float, memory: view.Memory, most: int) -> list[dict[str, Any]]:
+    """Of each queue the first ``most`` in line, in their order of service, then those that could never run: why each
+    waits, and when it may start. As a look at the fleet by itself sees it: what starts at this moment is no longer there.
+    """
+    seen, scheduler = view.fresh(conn, now, memory)
+    scheduler.plan(now)
+    taken: Counter[str] = Counter()
+    found = []
+    for entry in (*scheduler.lines.in_order(), *scheduler.aside.values()):
+        queue = entry.w.queue
+        row = seen.rows.get(entry.w.id)
+        if row is None or taken[queue] >= most:
+            continue
+        taken[queue] += 1
+        found.append(_head(seen, scheduler, row, entry.w, now) | {"place": taken[queue]})
+    return found
+
+
+def _head(seen: view.View, scheduler: Scheduler, row: Row[Any], w: Workload, now: float) -> dict[str, Any]:
+    wait = admission.wait(seen, scheduler, w.id, now)
+    return {
+        "queue": w.queue,
+        "project": w.project,
+        "name": w.name,
+        "user": w.user,
+        "nodes": sum(part.count for part in w.parts),
+        "gpus": totals(w.parts).get("gpus", 0.0),
+        "queued_at": format_time(row.queued_at),
+        "reason": wait.reason,
+        "message": wait.message,
+        "helps": list(wait.helps),
+        "start_estimate": format_time(wait.start_estimate),
+        "firm": scheduler.promise(w.id) is not None,
     }
 
 

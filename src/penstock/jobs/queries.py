@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import JSON, ColumnElement, Select, and_, cast, func, or_, select, type_coerce
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, Problem
@@ -20,6 +20,7 @@ from penstock.jobs import admission, progression, view
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, jobs
+from penstock.scheduling import live
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import NodeState, Wait
 
@@ -33,11 +34,14 @@ def listing(
     projects: Collection[str] | None,
     phases: Collection[str] = (),
     text: str | None = None,
+    queue: str | None = None,
     limit: int = 100,
     before: int | None = None,
 ) -> list[Row[Any]]:
     """Newest first; ``projects`` None means all; ``before`` is the last seq of the page before."""
     query = _filtered(select(jobs), projects, text).order_by(jobs.c.seq.desc()).limit(limit)
+    if queue is not None:
+        query = query.where(_of_queue(conn, queue))
     if before is not None:
         query = query.where(jobs.c.seq < before)
     wanted = _phases(phases)
@@ -67,9 +71,26 @@ def _filtered(query: Select[Any], projects: Collection[str] | None, text: str | 
     return query
 
 
-def counts(conn: Connection, projects: Collection[str] | None, text: str | None = None) -> dict[str, int]:
+def _of_queue(conn: Connection, queue: str) -> ColumnElement[bool]:
+    """Those whose spec names it, and of those that name none the ones whose project's jobs go there now."""
+    sqlite = conn.dialect.name == "sqlite"  # its JSON is text, and PostgreSQL wants to be told that text is JSON
+    spec = type_coerce(jobs.c.spec, JSON) if sqlite else cast(jobs.c.spec, JSON)
+    named = spec["queue"].as_string()
+    setup = live.current(conn)
+    owners = {project: each.name for each in setup.queues.values() for project in each.projects}
+    here: ColumnElement[bool] = jobs.c.project.in_([project for project, name in owners.items() if name == queue])
+    if queue == "default":
+        here = or_(here, jobs.c.project.not_in(sorted(owners)))
+    return or_(named == queue, and_(named.is_(None), here))
+
+
+def counts(
+    conn: Connection, projects: Collection[str] | None, text: str | None = None, queue: str | None = None
+) -> dict[str, int]:
     """How many jobs of each phase."""
     query = _filtered(select(jobs.c.phase, func.count()), projects, text).group_by(jobs.c.phase)
+    if queue is not None:
+        query = query.where(_of_queue(conn, queue))
     return {phase: int(count) for phase, count in conn.execute(query)}
 
 

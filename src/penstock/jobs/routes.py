@@ -57,6 +57,7 @@ class ListQuery(_Model):
     project: str | None = Field(default=None, max_length=100)
     phase: list[str] = Field(default_factory=list, max_length=16)
     q: str | None = Field(default=None, max_length=200)
+    queue: str | None = Field(default=None, max_length=63)
     limit: int = Field(default=100, ge=1, le=500)
     cursor: int | None = Field(default=None, ge=0, lt=1 << 62)
 
@@ -70,6 +71,7 @@ class EventQuery(_Model):
 class SummaryQuery(_Model):
     project: str | None = Field(default=None, max_length=100)
     q: str | None = Field(default=None, max_length=200)
+    queue: str | None = Field(default=None, max_length=63)
 
 
 def endpoints(room: Room, jobs_dir: str) -> list[Endpoint]:
@@ -135,7 +137,13 @@ class _Routes:
 
         def work(conn: Any) -> dict[str, Any]:
             rows = queries.listing(
-                conn, projects=projects, phases=query.phase, text=query.q, limit=query.limit + 1, before=query.cursor
+                conn,
+                projects=projects,
+                phases=query.phase,
+                text=query.q,
+                queue=query.queue,
+                limit=query.limit + 1,
+                before=query.cursor,
             )
             page = rows[: query.limit]
             in_play = queries.restarts_in_play(conn, page)
@@ -153,7 +161,7 @@ class _Routes:
 
         def work(conn: Any) -> dict[str, Any]:
             known = queries.project_names(conn) if projects is None else sorted(projects)
-            return {"phases": queries.counts(conn, wanted, query.q), "projects": known}
+            return {"phases": queries.counts(conn, wanted, query.q, query.queue), "projects": known}
 
         return await self.room.store.read(work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +15,20 @@ from penstock.base.routes import Call, Endpoint
 from penstock.scheduling import live
 from penstock.scheduling.spec import Capacity, parse_setup
 from penstock.store.store import Store
+from penstock.tenancy.plan import visible
 
 QUEUES = "/api/v1/queues"
 MAX_BYTES = 1 << 20
+FRESH_S = 3.0  # how old an answer about those who wait may be: it costs a look at the whole fleet
+HIDDEN: Mapping[str, Any] = {
+    "project": None,
+    "name": None,
+    "user": None,
+    "message": "",
+    "helps": [],
+}  # of projects that the caller may not read
 Report = Callable[[Connection, float], Mapping[str, Any]]
+Heads = Callable[[Connection, float], list[dict[str, Any]]]
 
 
 class ApplyQuery(BaseModel):
@@ -25,10 +36,14 @@ class ApplyQuery(BaseModel):
     dry_run: bool = False
 
 
-def endpoints(store: Store, report: Report, fleet: Callable[[Connection, str], Capacity | None]) -> list[Endpoint]:
-    """``report(conn, now)`` says what each queue holds and who waits in it, ``fleet(conn, text)`` what there is of each
-    flavor of a queue file: jobs/ knows, and server.py hands both down.
+def endpoints(
+    store: Store, report: Report, heads: Heads, fleet: Callable[[Connection, str], Capacity | None]
+) -> list[Endpoint]:
+    """``report(conn, now)`` says what each queue holds and how many wait in it, ``heads(conn, now)`` who are first in line
+    and why they wait, ``fleet(conn, text)`` what there is of each flavor of a queue file: jobs/ knows, and server.py hands
+    them down.
     """
+    waiting = _Waiting(store, heads)
 
     async def listing(_call: Call) -> dict[str, Any]:
         return dict(await store.read(lambda conn: report(conn, store.clock())))
@@ -56,12 +71,35 @@ def endpoints(store: Store, report: Report, fleet: Callable[[Connection, str], C
 
     return [
         Endpoint("GET", QUEUES, "queues.read", listing, "Queues: quotas, what is used of them, who waits"),
+        Endpoint("GET", QUEUES + "/waiting", "queues.read", waiting.answer, "The first in each line, and why they wait"),
         Endpoint("GET", QUEUES + "/setup", "queues.read", setup, "The queue file that holds"),
         Endpoint(
             "PUT", QUEUES + "/setup", "queues.write", apply, "Put a queue file in its place",
             query=ApplyQuery, takes_bytes=True, max_body=MAX_BYTES,
         ),
     ]  # fmt: skip
+
+
+class _Waiting:
+    """One look at the fleet serves everybody who asks within ``FRESH_S``, or within ten times what it took."""
+
+    def __init__(self, store: Store, heads: Heads) -> None:
+        self._store, self._heads = store, heads
+        self._lock = asyncio.Lock()
+        self._found: list[dict[str, Any]] = []
+        self._at, self._until = 0.0, -1.0  # the store's clock when it was looked, the loop's until which that is good
+
+    async def answer(self, call: Call) -> dict[str, Any]:
+        async with self._lock:
+            clock = asyncio.get_running_loop().time
+            began = clock()
+            if began > self._until:
+                self._at = self._store.clock()
+                self._found = await self._store.read_long(lambda conn: self._heads(conn, self._at))
+                self._until = clock() + max(FRESH_S, 10 * (clock() - began))
+            mine = visible(call.actor)
+            items = [each if mine is None or each["project"] in mine else each | dict(HIDDEN) for each in self._found]
+            return {"at": format_time(self._at), "items": items, "next_cursor": None}
 
 
 async def _text(call: Call) -> str:

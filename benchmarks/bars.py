@@ -20,6 +20,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "pack",
         "cost_sum",
         "scheduling_cycle",
+        "live_cycle",
         "fuzz",
     ),
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import Any
 
 from sqlalchemy import bindparam
@@ -20,7 +22,8 @@ from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import Admit, Evict, Share, Wait
 from penstock.store.store import Tx
 
-HEADS = 64  # heads of lines whose rows say why they wait; everybody else stands behind one of them
+SENTENCES = 12  # that one cycle writes about heads of lines (all others stand behind one), and about the hopeless
+AGAIN_S = 0.05  # until the next ones, while somebody was told nothing yet
 _ADMIT = jobs.update().where(
     jobs.c.id == bindparam("b_id"),
     jobs.c.phase == bindparam("b_phase"),
@@ -63,8 +66,9 @@ def cycle(tx: Tx, view: View, setting: Setting) -> Done:
     done = Done(evicted=[evict.id for evict in decision.evict if _evict(tx, view, evict)])
     if decision.admit:
         done.admitted = _admit(tx, view, decision.admit, setting)
-    _say_why(tx, view, scheduler)
     done.again_at = scheduler.wake_at()
+    if _say_why(tx, view, scheduler):
+        done.again_at = min(done.again_at, tx.now + AGAIN_S)
     return done
 
 
@@ -78,24 +82,27 @@ def _evict(tx: Tx, view: View, evict: Evict) -> bool:
     return True
 
 
-def _say_why(tx: Tx, view: View, scheduler: Scheduler) -> None:
-    """In the rows of those who stand first, and of those who could never run."""
-    ids = [id_ for id_ in scheduler.aside if id_ not in view.told]
-    view.told.update(ids)
-    heads = [line.head.w.id for line in scheduler.lines.lines.values() if line.entries]
-    for id_ in (*ids, *heads[:HEADS]):
-        row = view.rows.get(id_)
-        if row is not None:
-            view.rows[id_] = _write_wait(tx, row, wait(view, scheduler, id_, tx.now))
+def _say_why(tx: Tx, view: View, scheduler: Scheduler) -> bool:
+    """In the rows of those who stand first, and of those who could never run: a few in each cycle, who were told longest
+    ago, since many a sentence costs more than the decision. Whether there are some who were told nothing yet.
+    """
+    told, heads = view.told, [line.head.w.id for line in scheduler.lines.lines.values() if line.entries]
+    for group in (scheduler.aside, heads):
+        for id_ in nsmallest(SENTENCES, group, key=lambda id_: told.get(id_, -math.inf)):
+            told[id_] = tx.now
+            row = view.rows.get(id_)
+            if row is not None:
+                view.rows[id_] = _write_wait(tx, row, wait(view, scheduler, id_, tx.now, estimate=False))
+    return not (scheduler.aside.keys() <= told.keys() and told.keys() >= set(heads))
 
 
-def wait(view: View, scheduler: Scheduler, id_: str, now: float) -> Wait:
+def wait(view: View, scheduler: Scheduler, id_: str, now: float, *, estimate: bool = True) -> Wait:
     """Why one waits; the queue it names may not exist."""
     entry = scheduler.aside.get(id_)
     if entry is not None and entry.w.queue not in view.setup.queues:
         there = ", ".join(sorted(view.setup.queues))
         return Wait(id_, Reason.Unschedulable, f"there is no queue {entry.w.queue!r}", (f"name one of: {there}",))
-    return scheduler.why(id_, now)
+    return scheduler.why(id_, now, estimate=estimate)
 
 
 def _write_wait(tx: Tx, row: Row[Any], why: Wait) -> Row[Any]:
@@ -111,6 +118,7 @@ def _admit(tx: Tx, view: View, admissions: tuple[Admit, ...], setting: Setting) 
     job_values, attempt_values, pairs = [], [], []
     for admit in admissions:
         row = view.rows.pop(admit.id)
+        view.told.pop(admit.id, None)
         number = row.attempt + 1
         on = where(admit)
         groups = _groups(view, admit, setting.memory.spec(row))

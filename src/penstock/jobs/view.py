@@ -5,6 +5,7 @@ Rows are the truth. A mark says "read this row again"; how often a row is read, 
 
 from __future__ import annotations
 
+import gc
 import heapq
 import json
 from collections import OrderedDict
@@ -34,6 +35,7 @@ QUIET = frozenset(
         *(Reason.WaitingForResources, Reason.WaitingBehind, Reason.Unschedulable, Reason.QuotaExceeded),
     }
 )
+SETTLED = 1000  # jobs above which the garbage collector's passes are felt
 AT_ONCE = 500  # ids in one statement; SQLite takes 32,766 variables, and a long statement is compiled anew
 _SOME = select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True)))
 _ONE = select(jobs).where(jobs.c.id == bindparam("id"))
@@ -69,13 +71,14 @@ class View:
         self.scheduler: Scheduler | None = None
         self.setup = Setup()
         self.rows: dict[str, Row[Any]] = {}  # of those that wait
-        self.told: set[str] = set()  # set aside, and their rows say so
+        self.told: dict[str, float] = {}  # when their rows were last made to say why they wait
         self.evictions: dict[str, int] = {}
         self._jobs: set[str] = set()
         self._arrays: set[str] = set()
         self._nodes: set[str] = set()
         self._later: list[tuple[float, str]] = []  # a heap of (not before, id)
         self._parts: dict[tuple[Any, ...], tuple[Part, ...]] = {}
+        self._settled = 0  # so many jobs are left alone by the garbage collector
 
     # -- what changed
 
@@ -117,6 +120,7 @@ class View:
             for id_ in set(ids).difference(row.id for row in self._take_in(conn, scheduler, ids, now)):
                 self._gone(scheduler, id_, now)
         self._arrays.clear()
+        self._settle()
         return scheduler
 
     def build(self, conn: Connection, now: float) -> Scheduler:
@@ -124,15 +128,27 @@ class View:
         self.setup = live.current(conn)
         scheduler = Scheduler(self.setup)
         put_nodes(scheduler, [self.node(row) for row in inventory.all_nodes(conn)])
-        for marks in (self._jobs, self._arrays, self._nodes, self.told):
-            marks.clear()
-        self.rows.clear()
+        for known in (self._jobs, self._arrays, self._nodes, self.rows, self.told):
+            known.clear()
         self._later.clear()
         self.evictions = dict(conn.execute(_EVICTIONS).tuples().all())
         for row in conn.execute(_LIVE).all():
             self._job(conn, scheduler, row, now)
         self.scheduler = scheduler
+        self._settled = 0
+        self._settle()
         return scheduler
+
+    def _settle(self) -> None:
+        """What is kept from cycle to cycle lives long: once it is much, the garbage collector is told not to walk it, which
+        would take longer than a cycle and happen in the middle of one.
+        """
+        kept = len(self.rows) + len(self.scheduler.held) if self.scheduler is not None else 0
+        if kept > 2 * self._settled + SETTLED:
+            self._settled = kept
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
 
     def _read_nodes(self, conn: Connection, scheduler: Scheduler) -> None:
         names, self._nodes = self._nodes, set()
@@ -140,7 +156,6 @@ class View:
         put_nodes(scheduler, [self.node(row) for row in found.values()])
         for name in names - found.keys():
             scheduler.drop_node(name)
-        self.told.clear()
 
     def _take_in(self, conn: Connection, scheduler: Scheduler, ids: list[str], now: float) -> Iterator[Row[Any]]:
         for start in range(0, len(ids), AT_ONCE):
@@ -152,7 +167,7 @@ class View:
 
     def _gone(self, scheduler: Scheduler, id_: str, now: float) -> None:
         self.rows.pop(id_, None)
-        self.told.discard(id_)
+        self.told.pop(id_, None)
         scheduler.withdraw(id_)
         scheduler.end(id_, now)
 
@@ -172,11 +187,12 @@ class View:
         if known is None or (known.generation, known.queued_at, known.attempt) != (
             row.generation, row.queued_at, row.attempt,
         ):  # fmt: skip
-            self.told.discard(row.id)
+            self.told.pop(row.id, None)
             scheduler.submit(self.workload(row))
 
     def _active(self, conn: Connection, scheduler: Scheduler, row: Row[Any]) -> None:
         self.rows.pop(row.id, None)
+        self.told.pop(row.id, None)
         if (row.array_count is not None and row.array_of is None) or row.id in scheduler.held:
             return
         attempt = conn.execute(_ATTEMPT, {"job_id": row.id, "number": row.attempt}).first()

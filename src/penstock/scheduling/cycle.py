@@ -478,13 +478,13 @@ class Scheduler:
 
     # -- words
 
-    def why(self, id: str, now: float) -> Wait:  # noqa: A002 - the word of every other place here
-        """Why a queued workload waits. KeyError for one that does not."""
+    def why(self, id: str, now: float, *, estimate: bool = True) -> Wait:  # noqa: A002 - the word of every other place here
+        """Why a queued workload waits, and when it may start if that is asked. KeyError for one that does not."""
         if self._recheck:
             self._sort_out()
         entry = self.aside.get(id) or self.lines.entries[id]
         found = explain.explain(self, entry.w, now)
-        if found.start_estimate is None and id in self.lines.entries:
+        if estimate and found.start_estimate is None and id in self.lines.entries:
             told = self.start_estimates(now).get(id)
             return found if told is None else replace(found, start_estimate=told.start)
         return found

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from penstock.base.quantities import format_memory
 from penstock.base.reasons import Reason
-from penstock.scheduling.pool import Pool
-from penstock.scheduling.state import Ask, NodeState, Part, Wait, Workload
+from penstock.scheduling.pool import Pool, bits
+from penstock.scheduling.possible import could_hold, one_of_each
+from penstock.scheduling.state import Ask, Part, Wait, Workload
 
 if TYPE_CHECKING:
     from penstock.scheduling.cycle import Scheduler
@@ -68,39 +70,38 @@ def _quota(view: Scheduler, w: Workload, refusal: Refusal, start: float | None) 
 
 
 def _never(view: Scheduler, w: Workload) -> Wait:
-    nodes = list(view.pool.states())
-    part = _hardest(view.pool, w, view.pool.fleet)
-    could = [node for node in nodes if _could(view.pool, w, part, node)]
-    less = f"ask for less (the fleet: {_fleet(nodes)}), or add nodes that hold {_each(part.ask)}"
-    if w.topology is not None and w.topology.required and len(could) >= part.count:
+    pool = view.pool
+    part = _hardest(pool, w, pool.fleet)
+    could = _could(pool, w, part).bit_count()
+    less = f"ask for less (the fleet: {_fleet(pool)}), or add nodes that hold {_each(part.ask)}"
+    if w.topology is not None and w.topology.required and could >= part.count:
         message = f"needs {need(w.parts)} in one {w.topology.level}; no {w.topology.level} of the fleet is that large"
         return Wait(
             w.id, Reason.Unschedulable, message, (f"prefer the {w.topology.level} instead of requiring it", less)
         )
-    message = f"needs {need(w.parts)}; {_count(len(could))} of the fleet could ever hold that"
-    return Wait(w.id, Reason.Unschedulable, message + _best(view.pool, part.ask, nodes), (less,))
+    message = f"needs {need(w.parts)}; {_count(could)} of the fleet could ever hold that"
+    return Wait(w.id, Reason.Unschedulable, message + _best(pool, part.ask, pool.fleet), (less,))
 
 
 def _no_room(view: Scheduler, w: Workload, within: int | None, now: float, start: float | None) -> Wait:
     pool = view.pool
     left = pool.open if within is None else within
     part = _hardest(pool, w, left)
-    could = [node for node in pool.states() if _could(pool, w, part, node)]
+    could = _could(pool, w, part)
     room = pool.fit_mask(part.ask) & pool.candidates(w, left)
     fitting = room.bit_count()
-    closed = [node for node in could if not node.open]
-    message = (
-        f"needs {need(w.parts)}; {fitting} of {len(could)} such nodes {'has' if fitting == 1 else 'have'} room now"
-    )
+    shut = could & ~pool.open
+    closed = [node for i in islice(bits(shut), 3) if (node := pool.nodes[i]) is not None]
+    message = f"needs {need(w.parts)}; {fitting} of {could.bit_count()} such nodes {'has' if fitting == 1 else 'have'} room now"
     if w.topology is not None and w.topology.required:
         message = f"needs {need(w.parts)} in one {w.topology.level}" + _best_domain(pool, w, left)
     elif not fitting:
-        message += _best(pool, part.ask, [node for node in could if node.open])
+        message += _best(pool, part.ask, could)
     if closed:
-        message += "; " + ", ".join(f"{node.name} is {node.why_closed or 'closed'}" for node in closed[:3])
+        message += "; " + ", ".join(f"{node.name} is {node.why_closed or 'closed'}" for node in closed)
     message += _kept_for_others(view, w, now)
-    helps = ["waits for running jobs to end"] if len(could) - len(closed) >= part.count else []
-    helps += [f"`penstock uncordon {node.name}`" for node in closed[:3] if "cordoned" in node.why_closed]
+    helps = ["waits for running jobs to end"] if (could & pool.open).bit_count() >= part.count else []
+    helps += [f"`penstock uncordon {node.name}`" for node in closed if "cordoned" in node.why_closed]
     return Wait(w.id, Reason.WaitingForResources, message, tuple(helps), start)
 
 
@@ -109,16 +110,16 @@ def _hardest(pool: Pool, w: Workload, mask: int) -> Part:
     return max(w.parts, key=lambda part: part.count - (pool.fit_mask(part.ask) & mask).bit_count())
 
 
-def _could(pool: Pool, w: Workload, part: Part, node: NodeState) -> bool:
-    flavored = not w.flavors or node.flavor in w.flavors
-    return flavored and node.name not in w.exclude and pool.fits_empty(part.ask, node)
+def _could(pool: Pool, w: Workload, part: Part) -> int:
+    """Nodes that could hold one group of it if nobody used them, closed ones included."""
+    return could_hold(pool, w, part.ask, pool.fleet)
 
 
 def _best_domain(pool: Pool, w: Workload, mask: int) -> str:
     """The domain with most free GPUs (or nodes with room, where none are asked for), by its path."""
     assert w.topology is not None
     if w.topology.level == "host":
-        return _best(pool, w.parts[0].ask, [node for node in pool.states() if node.open])
+        return _best(pool, w.parts[0].ask, pool.fleet)
     asked = sum(part.count * part.ask.gpus for part in w.parts)
     best = max(
         ((_free(pool, w.parts, domain & mask), path) for path, domain in pool.domains.masks(w.topology.level).items()),
@@ -191,15 +192,15 @@ def _count(number: int) -> str:
     return "no node" if number == 0 else "only 1 node" if number == 1 else f"only {number} nodes"
 
 
-def _best(pool: Pool, ask: Ask, nodes: Sequence[NodeState]) -> str:
-    open_ = [pool.index(node.name) for node in nodes if node.open]
-    if not open_:
-        return "; no node is open"
+def _best(pool: Pool, ask: Ask, mask: int) -> str:
+    """The freest open node among these."""
     wants_gpus = bool(_gpus(ask))
-    best = max(
-        open_,
-        key=lambda i: (pool.free_bits[i].bit_count() if wants_gpus else 0, pool.free_cpus[i], pool.free_memory[i], -i),
-    )
+    mask &= pool.open
+    if not mask:
+        return "; no node is open"
+    if wants_gpus:
+        mask = next(hit for level in reversed(pool.levels) if (hit := level & mask))
+    best = max(bits(mask), key=lambda i: (pool.free_cpus[i], pool.free_memory[i], -i))
     node = pool.nodes[best]
     assert node is not None
     told = [f"{max(pool.free_cpus[best], 0):g} of {node.cpus:g} CPUs"] if ask.cpus or not wants_gpus else []
@@ -210,9 +211,10 @@ def _best(pool: Pool, ask: Ask, nodes: Sequence[NodeState]) -> str:
     return f"; the freest, {node.name}, has {', '.join(told)} free"
 
 
-def _fleet(nodes: Sequence[NodeState]) -> str:
+def _fleet(pool: Pool) -> str:
+    nodes = one_of_each(pool)
     if not nodes:
         return "no nodes"
     cpus, memory = max(node.cpus for node in nodes), max(node.memory for node in nodes)
-    gpus = max(len(node.gpus) for node in nodes)
-    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} of up to {cpus:g} CPUs, {format_memory(memory)}, {gpus} GPUs"
+    gpus, count = max(len(node.gpus) for node in nodes), pool.fleet.bit_count()
+    return f"{count} node{'s' if count != 1 else ''} of up to {cpus:g} CPUs, {format_memory(memory)}, {gpus} GPUs"

@@ -14,7 +14,7 @@ from operator import or_
 
 from penstock.scheduling.booking import Placed
 from penstock.scheduling.masks import bits
-from penstock.scheduling.possible import could_place
+from penstock.scheduling.possible import capacity, could_place
 from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Share, Workload
 from penstock.scheduling.topology import Domains
 
@@ -53,7 +53,7 @@ class Pool:
         self._picks: dict[tuple[int, int, int], tuple[str, ...]] = {}  # (kind, free bits, how many) -> GPU ids
         self._on: list[set[str]] = []
         self._idle = 0  # nodes on which nothing is held
-        self._alike: dict[tuple[object, ...], int] = {}  # by capacity: nodes of it
+        self.alike: dict[tuple[object, ...], int] = {}  # by capacity, ids of GPUs aside: nodes of it
         self._log: list[tuple[bool, str, list[Placed]]] | None = None
 
     # -- nodes
@@ -96,8 +96,8 @@ class Pool:
                 self._mig[profile] = self._mig.get(profile, 0) | bit
         self._flavors[node.flavor] = self._flavors.get(node.flavor, 0) | bit
         self.domains.add(node.topology, bit)
-        alike = (node.cpus, node.memory, self._kind[i])
-        self._alike[alike] = self._alike.get(alike, 0) | bit
+        alike = capacity(node)
+        self.alike[alike] = self.alike.get(alike, 0) | bit
         if not self._on[i]:
             self._idle |= bit
         for held in list(self._on[i]):
@@ -126,7 +126,7 @@ class Pool:
         node = self.nodes[i]
         if node is not None:
             self.domains.remove(node.topology, bit)
-            self._alike[node.cpus, node.memory, self._kind[i]] &= ~bit
+            self.alike[capacity(node)] &= ~bit
 
     def _level(self, count: int) -> None:
         while len(self.levels) <= count:
@@ -257,7 +257,7 @@ class Pool:
         if not idle & (idle - 1):
             return mask
         mask ^= idle
-        for alike in self._alike.values():
+        for alike in self.alike.values():
             hit = idle & alike
             mask |= hit & -hit
         return mask
@@ -299,8 +299,10 @@ class Pool:
 
     def fit_mask(self, ask: Ask) -> int:
         """Open nodes with room for one such group now."""
-        found = 0
-        for i in bits(self.narrow(ask, self.open)):
+        found, mask = 0, self.narrow(ask, self.open)
+        if ask.gpus and not ask.mig:
+            mask &= reduce(or_, self.levels[ask.gpus :], 0)
+        for i in bits(mask):
             if self.fits(ask, i):
                 found |= 1 << i
         return found

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
+from itertools import islice
+from operator import or_
 from typing import TYPE_CHECKING
 
 from penstock.scheduling.masks import bits
 
 if TYPE_CHECKING:
     from penstock.scheduling.pool import Pool
-    from penstock.scheduling.state import Workload
+    from penstock.scheduling.state import Ask, NodeState, Workload
 
 
 def could_place(pool: Pool, w: Workload) -> bool:
@@ -21,16 +25,39 @@ def could_place(pool: Pool, w: Workload) -> bool:
 
 def _holds_empty(pool: Pool, w: Workload, mask: int) -> bool:
     for part in sorted(w.parts, key=lambda part: -part.ask.gpus):
-        need = part.count
-        for i in bits(mask):
-            node = pool.nodes[i]
-            if need and node is not None and node.name not in w.exclude:
-                flavored = not w.flavors or node.flavor in w.flavors
-                if flavored and pool.fits_empty(part.ask, node):
-                    need -= 1
-                    mask &= ~(1 << i)
-            if not need:
-                break
-        if need:
+        fitting = could_hold(pool, w, part.ask, mask)
+        if fitting.bit_count() < part.count:
             return False
+        for i in islice(bits(fitting), part.count):
+            mask &= ~(1 << i)
     return True
+
+
+def could_hold(pool: Pool, w: Workload, ask: Ask, mask: int) -> int:
+    """Of these nodes, those that could hold one such group of it, which is found out once for all that are alike."""
+    if w.flavors:
+        mask &= reduce(or_, map(pool.flavor_mask, w.flavors))
+    if w.exclude:
+        mask &= ~pool.node_mask(w.exclude)
+    found = 0
+    for node, alike in _kinds(pool):
+        if alike & mask and pool.fits_empty(ask, node):
+            found |= alike & mask
+    return found
+
+
+def one_of_each(pool: Pool) -> list[NodeState]:
+    """A node of each kind that the fleet has."""
+    return [node for node, _ in _kinds(pool)]
+
+
+def _kinds(pool: Pool) -> Iterator[tuple[NodeState, int]]:
+    for alike in pool.alike.values():
+        node = pool.nodes[alike.bit_length() - 1] if alike else None
+        if node is not None:
+            yield node, alike
+
+
+def capacity(node: NodeState) -> tuple[object, ...]:
+    """What alike nodes have in common; ids of GPUs are no part of it."""
+    return node.cpus, node.memory, tuple([(gpu.model, gpu.mig) for gpu in node.gpus])

@@ -49,6 +49,7 @@ from penstock.jobs.view import Memory
 from penstock.reconcile.clock import SystemClock
 from penstock.reconcile.leadership import Leadership
 from penstock.reconcile.loop import Loop
+from penstock.scheduling import reservation_routes
 from penstock.scheduling import routes as queue_routes
 from penstock.store import backup
 from penstock.store.leases import Lease
@@ -276,6 +277,7 @@ def _application(
         *tenancy_routes.endpoints(store),
         *fleet_routes.endpoints(fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes)),
         *job_routes.endpoints(room, reconciler.jobs_dir),
+        *reservation_routes.endpoints(store, lambda conn, one, now: lines.in_the_way(conn, one, now, room.memory)),
         *queue_routes.endpoints(
             store,
             lambda conn, now: lines.report(conn, now, room.memory),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from penstock.scheduling.cycle import Scheduler
@@ -84,3 +86,26 @@ def test_a_window_under_way_keeps_everybody_out_until_its_end() -> None:
     made.submit(job(1, 1.0))
     assert not made.plan(150.0).admit
     assert started(made.plan(200.0)) == ["j1"]
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_long_head_does_not_speak_for_a_short_one_of_its_kind(known_before: bool) -> None:
+    made = Scheduler(Setup(policy=Policy(blocking="skip"), reservations=(window(),) if known_before else ()))
+    made.put_node(NodeState("n0", 16.0, 1 << 36, tuple(Gpu(f"n0-{at}") for at in range(8))))
+    made.submit(job(1, None))
+    made.submit(job(2, 50.0))
+    if not known_before:
+        made.put_reservation(window())
+    assert started(made.plan(0.0)) == ["j2"]
+
+
+def test_a_reservation_may_be_for_some_projects_and_users_alone() -> None:
+    made = view(
+        Reservation("r", 0.0, 100.0, frozenset({"n0"}), projects=frozenset({"vision"}), users=frozenset({"ann"})),
+        backfill="none",
+    )
+    for n, (project, user) in enumerate([("speech", "bob"), ("speech", "ann"), ("vision", "bob")]):
+        made.submit(replace(job(n, None, frozenset({"r"})), project=project, user=user, queue="default"))
+    assert started(made.plan(0.0)) == []  # strict: bob's of speech is first, and may not
+    made.withdraw("j0")
+    assert started(made.plan(0.0)) == ["j1", "j2"]

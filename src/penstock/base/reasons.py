@@ -64,6 +64,9 @@ class Reason(_Named):
     Restored = auto()
     # queues
     QueuesChanged = auto()
+    ReservationCreated = auto()
+    ReservationEnded = auto()  # before its time
+    ReservationBegan = auto()  # and those who may not be on its nodes were told to leave
     # money
     BudgetSet = auto()
     BudgetDeleted = auto()

@@ -39,6 +39,9 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 "quotas, who uses and borrows what, who waits; apply a queue file",
                 "penstock.scheduling.commands",
             ),
+            Entry(
+                "reservations", "keep nodes for some, or for maintenance", "penstock.scheduling.reservation_commands"
+            ),
             Entry("nodes", "list nodes: what they have, and what is in use", "penstock.fleet.commands"),
             Entry("cordon", "place no new jobs on a node", "penstock.fleet.commands"),
             Entry("uncordon", "place jobs on a node again", "penstock.fleet.commands"),

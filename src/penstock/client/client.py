@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from penstock.base.errors import PenstockError, Unauthenticated
 from penstock.client.discovery import find
-from penstock.client.kinds import Events, Jobs, Nodes, Projects, Tokens, Users
+from penstock.client.kinds import Events, Jobs, Nodes, Projects, Tokens, Users, new_key
 from penstock.client.resources import API
 from penstock.client.snapshot import take
 from penstock.client.transport import Transport, quote
@@ -139,6 +139,23 @@ class Client:
         return dict(
             self.transport.request("PUT", f"{API}/queues/setup", query=query, body=text, headers=headers).json()
         )
+
+    def reservations(self, *, over: bool = False) -> list[dict[str, Any]]:
+        """Reservations and maintenance windows; with ``over`` those of the last week too."""
+        return list(self._get("reservations", {"over": "true"} if over else {})["items"])
+
+    def reserve(self, window: Mapping[str, Any], *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
+        """Keeps nodes: ``name``, ``nodes``, ``start``, ``end`` or ``duration``, ``maintenance``, ``drain`` ..."""
+        query = {"dry_run": "true"} if dry_run else {}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key or new_key()}
+        body = json.dumps(dict(window)).encode()
+        return dict(
+            self.transport.request("POST", f"{API}/reservations", query=query, body=body, headers=headers).json()
+        )
+
+    def end_reservation(self, name: str) -> None:
+        """Ends it now, or calls it off."""
+        self.transport.request("DELETE", f"{API}/reservations/{quote(name)}")
 
     def audit_verify(self) -> dict[str, Any]:
         """Whether the ledger's chain of hashes is whole; else the first row that is not as it was written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 from typing import Any
 
@@ -18,6 +18,7 @@ from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import Phase
 from penstock.jobs.tables import attempts, jobs
 from penstock.jobs.view import Memory, View, node_names, queue_of
+from penstock.scheduling import windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import Admit, Evict, Share, Wait
 from penstock.store.store import Tx
@@ -62,14 +63,39 @@ class Done:
 def cycle(tx: Tx, view: View, setting: Setting) -> Done:
     """Evict and admit. Raises Stale."""
     scheduler = view.refresh(tx.conn, tx.now)
+    done = Done(evicted=_empty_windows(tx, scheduler))
     decision = scheduler.plan(tx.now)
-    done = Done(evicted=[evict.id for evict in decision.evict if _evict(tx, view, evict)])
+    done.evicted += [evict.id for evict in decision.evict if _evict(tx, view, evict)]
     if decision.admit:
         done.admitted = _admit(tx, view, decision.admit, setting)
     done.again_at = scheduler.wake_at()
     if _say_why(tx, view, scheduler):
         done.again_at = min(done.again_at, tx.now + AGAIN_S)
     return done
+
+
+def _empty_windows(tx: Tx, scheduler: Scheduler) -> list[str]:
+    """Windows that drain and have begun: who is on their nodes and may not be is told to leave. Their ids."""
+    known = scheduler.reservations.known
+    begun = [one for one in known.values() if one.drain and one.start <= tx.now < one.end]
+    told: list[str] = []
+    for one in begun:
+        there = [
+            holding.held
+            for holding in scheduler.held.values()
+            if one.keeps_out(holding.held.workload) and not one.nodes.isdisjoint(node_names(holding.held.shares))
+        ]
+        left = []
+        for held in there:
+            row = submit.by_id(tx.conn, held.workload.id)
+            node = next(name for name in node_names(held.shares) if name in one.nodes)
+            words = f"{one.kind} {one.name} begins on {node}"
+            if row is not None and progression.evict(tx, row, Reason.NodeDrained, words):
+                left.append(row)
+        windows.drained(tx, one, [f"{row.project}/{row.name}" for row in left])
+        known[one.name] = replace(one, drain=False)
+        told += [row.id for row in left]
+    return told
 
 
 def _evict(tx: Tx, view: View, evict: Evict) -> bool:

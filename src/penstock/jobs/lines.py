@@ -15,7 +15,7 @@ from penstock.scheduling import live
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.quota import TreeNode, totals
 from penstock.scheduling.spec import Capacity, parse_setup
-from penstock.scheduling.state import Workload
+from penstock.scheduling.state import Reservation, Workload
 
 
 def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
@@ -122,6 +122,20 @@ def _free(scheduler: Scheduler, queue: str) -> dict[str, Any]:
     held = [holding.held.workload for holding in scheduler.held.values()]
     used = sum(totals(w.parts).get("gpus", 0.0) for w in held if w.queue == queue)
     return {"flavor": "default", "resource": "gpus", "nominal": None, "used": used, "borrowed": 0.0, "lent": 0.0}
+
+
+def in_the_way(conn: Connection, window: Reservation, now: float, memory: view.Memory) -> list[dict[str, Any]]:
+    """The jobs that hold its nodes and may do so still when it begins, though it keeps them out."""
+    found = []
+    for holding in view.fresh(conn, now, memory)[1].held.values():
+        held = holding.held
+        nodes = sorted(window.nodes.intersection(view.node_names(held.shares)))
+        if nodes and window.keeps_out(held.workload) and holding.end > window.start and not held.leaving:
+            one = held.workload
+            found.append(
+                {"project": one.project, "name": one.name, "nodes": nodes, "ends_by": format_time(held.ends_by)}
+            )
+    return sorted(found, key=lambda item: (item["project"], item["name"]))
 
 
 def capacity(conn: Connection, text: str) -> Capacity | None:

@@ -134,7 +134,7 @@ class JobReconciler:
         for event in events:
             if not self.store.is_sqlite:
                 self._view.mark(event)  # another server's; SQLite has one writer, whose events were marked as it wrote
-            if event.kind == "Queues":
+            if event.kind in ("Queues", "Reservation"):
                 self.loop.enqueue("schedule", "all")
             if event.kind == "Job" and event.reason in (Reason.Created, Reason.Updated):
                 self.loop.enqueue("schedule", "all")

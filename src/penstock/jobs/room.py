@@ -20,6 +20,7 @@ from penstock.jobs import queries, submit
 from penstock.jobs.launch import needs
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.view import Memory
+from penstock.scheduling import windows
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -108,6 +109,10 @@ class Room:
         ]
         if spec.snapshot is not None and not self.holds(conn, actor.user, spec.snapshot):
             problems.append(Problem(f"{path}.snapshot", "no such snapshot was uploaded by you"))
+        if spec.reservation is not None:
+            refused = windows.refusal(conn, spec.reservation, project, actor.user, self.store.clock())
+            if refused is not None:
+                problems.append(Problem(f"{path}.reservation", refused))
         if spec.workdir is not None and spec.snapshot is None and ".." in spec.workdir.split("/"):
             problems.append(Problem(f"{path}.workdir", "give a path without '..'"))
         try:

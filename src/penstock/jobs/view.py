@@ -21,7 +21,7 @@ from penstock.fleet import inventory
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling import live
+from penstock.scheduling import live, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Setup, flavor_of
 from penstock.scheduling.state import Ask, Gpu, Held, NodeState, Part, Share, Topology, Workload
@@ -76,6 +76,7 @@ class View:
         self._jobs: set[str] = set()
         self._arrays: set[str] = set()
         self._nodes: set[str] = set()
+        self._windows = False  # reservations changed
         self._later: list[tuple[float, str]] = []  # a heap of (not before, id)
         self._parts: dict[tuple[Any, ...], tuple[Part, ...]] = {}
         self._settled = 0  # so many jobs are left alone by the garbage collector
@@ -90,6 +91,8 @@ class View:
             self._jobs.add(event.subject_id)
         elif event.kind == "Node":
             self._nodes.add(event.name)
+        elif event.kind == "Reservation":
+            self._windows = True
         elif event.reason in (Reason.QueuesChanged, Reason.BackupRestored):
             self.forget()
 
@@ -111,6 +114,9 @@ class View:
         scheduler = self.scheduler
         if self._nodes:
             self._read_nodes(conn, scheduler)
+        if self._windows:
+            windows.take_over(conn, scheduler, now)
+            self._windows = False
         for parent in self._arrays:
             self._jobs.update(conn.execute(_TASKS, {"parent": parent}).scalars())
         while self._later and self._later[0][0] <= now:
@@ -128,6 +134,8 @@ class View:
         self.setup = live.current(conn)
         scheduler = Scheduler(self.setup)
         put_nodes(scheduler, [self.node(row) for row in inventory.all_nodes(conn)])
+        windows.take_over(conn, scheduler, now)
+        self._windows = False
         for known in (self._jobs, self._arrays, self._nodes, self.rows, self.told):
             known.clear()
         self._later.clear()

@@ -41,20 +41,16 @@ class Loop:
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = _Slot()
-        if slot.task is not None:
-            if after_s <= 0:
-                slot.dirty = True
-            elif slot.timer is None:
-                slot.timer = asyncio.get_running_loop().call_later(after_s, self._due, key)
-            return
-        if after_s > 0:
+        if slot.task is not None and after_s <= 0:
+            slot.dirty = True
+        elif after_s > 0:
             loop = asyncio.get_running_loop()
             if slot.timer is None or slot.timer.when() > loop.time() + after_s:
                 if slot.timer is not None:
                     slot.timer.cancel()
                 slot.timer = loop.call_later(after_s, self._due, key)
-            return
-        slot.task = asyncio.ensure_future(self._run(key, slot))
+        else:
+            slot.task = asyncio.ensure_future(self._run(key, slot))
 
     def _due(self, key: Key) -> None:
         slot = self._slots.get(key)

@@ -76,6 +76,8 @@ class Scheduler:
         self.fair = FairShare(self.policy.decay_half_life_s)
         self.lines = Lines(self.policy, self._score)
         self.reservations = Reservations(self.pool, setup.reservations)
+        if setup.reservations:
+            self.lines.tell_limits_apart()
         self.held: dict[str, Holding] = {}
         self.timeline = Timeline(self.pool)
         self.windows: dict[str, Window] = self.timeline.windows  # promises, by whose
@@ -165,6 +167,7 @@ class Scheduler:
     def put_reservation(self, reservation: Reservation) -> None:
         """Add or replace a window; promises that it does not allow are taken back."""
         self.reservations.known[reservation.name] = reservation
+        self.lines.tell_limits_apart()
         for id_, window in list(self.windows.items()):
             w = self.lines.entries[id_].w
             if self.reservations.blocked(w, window.promise.start) & window.mask:
@@ -206,7 +209,8 @@ class Scheduler:
         asked = self._asked.get(w.parts)
         if asked is None:
             asked = self._asked[w.parts] = totals(w.parts)
-        same = (w.parts, w.flavors, w.topology, w.exclude, w.reservations)
+        whose = (w.project, w.user) if w.reservations else ()  # a reservation may be some people's alone
+        same = (w.parts, w.flavors, w.topology, w.exclude, w.reservations, whose)
         kind = self._kinds.setdefault(same, len(self._kinds))
         if plain:
             if len(self._seen) >= MOST_SEEN:

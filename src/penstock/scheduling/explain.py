@@ -14,7 +14,7 @@ from penstock.base.quantities import format_memory
 from penstock.base.reasons import Reason
 from penstock.scheduling.pool import Pool, bits
 from penstock.scheduling.possible import could_hold, one_of_each
-from penstock.scheduling.state import Ask, Part, Wait, Workload
+from penstock.scheduling.state import Ask, Part, Reservation, Wait, Workload
 
 if TYPE_CHECKING:
     from penstock.scheduling.cycle import Scheduler
@@ -149,12 +149,19 @@ def _kept_for_others(view: Scheduler, w: Workload, now: float) -> str:
         entry = view.lines.entries.get(first.id)
         name = entry.w.name if entry is not None else first.id
         told += f"; {what} {'is' if what == '1 GPU' else 'are'} promised to job {name} at {_clock(first.start)}"
-    reservation = view.reservations.on(w, now)
-    if reservation is not None:
-        kind = "maintenance" if reservation.maintenance else "reservation"
-        count = len(reservation.nodes)
-        told += f"; {kind} {reservation.name} keeps {count} node{'s' if count != 1 else ''} from {_clock(reservation.start)}"
+    told += "".join(
+        f"; {_kept(view, one, w, now)}" for one in view.reservations.on(w, now, view.pool.candidates(w))[:2]
+    )
     return told
+
+
+def _kept(view: Scheduler, one: Reservation, w: Workload, now: float) -> str:
+    """``node-3 is kept from 14:05 to 15:05 by maintenance dimm-swap``; and whether a time limit would help."""
+    names = sorted(name for name in one.nodes if view.pool.state(name) is not None)
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    span = f"until {_clock(one.end)}" if one.start <= now else f"from {_clock(one.start)} to {_clock(one.end)}"
+    said = f"{shown} {'is' if len(names) == 1 else 'are'} kept {span} by {one.kind} {one.name}"
+    return said + (", and it has no time limit" if one.start > now and w.limit_s is None else "")
 
 
 def _clock(at: float) -> str:

@@ -12,6 +12,8 @@ from penstock.base.ids import check_name
 from penstock.base.quantities import parse_cpus, parse_duration, parse_memory
 from penstock.scheduling.state import Policy
 
+LAST_INSTANT = 253_402_300_799.0  # of the year 9999
+
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
@@ -24,7 +26,7 @@ def _instant(value: object) -> float:
         if value.tzinfo is None:
             raise ValueError("say the time zone too, such as 2026-12-01T08:00:00Z")
         return value.timestamp()
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LAST_INSTANT:
         return float(value)
     raise ValueError("is not a time: write 2026-12-01T08:00:00Z, or seconds since the trace's (or Unix's) beginning")
 

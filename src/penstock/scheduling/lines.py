@@ -54,6 +54,7 @@ class Lines:
         self._score = score
         self._by_user = policy.order == "fairshare"
         self._by_kind = policy.blocking == "skip"
+        self._by_limit = False
         self.entries: dict[str, Entry] = {}
         self.lines: dict[tuple[object, ...], Line] = {}
 
@@ -70,13 +71,28 @@ class Lines:
         return (-w.priority, w.queued_at, w.seq)
 
     def add(self, w: Workload, kind: int, asked: dict[str, float], path: tuple[str, ...]) -> Entry:
-        name = (w.queue, w.user if self._by_user else "", kind if self._by_kind else 0)
-        line = self.lines.get(name)
-        if line is None:
-            line = self.lines[name] = Line(w.queue, path)
+        line = self._line(w, kind, path)
         entry = self.entries[w.id] = Entry(w, self.key(w), kind, asked, line)
         line.entries.add(entry)
         return entry
+
+    def _line(self, w: Workload, kind: int, path: tuple[str, ...]) -> Line:
+        limit = w.limit_s if self._by_limit else None
+        name = (w.queue, w.user if self._by_user else "", kind if self._by_kind else 0, limit)
+        line = self.lines.get(name)
+        if line is None:
+            line = self.lines[name] = Line(w.queue, path)
+        return line
+
+    def tell_limits_apart(self) -> None:
+        """Before a window a short one may start where a long one of its kind may not: it does not speak for the other."""
+        if not self._by_kind or self._by_limit:
+            return
+        self._by_limit = True
+        self.lines = {}
+        for entry in self.entries.values():
+            entry.line = self._line(entry.w, entry.kind, entry.line.path)
+            entry.line.entries.add(entry)
 
     def remove(self, id_: str) -> Entry | None:
         entry = self.entries.pop(id_, None)

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint
-from penstock.scheduling import live
+from penstock.scheduling import live, windows
 from penstock.scheduling.spec import Capacity, parse_setup
 from penstock.store.store import Store
 from penstock.tenancy.plan import visible
@@ -63,6 +63,7 @@ def endpoints(
         text = await _text(call)
         capacity = await store.read(lambda conn: fleet(conn, text))
         found = parse_setup(text, path="the queue file", capacity=capacity)
+        await store.read(lambda conn: windows.check_names(conn, found, store.clock()))
         names = sorted(found.queues)
         if call.query.dry_run:
             return {"dry_run": True, "generation": None, "policy": found.policy.name, "queues": names}

@@ -118,13 +118,28 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Nodes set apart between two times. ``maintenance``: nobody may run there; else only workloads that name it."""
+    """Nodes set apart between two times. ``maintenance``: nobody may run there; else only workloads that name it, of
+    ``projects`` or ``users`` where it says whose. ``drain``: who is still there at its start and may not is to leave.
+    """
 
     name: str
     start: float
     end: float
     nodes: frozenset[str]
     maintenance: bool = False
+    projects: frozenset[str] = frozenset()
+    users: frozenset[str] = frozenset()
+    drain: bool = False
+
+    def keeps_out(self, w: Workload) -> bool:
+        """Whether it may not run there while this lasts."""
+        if self.maintenance or self.name not in w.reservations:
+            return True
+        return bool(self.projects or self.users) and w.project not in self.projects and w.user not in self.users
+
+    @property
+    def kind(self) -> str:
+        return "maintenance" if self.maintenance else "reservation"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Every queue file that was ever applied; the newest holds."""
+"""Every queue file that was ever applied (the newest holds), and reservations beside it."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Integer, Table, Text
+from sqlalchemy import Boolean, Column, Float, Integer, Table, Text
 
 from penstock.store.tables import metadata
 
@@ -13,4 +13,22 @@ setups = Table(
     Column("text", Text, nullable=False),
     Column("applied_by", Text, nullable=False),
     Column("applied_at", Float, nullable=False),
+)
+
+# Windows that operators made; those of the queue file stand in its text.
+reservations = Table(
+    "scheduling_reservations",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("begins", Float, nullable=False),
+    Column("ends", Float, nullable=False),
+    Column("nodes", Text, nullable=False),  # JSON: names
+    Column("maintenance", Boolean, nullable=False),
+    Column("drain", Boolean, nullable=False),
+    Column("drained", Boolean, nullable=False),  # who was to leave was told
+    Column("projects", Text, nullable=False),  # JSON: whose jobs may name it; both empty: anybody's
+    Column("users", Text, nullable=False),  # JSON
+    Column("reason", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
 )

@@ -49,6 +49,8 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "cost.read": _project_read,
         "queues.read": _anyone,
         "queues.write": _fleet_write,
+        "reservations.read": _anyone,
+        "reservations.write": _fleet_write,
         "bill.read": _fleet_read,
         "budgets.write": _fleet_write,
         "jobs.create": _project_write,

@@ -27,6 +27,8 @@ _PLAIN = (  # what goes into the spec as it stands
     "grace_period",
     "idle_timeout",
     "priority",
+    "queue",
+    "reservation",
 )
 
 _FLAGS = {"gpu_model": "gpus", "labels": "label", "modules": "module"}  # fields whose flags have other names
@@ -82,6 +84,8 @@ def configure(parser: ArgumentParser) -> None:
     add("--idle-timeout", metavar="TIME", help="how long an interactive job may be idle")
     add("--grace-period", metavar="TIME", help="between SIGTERM and SIGKILL (default 30s)")
     add("--priority", type=int, metavar="N", help="higher goes first (default 0)")
+    add("--queue", metavar="NAME", help="the queue to wait in (default: the project's)")
+    add("--reservation", metavar="NAME", help="a reservation whose nodes it may use")
     add("--label", action="append", metavar="NAME=VALUE", help="a label; may be repeated")
     add("--detach", action="store_true", help="do not follow it: print its name and return")
     add("--idempotency-key", metavar="KEY", help="two calls with one key make one job")

@@ -33,13 +33,13 @@ from penstock.base.routes import Endpoint, Sample
 from penstock.base.settings import Settings
 from penstock.base.version import VERSION
 from penstock.console import asgi as console
-from penstock.cost import bill_routes, budgets, capacity, ledger, prices
+from penstock.cost import bill_routes, budgets, capacity, idle, ledger, prices
 from penstock.cost import routes as cost_routes
 from penstock.cost.spec import Prices
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
 from penstock.fleet import routes as fleet_routes
-from penstock.jobs import lines, queries
+from penstock.jobs import gpus, lines, queries
 from penstock.jobs import routes as job_routes
 from penstock.jobs.launch import Site
 from penstock.jobs.reconcile import JobReconciler
@@ -202,6 +202,7 @@ class House:
     access: Access
     app: App
     prices: Prices
+    gpus: gpus.GpuWatch
 
 
 def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_root: bool) -> House:
@@ -209,6 +210,7 @@ def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_roo
     clock = SystemClock()
     ledger.attach(store)
     capacity.attach(store)
+    idle.attach(store)
     loop = Loop()
     sole = store.is_sqlite
     lease = Lease(store, "reconcile", f"{socket.gethostname()}:{os.getpid()}:{clock.now():.3f}", 4.0)
@@ -241,9 +243,17 @@ def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_roo
     access = Access(store, now=clock.now, monotonic=clock.monotonic)
     rates, terms = prices.load_both(settings.prices)
     room.refuses = lambda conn, project: budgets.refusal(conn, project, rates, store.clock())
-    money = (*cost_routes.endpoints(store, rates), *bill_routes.endpoints(store, rates, terms))
+    watch = gpus.GpuWatch(
+        store, engine, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
+    )
+    money = (
+        *cost_routes.endpoints(store, rates),
+        *bill_routes.endpoints(store, rates, terms),
+        *idle.endpoints(store, rates),
+        *gpus.endpoints(watch, lambda: leadership.leading),
+    )
     app = _application(settings, store, engine, reconciler, room, access, money)
-    return House(settings, store, engine, loop, reconciler, room, leadership, access, app, rates)
+    return House(settings, store, engine, loop, reconciler, room, leadership, access, app, rates, watch)
 
 
 async def _nothing() -> None:
@@ -318,7 +328,7 @@ def _job_samples(store: Store) -> Callable[[], Any]:
             jobs = [
                 Sample("jobs", "gauge", "Jobs by phase.", {"phase": phase}, counts.get(phase, 0)) for phase in Phase
             ]
-            return [*jobs, *fleet_routes.samples(conn, queries.usage(conn))]
+            return [*jobs, *fleet_routes.samples(conn, queries.usage(conn)), *idle.samples(conn)]
 
         return await store.read(read)
 
@@ -395,6 +405,7 @@ async def _watch_nodes(house: House) -> None:
         if house.leadership.leading:
             try:
                 await house.reconciler.sync_nodes()
+                await house.gpus.look()
                 await house.store.write(lambda tx: budgets.watch(tx, house.prices))
             except PenstockError as error:
                 log.warning("cannot take over the nodes: %s", error)

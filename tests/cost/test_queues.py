@@ -81,7 +81,10 @@ def test_usage_from_before_queues_says_so(tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/old.db"
 
         def age(tx: Tx) -> None:
-            tx.conn.execute(text("ALTER TABLE usage DROP COLUMN queue"))
+            for undo in ("usage DROP COLUMN queue", "attempts DROP COLUMN gpu_idle"):
+                tx.conn.execute(text(f"ALTER TABLE {undo}"))
+            for table in ("idle_usage", "scheduling_reservations"):
+                tx.conn.execute(text(f"DROP TABLE {table}"))
             tx.conn.execute(text("UPDATE alembic_version SET version_num = '0003'"))
 
         async with ledgers(url, clock) as store:

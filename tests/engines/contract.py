@@ -54,6 +54,15 @@ async def submit_twice_runs_once(world: World, words: Words) -> None:
     assert sum(seen.stage is Stage.EXITED for seen in world.seen) == 1
 
 
+async def gpus_are_sampled_where_there_are_any(world: World, words: Words) -> None:
+    launch = await world.begin(*words("sleep 30"))
+    offered = {(offer.name, gpu.id) for offer in world.engine.nodes() for gpu in offer.gpus}
+    for sample in await world.engine.gpu_samples():
+        assert (sample.node, sample.gpu) in offered
+        assert 0 <= sample.utilization <= 100
+    await world.engine.stop(launch.attempt_id, launch.run_dir, reason="Cancelled", grace_s=5.0)
+
+
 async def stop_keeps_its_reason(world: World, words: Words) -> None:
     for reason in ("Preempted", "NodeDrained"):
         launch = await world.begin(*words("sleep 30"))

@@ -3,6 +3,7 @@ peace, and an end to it in cohort trees of any shape (Kueue's proof leaves hiera
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.base.reasons import Reason
+from penstock.scheduling import patience
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.preemption import search
 from penstock.scheduling.spec import Cohort, Queue, Quota, Setup
@@ -298,6 +300,36 @@ def test_idle_ones_go_first() -> None:
     view.submit(job("b2", "b", 4, 3, 1))
     (evict,) = view.plan(15.0).evict
     assert (evict.id, evict.reason, evict.for_id) == ("b0", Reason.IdleReclaimed, "b2")
+
+
+def test_patience_ends_while_somebody_waits() -> None:
+    """Nothing else happens: the scheduler says when to look again, and evicts then; in queues without any quota too."""
+    view = Scheduler(Setup(Policy(), {"default": Queue("default", reclaim_after_s=10.0)}))
+    view.put_node(node_with(8))
+    view.submit(job("lazy", "default", 8, 0))
+    view.plan(0.0)
+    view.submit(job("next", "default", 8, 1))
+    assert view.plan(1.0).evict == ()
+    patience.set_idle(view, "lazy", 2.0)
+    assert view.wake_at() == 12.0
+    assert view.plan(11.0).evict == ()
+    (evict,) = view.plan(12.0).evict
+    assert (evict.id, evict.reason, evict.for_id) == ("lazy", Reason.IdleReclaimed, "next")
+    view.end("lazy", 13.0)
+    assert [admit.id for admit in view.plan(13.0).admit] == ["next"]
+    assert view.wake_at() == math.inf
+
+
+def test_who_works_again_is_left_alone() -> None:
+    view = Scheduler(Setup(Policy(), {"default": Queue("default", reclaim_after_s=10.0)}))
+    view.put_node(node_with(8))
+    view.submit(job("lazy", "default", 8, 0))
+    view.plan(0.0)
+    view.submit(job("next", "default", 8, 1))
+    patience.set_idle(view, "lazy", 2.0)
+    patience.set_idle(view, "lazy", None)
+    assert view.plan(50.0).evict == ()
+    assert view.wake_at() == math.inf
 
 
 def test_who_borrows_less_takes_from_who_borrows_more() -> None:

@@ -32,6 +32,8 @@ class Reason(_Named):
     RankRestarted = auto()  # a restart in place, by the launcher
     Restarting = auto()  # a new attempt
     Progressing = auto()
+    GpuIdle = auto()  # GPUs that it holds have done nothing for a while
+    GpuIdleEnded = auto()
     CancelRequested = auto()
     # how it ended
     Completed = auto()

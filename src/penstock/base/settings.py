@@ -26,6 +26,9 @@ class Settings:
     insecure: bool = False  # --insecure: a foreign host without TLS, on purpose
     allowed_hosts: tuple[str, ...] = ()  # --allowed-host, repeated: further names the server answers to
     prices: str | None = None  # --prices: the price file (YAML); default: the shipped one
+    gpu_idle_after: float = (
+        1800.0  # --gpu-idle-after: GPUs that a job holds and that do nothing for so long are told of
+    )
     log_first_bytes: int = 4 << 20  # kept of each rank's log from its beginning
     log_newest_bytes: int = 16 << 20  # kept of each rank's log at its end
     snapshot_max_bytes: int = 256 << 20  # the largest work folder that is carried with a job

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.base.errors import InvalidInput
-from penstock.base.quantities import format_memory
+from penstock.base.quantities import format_memory, parse_duration
 from penstock.client.verb import Invocation, Verb
 
 if TYPE_CHECKING:
@@ -27,9 +27,19 @@ def _up(call: Invocation, arguments: Namespace) -> int:
         raise InvalidInput(f"--local-nodes {given['local_nodes']}: give 1 or more")
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
         raise InvalidInput("--tls-cert and --tls-key go together")
+    if arguments.gpu_idle_after is not None:
+        given["gpu_idle_after"] = _duration("--gpu-idle-after", arguments.gpu_idle_after)
     given |= {name: True for name in ("insecure", "reset_token") if getattr(arguments, name)}
     given |= {"allowed_hosts": tuple(arguments.allowed_host)} if arguments.allowed_host else {}
     return call.serve(replace(call.settings, **given))
+
+
+def _duration(flag: str, text: str) -> float:
+    """Raises InvalidInput."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise InvalidInput(f"{flag} {text!r}: {error}") from error
 
 
 def _up_arguments(parser: ArgumentParser) -> None:
@@ -45,6 +55,7 @@ def _up_arguments(parser: ArgumentParser) -> None:
     add("--reset-token", action="store_true", help="write a new token into the data folder; the old one ends")
     add("--allowed-host", action="append", metavar="NAME", help="a further name to answer to; may be repeated")
     add("--prices", metavar="FILE", help="the price file (YAML); default: the shipped one")
+    add("--gpu-idle-after", metavar="TIME", help="tell of GPUs that are held and do nothing for so long (default 30m)")
 
 
 def _backup(call: Invocation, arguments: Namespace) -> int:

@@ -111,6 +111,10 @@ class Client:
         answer = self.transport.request("GET", f"{API}/cost/{part}", query=filters)
         return answer.body.decode() if part == "focus" else answer.json()
 
+    def cost_idle(self, **filters: Any) -> dict[str, Any]:
+        """GPUs that were held and did nothing; ``by`` ("user", "project", "queue", "job"), ``since``, ``until``."""
+        return dict(self._get("cost/idle", filters))
+
     def forecast(self, project: str) -> dict[str, Any]:
         """What a project will have spent by the month's end."""
         return dict(self._get(f"projects/{quote(project)}/forecast"))

@@ -1,4 +1,4 @@
-"""``penstock cost bill|trace|export|forecast`` and ``penstock budget``."""
+"""``penstock cost bill|trace|export|forecast|idle`` and ``penstock budget``."""
 
 from __future__ import annotations
 
@@ -169,9 +169,36 @@ def _state(item: Item) -> str:
     return "ok" if item["reached"] is None else f"over {item['reached']}%"
 
 
+def _idle(call: Invocation, arguments: Namespace) -> int:
+    """Who left GPUs idle; without dates of the last seven days."""
+    by = arguments.by or "user"
+    if by == "node":
+        raise InvalidInput("idle GPUs are told by user, project, queue or job")
+    found = call.client.cost_idle(by=by, since=arguments.since or "7d", until=arguments.until)
+    if call.output.format != "table":
+        call.output.document(found)
+        return 0
+    columns = [
+        *(_part(name) for name in (("project", "job") if by == "job" else (by,))),
+        Column("IDLE GPU-HOURS", lambda item, _: f"{item['idle_gpu_hours']:.2f}", right=True),
+        Column("OF", lambda item, _: f"{item['gpu_hours']:.2f}", right=True),
+        Column("SHARE", lambda item, _: bar(item["idle_gpu_hours"], item["gpu_hours"])),
+        Column("IDLE NOW", lambda item, _: str(item["idle_now"]), right=True),
+        Column(str(found["currency"]), lambda item, _: f"{item['amount']:.2f}", right=True),
+    ]
+    call.output.table(columns, found["items"], call.now)
+    call.output.line(f"total {found['total']:.2f} {found['currency']} since {found['since']}")
+    return 0
+
+
+def _part(name: str) -> Column:
+    return Column(name.upper(), lambda item, _: str(item["key"][name]))
+
+
 BILL: dict[str, Callable[[Invocation, Namespace], int]] = {
     "bill": _bill,
     "trace": _trace,
     "export": _export,
     "forecast": _forecast,
+    "idle": _idle,
 }

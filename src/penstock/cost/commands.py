@@ -96,7 +96,7 @@ def _budget_arguments(parser: ArgumentParser) -> None:
 VERBS = {
     "cost": Verb(
         "penstock cost report --by user --since 7d\npenstock cost --job digits\npenstock cost bill --by job\n"
-        "penstock cost export --format focus --month 2026-11 --out bill.csv\npenstock cost forecast",
+        "penstock cost export --format focus --month 2026-11 --out bill.csv\npenstock cost forecast\npenstock cost idle --by user --since 30d",
         _arguments,
         _cost,
         about="Usage is recorded from the first second; prices are the server's price file's (`penstock up --prices`). "

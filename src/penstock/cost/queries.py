@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, case, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Double, Table, case, func, literal, select
 
 from penstock.base.quantities import format_time
 from penstock.cost.plan import Bill, Line, Usage, amount
@@ -40,7 +40,7 @@ def usages(
 ) -> list[Usage]:
     """What was used in the window, summed under the columns of ``KEYS[by]``; None: every project, every job."""
     columns = [usage.c[name] for name in KEYS[by]]
-    query = select(*columns, usage.c.resource, func.sum(usage.c.quantity * _seconds(window)))
+    query = select(*columns, usage.c.resource, func.sum(usage.c.quantity * seconds(usage, window)))
     query = query.where(usage.c.started_at < window.until).group_by(*columns, usage.c.resource)
     if window.since is not None:
         query = query.where(usage.c.ended_at.is_(None) | (usage.c.ended_at > window.since))
@@ -88,12 +88,12 @@ def _item(line: Line, names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _seconds(window: Window) -> ColumnElement[float]:
+def seconds(table: Table, window: Window) -> ColumnElement[float]:
     """How long an interval lies inside the window; never negative."""
     until = literal(window.until, Double)
-    end: ColumnElement[Any] = case((usage.c.ended_at < until, usage.c.ended_at), else_=until)
-    start: ColumnElement[Any] = usage.c.started_at
+    end: ColumnElement[Any] = case((table.c.ended_at < until, table.c.ended_at), else_=until)
+    start: ColumnElement[Any] = table.c.started_at
     if window.since is not None:
         since = literal(window.since, Double)
-        start = case((usage.c.started_at > since, usage.c.started_at), else_=since)
+        start = case((table.c.started_at > since, table.c.started_at), else_=since)
     return case((end > start, end - start), else_=literal(0.0, Double))

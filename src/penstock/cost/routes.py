@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from penstock.base.errors import InvalidInput, NotFound, Problem
-from penstock.base.quantities import parse_duration, parse_time
+from penstock.base.errors import NotFound
 from penstock.base.routes import Call, Endpoint
 from penstock.cost import queries
 from penstock.cost.plan import price, shorten
 from penstock.cost.queries import Window
 from penstock.cost.spec import Prices
+from penstock.cost.windows import read_window
 from penstock.jobs import submit
 from penstock.store.store import Store
 from penstock.tenancy.plan import visible
-
-_END_OF_TIME = 253_402_300_800.0  # the year 10000, which RFC 3339 cannot write
 
 
 class ReportQuery(BaseModel):
@@ -62,7 +60,7 @@ class CostRoutes:
 
     async def report(self, call: Call) -> dict[str, Any]:
         query: ReportQuery = call.query
-        window = _window(query, self._store.clock())
+        window = read_window(query.since, query.until, self._store.clock())
         projects = visible(call.actor)
         if query.project is not None:
             if projects is not None and query.project not in projects:
@@ -93,33 +91,6 @@ def _job_ids(conn: Connection, project: str, name: str) -> list[str]:
     row = submit.find(conn, project, name)
     tasks = row.array_count if row.array_count is not None and row.array_of is None else 0
     return [row.id, *(submit.find(conn, project, f"{name}-{index}").id for index in range(tasks))]
-
-
-def _window(query: ReportQuery, now: float) -> Window:
-    problems: list[Problem] = []
-    since = _moment(query.since, "since", now, problems)
-    until = _moment(query.until, "until", now, problems)
-    until = now if until is None else min(until, now)
-    if since is not None and since >= until:
-        problems.append(Problem("since", "must lie before `until`, and before now"))
-    if problems:
-        raise InvalidInput("the report's period cannot be used", details=problems)
-    return Window(since, until)
-
-
-def _moment(text: str | None, path: str, now: float, problems: list[Problem]) -> float | None:
-    if text is None:
-        return None
-    readings: tuple[Callable[[str], float], ...] = (lambda t: now - parse_duration(t), parse_time)
-    for reading in readings:
-        try:
-            moment = reading(text)
-        except (ValueError, OverflowError):
-            continue
-        if 0 <= moment < _END_OF_TIME:
-            return moment
-    problems.append(Problem(path, f"{text!r} is neither a time (2026-11-22T03:40:32Z) nor a duration (7d)"))
-    return None
 
 
 def endpoints(store: Store, prices: Prices) -> Sequence[Endpoint]:

@@ -37,6 +37,23 @@ capacity = Table(
     Index("ix_capacity_ended_at", "ended_at"),
 )
 
+idle_usage = Table(
+    "idle_usage",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("node", Text, primary_key=True),
+    Column("gpu", Text, primary_key=True),
+    Column("started_at", Double, primary_key=True),
+    Column("resource", Text, nullable=False),  # as in ``usage``
+    Column("project", Text, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("job", Text, nullable=False),
+    Column("ended_at", Double),
+    Index("ix_idle_usage_ended_at", "ended_at"),
+)
+
 budgets = Table(
     "budgets",
     metadata,

@@ -1,7 +1,8 @@
 """A fleet of any size in memory: the same protocol, scripted run times and faults, time from the clock it is given.
 
 Commands are scripts: ``sleep 5`` runs for five seconds, ``exit 3`` fails at once, words may be joined by ``then``
-(``sleep 5 then exit 3``); ``ignore-term`` says ``ready`` and leaves SIGTERM unheard. Every other command runs for ``default_run_s``.
+(``sleep 5 then exit 3``); ``ignore-term`` says ``ready`` and leaves SIGTERM unheard; ``idle-gpu`` leaves its
+GPUs alone while it runs. Every other command runs for ``default_run_s``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from penstock.base.reasons import Reason
 from penstock.engines.launchers import LAUNCHERS
 from penstock.engines.spec import (
     Gpu,
+    GpuSample,
     JobNeeds,
     Launch,
     LogReader,
@@ -40,6 +42,7 @@ class Script:
     exit_code: int = 0
     ignores_term: bool = False
     prints: str = ""
+    gpu_busy: float = 0.9  # of its GPUs' time
 
     @classmethod
     def parse(cls, command: Sequence[str], default_run_s: float) -> Script:
@@ -53,6 +56,8 @@ class Script:
                 script = replace(script, exit_code=int(next(words, "0")), run_s=script.run_s if timed else 0.0)
             elif word == "echo":
                 script = replace(script, prints=next(words, "") + "\n", run_s=0.0)
+            elif word == "idle-gpu":
+                script = replace(script, gpu_busy=0.0)
             elif word == "ignore-term":
                 script = replace(script, ignores_term=True, prints="ready\n")
         return script
@@ -201,6 +206,17 @@ class SimulatedEngine:
         launch = Launch(attempt_id, "", "", "", "", 0, run_dir, "", (), 1, "none", ())
         self._runs[attempt_id] = _Run(launch, Script(0.0), now, seen)
         self._by_dir[run_dir] = attempt_id
+
+    async def gpu_samples(self) -> Sequence[GpuSample]:
+        """Of every GPU that a running attempt holds."""
+        now = self._clock()
+        return [
+            GpuSample(group.node, gpu, 100 * run.script.gpu_busy, now)
+            for run in self._runs.values()
+            if run.seen.stage is Stage.RUNNING
+            for group in run.launch.groups
+            for gpu in group.gpus
+        ]
 
     async def lose(self, node: str) -> None:
         self._check_node(node)

@@ -119,6 +119,16 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSample:
+    """How busy a GPU was of late: ``utilization`` in percent, as NVML's ``utilization.gpu`` has it."""
+
+    node: str
+    gpu: str
+    utilization: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class LogRequest:
     rank: str | None = None  # None: all ranks merged by time
     follow: bool = False
@@ -170,5 +180,6 @@ class Engine(Protocol):
     async def adopt(self, attempt_id: str, run_dir: str) -> Observation: ...
     async def stop(self, attempt_id: str, run_dir: str, *, reason: str, grace_s: float) -> None: ...
     async def lose(self, node: str) -> None: ...
+    async def gpu_samples(self) -> Sequence[GpuSample]: ...  # of GPUs that can be asked, now
     def logs(self, run_dir: str) -> LogReader: ...
     async def session(self, attempt_id: str, run_dir: str, request: SessionRequest) -> Session: ...

@@ -7,13 +7,13 @@ import json
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, Select, and_, cast, func, or_, select, type_coerce
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, Problem
-from penstock.base.quantities import format_memory, format_time
+from penstock.base.quantities import format_duration, format_memory, format_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Condition
 from penstock.jobs import admission, progression, view
@@ -118,18 +118,48 @@ def usage(conn: Connection) -> dict[str, dict[str, Any]]:
     return found
 
 
-def restarts_in_play(conn: Connection, rows: Collection[AnyRow]) -> dict[str, int]:
-    """Restarts in place of attempts that still run, by job id: the job's own count has those of ended ones only."""
+class InPlay(NamedTuple):
+    """What only the attempt that still runs knows of a job: its restarts in place, and which of its GPUs do nothing."""
+
+    restarts: int = 0
+    groups: str = "[]"
+    gpu_idle: str | None = None
+
+    def idle(self, now: float) -> tuple[str, float] | None:
+        """In words, and since when; None where no GPU of it was called idle."""
+        told = view.told_idle(self.gpu_idle)
+        if not told:
+            return None
+        held = sum(len(group["gpus"]) for group in json.loads(self.groups))
+        since = min(told.values())
+        return f"{gpu_words(len(told), held)} done nothing for {format_duration(now - since)}", since
+
+
+def gpu_words(idle: int, held: int, verb: str = "") -> str:
+    """As in: 3 of its 4 GPUs have, its GPU has."""
+    verb = verb or ("has" if idle == 1 else "have")
+    if idle == held:
+        return f"its GPU {verb}" if held == 1 else f"all its {held} GPUs {verb}"
+    return f"{idle} of its {held} GPUs {verb}"
+
+
+def in_play(conn: Connection, rows: Collection[AnyRow]) -> dict[str, InPlay]:
+    """By job id, of attempts that still run, where there is anything to say."""
     ids = [row.id for row in rows if row.phase in ACTIVE]
     if not ids:
         return {}
-    query = select(attempts.c.job_id, attempts.c.restarts).where(
-        attempts.c.job_id.in_(ids), attempts.c.ended_at.is_(None), attempts.c.restarts > 0
+    columns = (attempts.c.job_id, attempts.c.restarts, attempts.c.groups, attempts.c.gpu_idle)
+    query = select(*columns).where(
+        attempts.c.job_id.in_(ids),
+        attempts.c.ended_at.is_(None),
+        (attempts.c.restarts > 0) | attempts.c.gpu_idle.is_not(None),
     )
-    return {row.job_id: row.restarts for row in conn.execute(query)}
+    return {row.job_id: InPlay(row.restarts, row.groups, row.gpu_idle) for row in conn.execute(query)}
 
 
-def job(row: AnyRow, progress: Mapping[str, Any] | None = None, in_play: int = 0) -> dict[str, Any]:
+def job(
+    row: AnyRow, progress: Mapping[str, Any] | None = None, playing: InPlay | None = None, now: float = 0.0
+) -> dict[str, Any]:
     """A Job as JSON; ``progress`` is the last report while it runs."""
     shown = progress if progress is not None else json.loads(row.progress) if row.progress else None
     body: dict[str, Any] = {
@@ -147,9 +177,9 @@ def job(row: AnyRow, progress: Mapping[str, Any] | None = None, in_play: int = 0
             "reason": row.reason,
             "message": row.message,
             "observed_generation": row.observed_generation,
-            "conditions": [c.to_dict() for c in conditions(row)],
+            "conditions": [c.to_dict() for c in (*conditions(row), *_idleness(playing, now))],
             "attempt": row.attempt,
-            "restarts": row.restarts + in_play,
+            "restarts": row.restarts + (playing.restarts if playing is not None else 0),
             "nodes": json.loads(row.nodes),
             "queued_at": format_time(row.queued_at),
             "started_at": format_time(row.started_at),
@@ -190,6 +220,12 @@ def conditions(row: AnyRow) -> list[Condition]:
         Condition("Running", _truth(phase in (Phase.RUNNING, Phase.STOPPING)), row.reason, row.message, since),
         Condition("Finished", _truth(ended), row.reason, row.message, row.finished_at if ended else row.created_at),
     ]
+
+
+def _idleness(playing: InPlay | None, now: float) -> list[Condition]:
+    """There only while GPUs that it holds do nothing."""
+    found = playing.idle(now) if playing is not None else None
+    return [Condition("GpuIdle", "True", Reason.GpuIdle, *found)] if found is not None else []
 
 
 def _truth(value: bool) -> str:
@@ -253,6 +289,8 @@ def why(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> dic
         helps = ["`penstock get` shows the jobs that it waits for"]
     elif row.array_count is not None and row.array_of is None:
         evidence, helps = _why_array(conn, row)
+    elif row.phase in ACTIVE:
+        evidence, helps = _why_running(conn, row, now, memory)
     elif row.phase in FINAL:
         evidence = [_ending(a) for a in attempt_rows(conn, row.id)]
         helps = _after_failure(row)
@@ -265,6 +303,21 @@ def why(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> dic
         "evidence": evidence,
         "helps": helps,
     }
+
+
+def _why_running(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> tuple[list[str], list[str]]:
+    """GPUs that it holds and leaves idle, and what its queue makes of that."""
+    playing = in_play(conn, [row]).get(row.id)
+    found = playing.idle(now) if playing is not None else None
+    if found is None:
+        return [], []
+    setup = live.current(conn)
+    queue = setup.queues.get(view.queue_of(setup, memory.spec(row), row.project))
+    helps = [f"look whether it hangs (`penstock logs {row.name}`); end it, or ask for fewer GPUs"]
+    if queue is not None and queue.reclaim_after_s is not None:
+        patience = format_duration(queue.reclaim_after_s)
+        helps.append(f"queue {queue.name} lets others have them once all have been idle for {patience}")
+    return [found[0]], helps
 
 
 def _why_array(conn: Connection, row: Row[Any]) -> tuple[list[str], list[str]]:

@@ -91,8 +91,8 @@ class Room:
         return await self.store.read(lambda conn: self.to_json(conn, submit.find(conn, project, name)))
 
     def to_json(self, conn: Connection, row: Row[Any] | SimpleNamespace) -> dict[str, Any]:
-        in_play = queries.restarts_in_play(conn, [row]).get(row.id, 0)
-        body = queries.job(row, self.progress.get(row.id), in_play)
+        playing = queries.in_play(conn, [row]).get(row.id)
+        body = queries.job(row, self.progress.get(row.id), playing, self.store.clock())
         counts = queries.array_counts(conn, row)
         if counts is not None:
             body["status"]["array"] = counts

@@ -146,8 +146,8 @@ class _Routes:
                 before=query.cursor,
             )
             page = rows[: query.limit]
-            in_play = queries.restarts_in_play(conn, page)
-            items = [queries.job(row, self.room.progress.get(row.id), in_play.get(row.id, 0)) for row in page]
+            playing, now = queries.in_play(conn, page), self.room.store.clock()
+            items = [queries.job(row, self.room.progress.get(row.id), playing.get(row.id), now) for row in page]
             return {"items": items, "next_cursor": str(page[-1].seq) if len(rows) > query.limit else None}
 
         return await self.room.store.read(work)

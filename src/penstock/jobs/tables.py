@@ -79,5 +79,6 @@ attempts = Table(
     Column("signal", Integer),
     Column("restarts", Integer, nullable=False),  # in place
     Column("ranks", Text, nullable=False),  # JSON
+    Column("gpu_idle", Text),  # JSON: [[node, GPU, since]] of those that do nothing, once that was told
 )
 Index("attempts_by_phase", attempts.c.phase)

@@ -21,7 +21,7 @@ from penstock.fleet import inventory
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling import live, windows
+from penstock.scheduling import live, patience, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Setup, flavor_of
 from penstock.scheduling.state import Ask, Gpu, Held, NodeState, Part, Share, Topology, Workload
@@ -36,12 +36,16 @@ QUIET = frozenset(
     }
 )
 SETTLED = 1000  # jobs above which the garbage collector's passes are felt
+IDLENESS = frozenset({Reason.GpuIdle, Reason.GpuIdleEnded})
 AT_ONCE = 500  # ids in one statement; SQLite takes 32,766 variables, and a long statement is compiled anew
 _SOME = select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True)))
 _ONE = select(jobs).where(jobs.c.id == bindparam("id"))
 _TASKS = select(jobs.c.id).where(jobs.c.array_of == bindparam("parent"))
 _LIVE = select(jobs).where(jobs.c.phase.in_([Phase.PENDING.value, *(p.value for p in ACTIVE)]))
 _ATTEMPT = select(attempts).where(attempts.c.job_id == bindparam("job_id"), attempts.c.number == bindparam("number"))
+_RUNNING = select(attempts).where(
+    attempts.c.job_id.in_(bindparam("ids", expanding=True)), attempts.c.ended_at.is_(None)
+)
 _EVICTIONS = (
     select(attempts.c.job_id, func.count()).where(attempts.c.stop_reason.in_(EVICTED)).group_by(attempts.c.job_id)
 )
@@ -75,6 +79,7 @@ class View:
         self.evictions: dict[str, int] = {}
         self._jobs: set[str] = set()
         self._arrays: set[str] = set()
+        self._idle: set[str] = set()
         self._nodes: set[str] = set()
         self._windows = False  # reservations changed
         self._later: list[tuple[float, str]] = []  # a heap of (not before, id)
@@ -87,7 +92,9 @@ class View:
         """An event of this or another server."""
         if self.scheduler is None:
             return
-        if event.kind == "Job" and event.reason not in QUIET:
+        if event.kind == "Job" and event.reason in IDLENESS:
+            self._idle.add(event.subject_id)
+        elif event.kind == "Job" and event.reason not in QUIET:
             self._jobs.add(event.subject_id)
         elif event.kind == "Node":
             self._nodes.add(event.name)
@@ -126,6 +133,8 @@ class View:
             for id_ in set(ids).difference(row.id for row in self._take_in(conn, scheduler, ids, now)):
                 self._gone(scheduler, id_, now)
         self._arrays.clear()
+        if self._idle:
+            self._read_idle(conn, scheduler)
         self._settle()
         return scheduler
 
@@ -136,7 +145,7 @@ class View:
         put_nodes(scheduler, [self.node(row) for row in inventory.all_nodes(conn)])
         windows.take_over(conn, scheduler, now)
         self._windows = False
-        for known in (self._jobs, self._arrays, self._nodes, self.rows, self.told):
+        for known in (self._jobs, self._arrays, self._idle, self._nodes, self.rows, self.told):
             known.clear()
         self._later.clear()
         self.evictions = dict(conn.execute(_EVICTIONS).tuples().all())
@@ -157,6 +166,12 @@ class View:
             gc.unfreeze()
             gc.collect()
             gc.freeze()
+
+    def _read_idle(self, conn: Connection, scheduler: Scheduler) -> None:
+        ids, self._idle = sorted(self._idle), set()
+        for start in range(0, len(ids), AT_ONCE):
+            for attempt in conn.execute(_RUNNING, {"ids": ids[start : start + AT_ONCE]}):
+                patience.set_idle(scheduler, attempt.job_id, all_idle_since(attempt))
 
     def _read_nodes(self, conn: Connection, scheduler: Scheduler) -> None:
         names, self._nodes = self._nodes, set()
@@ -241,7 +256,20 @@ class View:
             for group in json.loads(attempt.groups)
         )
         since = attempt.started_at if attempt.started_at is not None else attempt.admitted_at
-        return Held(work, shares, since, leaving=attempt.stop_reason is not None)
+        leaving = attempt.stop_reason is not None
+        return Held(work, shares, since, leaving=leaving, idle_since=all_idle_since(attempt))
+
+
+def told_idle(stored: str | None) -> dict[tuple[str, str], float]:
+    """GPUs (node, id) of an attempt's row that were called idle, and since when."""
+    return {(node, gpu): since for node, gpu, since in json.loads(stored)} if stored else {}
+
+
+def all_idle_since(attempt: Row[Any]) -> float | None:
+    """Since when none of an attempt's GPUs has done anything: what its queue's patience is measured by."""
+    idle = told_idle(attempt.gpu_idle)
+    held = sum(len(group["gpus"]) for group in json.loads(attempt.groups)) if idle else 0
+    return max(idle.values()) if idle and len(idle) == held else None
 
 
 def hold(scheduler: Scheduler, held: Held) -> None:

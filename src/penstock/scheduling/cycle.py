@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from penstock.scheduling import backfill, estimates, explain, preemption
+from penstock.scheduling import backfill, estimates, explain, patience, preemption
 from penstock.scheduling.fairshare import FairShare, multifactor
 from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.lines import Entry, Line, Lines, Turn, turns
@@ -91,6 +91,7 @@ class Scheduler:
         self._queue_paths: dict[str, tuple[str, ...]] = {}
         self._asked: dict[tuple[Part, ...], dict[str, float]] = {}
         self._possible: dict[tuple[int, str], bool] = {}  # by kind and queue, for the fleet as it is
+        self.patience: dict[str, float] = {}  # by idle holder, when its queue has had enough of it
         self._wake = True
         self._recheck = False  # the fleet's shape changed since those aside were last looked at
         self._fresh: list[Entry] = []
@@ -240,6 +241,7 @@ class Scheduler:
     def end(self, id: str, now: float) -> None:  # noqa: A002 - the word of every other place here
         """Finished, failed, or evicted and gone: its place is free."""
         holding = self.held.pop(id, None)
+        self.patience.pop(id, None)
         if holding is None:
             return
         self.pool.give(id)
@@ -271,6 +273,8 @@ class Scheduler:
     def plan(self, now: float) -> Decision:
         """Decide. What is admitted is held in the view from here on; what is evicted leaves when ``end`` is told."""
         self.now = now
+        if self.patience and patience.lose(self, now):
+            self._wake = True
         if self._recheck:
             self._sort_out()
         if now >= self._rescore_at and self.policy.order == "multifactor":
@@ -307,8 +311,7 @@ class Scheduler:
         return Decision(tuple(admitted), tuple(evicted), promises, (), self.blocked.w.id if self.blocked else None)
 
     def _rest(self) -> None:
-        if self._fresh:
-            self._fresh = []
+        self._fresh = []
         if not self.lines.entries:
             self.blocked = None
         self._wake = self.freed_early = False
@@ -321,8 +324,8 @@ class Scheduler:
         return min(times, default=math.inf) if change is None else min([change, *times])
 
     def wake_at(self) -> float:
-        """When to plan again though nothing happens: a window begins or ends, a promise falls due. inf: never."""
-        return self._next_at
+        """When to plan again though nothing happens: a window, a promise or patience falls due. inf: never."""
+        return min(self._next_at, *self.patience.values()) if self.patience else self._next_at
 
     def _serve_awaiting(self, now: float, admitted: list[Admit]) -> None:
         """Those for whom others were evicted, as soon as the others are gone."""
@@ -437,6 +440,7 @@ class Scheduler:
             self.fair.take(path, asked, max(self.now, held.since))
         end = math.inf if w.limit_s is None else held.since + w.limit_s
         self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
+        patience.mind(self, self.held[w.id])
         if self._backfills:
             self.timeline.hold(w.id, end)
         return borrowed
@@ -451,7 +455,7 @@ class Scheduler:
 
     def _make_room(self, entry: Entry, now: float, evicted: list[Evict]) -> bool:
         """Evict for it, if that really lets it start. The quota moves at once; the place when they have left."""
-        if entry.tried_at == self.pool.frees or not self._may_evict(entry):
+        if entry.tried_at == self.pool.frees or not preemption.may_evict(self, entry):
             return False
         found = preemption.search(self, entry, now)
         if found is None:
@@ -469,12 +473,6 @@ class Scheduler:
         self.awaiting[entry.w.id] = Awaiting(entry, found.flavor, self.pool.node_mask(found.nodes), victims)
         evicted.extend(found.evict)
         return True
-
-    def _may_evict(self, entry: Entry) -> bool:
-        if self.policy.preemption:
-            return True
-        queue = self.setup.queues.get(entry.w.queue)
-        return queue is not None and (queue.preempt_within_queue != "never" or self.quotas.limited(queue.name))
 
     def promise(self, id: str) -> Promise | None:  # noqa: A002 - the word of every other place here
         window = self.windows.get(id)

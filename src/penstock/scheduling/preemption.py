@@ -175,6 +175,15 @@ class _Trial:
         return mine <= theirs + SLACK and theirs >= -SLACK
 
 
+def may_evict(view: Scheduler, entry: Entry) -> bool:
+    """Whether there is any rule by which anybody could be evicted for it: most often there is none, and no search."""
+    queues = view.setup.queues
+    if view.policy.preemption or any(queue.reclaim_after_s is not None for queue in queues.values()):
+        return True
+    own = queues.get(entry.w.queue)
+    return own is not None and (own.preempt_within_queue != "never" or view.quotas.limited(own.name))
+
+
 def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[tuple[Holding, Reason]]:
     """Possible victims, the first to go first: idle, borrowed, the lowest priority, the latest start."""
     found: list[tuple[tuple[float, ...], Holding, Reason]] = []

@@ -57,6 +57,7 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "jobs.write": _project_write,
         "jobs.apply": _project_write,
         "jobs.cancel": _project_write,
+        "gpu_samples.write": _project_write,  # of GPUs that the project's jobs hold
         "jobs.delete": _project_write,
         # A session runs as the job's Unix user, so a colleague's job is not enough.
         "jobs.exec": Rule(Scope.PROJECT, "member", owned=True, writes=True),

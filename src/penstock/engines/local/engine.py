@@ -20,12 +20,22 @@ from penstock.engines.local import cgroups, environment, folder, procs, renderin
 from penstock.engines.local.cgroups import Cage
 from penstock.engines.local.link import Link
 from penstock.engines.local.logreader import LocalLogReader
-from penstock.engines.local.machine import Machine, probe, split
+from penstock.engines.local.machine import Machine, gpu_utilization, probe, split
 from penstock.engines.local.notes import LIMIT
 from penstock.engines.local.outbox import Outbox
 from penstock.engines.local.session import open_session
 from penstock.engines.local.spawner import Spawner
-from penstock.engines.spec import JobNeeds, Launch, LogReader, NodeOffer, Observation, Session, SessionRequest, Stage
+from penstock.engines.spec import (
+    GpuSample,
+    JobNeeds,
+    Launch,
+    LogReader,
+    NodeOffer,
+    Observation,
+    Session,
+    SessionRequest,
+    Stage,
+)
 
 SWEEP_S = 5.0  # how often attempts are looked at whose supervisor might have died without a word
 _QUICK_SWEEP_S = 0.5  # while one is there whose supervisor could not be asked yet
@@ -286,6 +296,18 @@ class LocalEngine:
         folder.write_json(f"{run_dir}/{folder.EXIT}", record, durable=True)
         os.close(lock)
         return from_record(attempt_id, record, now)
+
+    async def gpu_samples(self) -> Sequence[GpuSample]:
+        """What NVML says of the machine's GPUs; it is not asked where there are none."""
+        if not any(offer.gpus for offer in self._offers):
+            return ()
+        found, now = await asyncio.to_thread(gpu_utilization), self._clock()
+        return [
+            GpuSample(offer.name, gpu.id, found[gpu.id], now)
+            for offer in self._offers
+            for gpu in offer.gpus
+            if gpu.id in found
+        ]
 
     async def lose(self, node: str) -> None:
         """End every process on ``node`` at once and offer it no more. Raises NotFound."""

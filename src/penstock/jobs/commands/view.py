@@ -145,6 +145,7 @@ def page(job: Job, now: float) -> list[str]:
         ("Waits for", ", ".join(f"{d['job']} ({d['condition']})" for d in spec.get("depends_on") or ())),
         ("Phase", status["phase"]),
         ("Why", why_column(job, now)),
+        ("GPUs", "; ".join(c["message"] for c in status.get("conditions") or () if c["type"] == "GpuIdle")),
         ("Attempt", f"{status.get('attempt', 0)} ({status.get('restarts') or 0} restarts)"),
         ("Nodes", ", ".join(status.get("nodes") or ())),
         ("Progress", bar(job).text if progress_text(job) else ""),

@@ -26,7 +26,12 @@ EXAMPLES = 6  # per operation and mode
 # A watch does not end by itself; a restore puts everything in the place of everything.
 _LEFT_OUT = ("get_events_watch", "post_restore")
 # Their parameters have words that the schema calls strings: phases, times, ranks.
-_FREE = ("GET /api/v1/jobs", "GET /api/v1/projects/{project}/jobs/{name}/logs", "GET /api/v1/cost/report")
+_FREE = (
+    "GET /api/v1/jobs",
+    "GET /api/v1/projects/{project}/jobs/{name}/logs",
+    "GET /api/v1/cost/report",
+    "GET /api/v1/cost/idle",
+)
 
 
 def test_every_operation_is_described(tmp_path: Path) -> None:

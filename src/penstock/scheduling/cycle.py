@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 from penstock.scheduling import backfill, estimates, explain, patience, preemption
 from penstock.scheduling.fairshare import FairShare, multifactor
 from penstock.scheduling.fragmentation import Scorer, scorer_for
+from penstock.scheduling.holding import Awaiting, Holding
 from penstock.scheduling.lines import Entry, Line, Lines, Turn, turns
 from penstock.scheduling.pool import Pool
 from penstock.scheduling.quota import Quotas, Refusal, totals
@@ -35,33 +36,12 @@ from penstock.scheduling.state import (
     Workload,
 )
 from penstock.scheduling.timeline import Timeline, Window, end_of
+from penstock.scheduling.victims import Victims
 
 MOST_SEEN = 1 << 14  # requests remembered by identity
 RESCORE_S = 300.0  # Slurm's PriorityCalcPeriod
 AGAIN_S = 1.0
 _NOTHING = Decision()
-
-
-@dataclass(slots=True)
-class Holding:
-    """A held workload as the cycle books it."""
-
-    held: Held
-    flavor: str
-    asked: Mapping[str, float]
-    path: tuple[str, ...]
-    end: float  # by its limit, at the latest
-    counted: bool = True  # against its queue's quota
-
-
-@dataclass(slots=True)
-class Awaiting:
-    """A preemptor whose victims have not left yet: its nodes are kept from others."""
-
-    entry: Entry
-    flavor: str
-    mask: int
-    victims: set[str]
 
 
 class Scheduler:
@@ -85,6 +65,7 @@ class Scheduler:
         self.frontier: tuple[float, ...] | None = None  # the key up to which backfill looked, if not at all
         self.aside: dict[str, Entry] = {}  # could not run even if everything were free
         self.awaiting: dict[str, Awaiting] = {}
+        self.victims = Victims()
         self.blocked: Entry | None = None
         self.now = 0.0
         self._kinds: dict[object, int] = {}
@@ -291,6 +272,7 @@ class Scheduler:
             waiting = (entry.w.parts for entry in self.lines.entries.values())
             self._scorer.weigh(chain(waiting, (holding.held.workload.parts for holding in self.held.values())))
         self.soon = False
+        self.victims.anew()
         admitted: list[Admit] = []
         evicted: list[Evict] = []
         if self._wake or now >= self._next_at:
@@ -428,6 +410,7 @@ class Scheduler:
         self.timeline.cancel(w.id)
         held = Held(w, shares, now)
         borrowed = self._hold(held, flavor or self.flavor_of(shares), entry.asked, entry.line.path)
+        self.victims.just.append(self.held[w.id])
         return Admit(w.id, shares, flavor or "default", "", filled, borrowed)
 
     def _hold(self, held: Held, flavor: str, asked: Mapping[str, float], path: tuple[str, ...] | None = None) -> float:

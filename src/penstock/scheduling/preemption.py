@@ -24,19 +24,20 @@ victims than its workload needs nodes and quota for. tests/scheduling/test_preem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from penstock.base.reasons import Reason
 from penstock.scheduling.state import Evict, Share
+from penstock.scheduling.victims import candidates
 
 if TYPE_CHECKING:
-    from penstock.scheduling.cycle import Holding, Scheduler
+    from penstock.scheduling.cycle import Scheduler
+    from penstock.scheduling.holding import Holding
     from penstock.scheduling.lines import Entry
 
 SLACK = 1e-9
-MOST_TRIED = 2000  # candidates looked at in one search
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ def search(view: Scheduler, entry: Entry, now: float) -> Found | None:
 
 
 def _in_flavor(view: Scheduler, entry: Entry, flavor: str, now: float) -> Found | None:
-    candidates = _candidates(view, entry, flavor, now)
-    if not candidates:
+    possible = candidates(view, entry, flavor, now)
+    first = next(possible, None)
+    if first is None:
         return None
     trial = _Trial(view, entry, flavor, now)
     with view.pool.what_if():
@@ -69,7 +71,7 @@ def _in_flavor(view: Scheduler, entry: Entry, flavor: str, now: float) -> Found 
                 return None
             chosen: list[tuple[Holding, Reason]] = []
             shares = None
-            for holding, reason in candidates:
+            for holding, reason in chain((first,), possible):
                 if reason is Reason.Reclaimed and not trial.may_take(holding):
                     continue
                 trial.evict(holding)
@@ -93,16 +95,16 @@ def _fewest(
     trial: _Trial, chosen: list[tuple[Holding, Reason]], shares: tuple[Share, ...]
 ) -> tuple[list[tuple[Holding, Reason]], tuple[Share, ...]]:
     """Let back whoever is not needed, the first chosen (the worst off) last."""
-    kept = list(chosen)
+    kept = dict.fromkeys(chosen)
     for one in reversed(chosen[:-1]):
         trial.restore(one[0])
         again = trial.place()
         if again is None:
             trial.evict(one[0])
         else:
-            kept.remove(one)
+            del kept[one]
             shares = again
-    return kept, shares
+    return list(kept), shares
 
 
 class _Trial:
@@ -111,6 +113,10 @@ class _Trial:
     def __init__(self, view: Scheduler, entry: Entry, flavor: str, now: float) -> None:
         self.view, self.entry, self.flavor, self.now = view, entry, flavor, now
         self.out: dict[str, Holding] = {}
+        self.within = view.open_to(entry.w, now)
+        if flavor:
+            mask = view.pool.flavor_mask(flavor)
+            self.within = mask if self.within is None else self.within & mask
 
     def evict(self, holding: Holding) -> None:
         w = holding.held.workload
@@ -138,11 +144,7 @@ class _Trial:
         view, w = self.view, self.entry.w
         if self.flavor and view.quotas.check(w.queue, self.flavor, self.entry.asked) is not None:
             return None
-        within = view.open_to(w, self.now)
-        if self.flavor:
-            mask = view.pool.flavor_mask(self.flavor)
-            within = mask if within is None else within & mask
-        return view.pool.find(w, within=within)
+        return view.pool.find(w, within=self.within)
 
     def fits_by_itself(self) -> bool:
         """Now, so that what keeps it waiting is no victim's place but a promise; or as soon as those are gone who are
@@ -182,77 +184,6 @@ def may_evict(view: Scheduler, entry: Entry) -> bool:
         return True
     own = queues.get(entry.w.queue)
     return own is not None and (own.preempt_within_queue != "never" or view.quotas.limited(own.name))
-
-
-def _candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> list[tuple[Holding, Reason]]:
-    """Possible victims, the first to go first: idle, borrowed, the lowest priority, the latest start."""
-    found: list[tuple[tuple[float, ...], Holding, Reason]] = []
-    reclaims = _may_reclaim(view, entry, flavor)
-    queues = _strikable(view, entry, reclaims)
-    if queues is not None and not queues:
-        return []
-    for holding in view.held.values():
-        w = holding.held.workload
-        if queues is not None and w.queue not in queues:
-            continue
-        if holding.held.leaving or not w.preemptible or w.evictions >= view.policy.max_evictions:
-            continue
-        if flavor and holding.flavor != flavor:
-            continue
-        reason = _why(view, entry, holding, reclaims, now)
-        if reason is not None and holding.held.since >= now:
-            view.soon = True  # admitted in this very cycle: a decision does not take back what it gives
-        elif reason is not None:
-            rank = {Reason.IdleReclaimed: 0.0, Reason.Reclaimed: 1.0}.get(reason, 2.0)
-            found.append(((rank, w.priority, -holding.held.since, -w.seq), holding, reason))
-    found.sort(key=lambda one: one[0])
-    return [(holding, reason) for _, holding, reason in found[:MOST_TRIED]]
-
-
-def _strikable(view: Scheduler, entry: Entry, reclaims: Mapping[str, bool]) -> set[str] | None:
-    """Queues in which any rule could name a victim, most often none; None: all of them, it hangs on each workload."""
-    queues = view.setup.queues
-    if view.policy.preemption or any(queue.reclaim_after_s is not None for queue in queues.values()):
-        return None
-    found = {name for name, may in reclaims.items() if may}
-    own = queues.get(entry.w.queue)
-    return found | {own.name} if own is not None and own.preempt_within_queue != "never" else found
-
-
-def _may_reclaim(view: Scheduler, entry: Entry, flavor: str) -> Mapping[str, bool]:
-    """By queue: whether what it borrowed may be taken from it for this one."""
-    w = entry.w
-    own = view.setup.queues.get(w.queue)
-    if own is None or not flavor or own.reclaim_within_cohort == "never":
-        return {}
-    fair = view.policy.preemption and view.policy.order == "fairshare"
-    if not (fair or view.quotas.within_nominal(w.queue, flavor, entry.asked)):
-        return {}
-    return {
-        name: view.quotas.reclaimable(name, w.queue, flavor, entry.asked)
-        for name in view.setup.queues
-        if name != w.queue
-    }
-
-
-def _why(view: Scheduler, entry: Entry, holding: Holding, reclaims: Mapping[str, bool], now: float) -> Reason | None:
-    held, w = holding.held, entry.w
-    victim = held.workload
-    queue = view.setup.queues.get(victim.queue)
-    patience = queue.reclaim_after_s if queue is not None else None
-    if patience is not None and held.idle_since is not None and now - held.idle_since >= patience:
-        return Reason.IdleReclaimed
-    if victim.queue == w.queue:
-        within = queue is not None and queue.preempt_within_queue == "lower_priority"
-        return Reason.Preempted if victim.priority < w.priority and (within or view.policy.preemption) else None
-    if reclaims.get(victim.queue):
-        own = view.setup.queues[w.queue]
-        if own.reclaim_within_cohort == "any" or victim.priority < w.priority:
-            return Reason.Reclaimed
-    limited = view.quotas.limited(victim.queue)
-    if view.policy.preemption and not limited and victim.priority < w.priority:
-        return Reason.Preempted
-    return None
 
 
 def _words(entry: Entry, holding: Holding, reason: Reason, *, own: bool) -> str:

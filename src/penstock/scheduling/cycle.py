@@ -59,6 +59,7 @@ class Scheduler:
         if setup.reservations:
             self.lines.tell_limits_apart()
         self.held: dict[str, Holding] = {}
+        self.leaving: dict[str, Holding] = {}  # of those held, whoever was told to go
         self.timeline = Timeline(self.pool)
         self.windows: dict[str, Window] = self.timeline.windows  # promises, by whose
         self.out_of_quota: set[int] = set()  # lines whose heads wait for their quota
@@ -225,6 +226,7 @@ class Scheduler:
         self.patience.pop(id, None)
         if holding is None:
             return
+        self.leaving.pop(id, None)
         self.pool.give(id)
         if self._backfills:
             self.timeline.free(id)
@@ -422,8 +424,10 @@ class Scheduler:
         if self._by_use:
             self.fair.take(path, asked, max(self.now, held.since))
         end = math.inf if w.limit_s is None else held.since + w.limit_s
-        self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
-        patience.mind(self, self.held[w.id])
+        holding = self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
+        patience.mind(self, holding)
+        if held.leaving:
+            self.leaving[w.id] = holding
         if self._backfills:
             self.timeline.hold(w.id, end)
         return borrowed
@@ -451,6 +455,7 @@ class Scheduler:
                 holding.counted = False
             grace = holding.held.workload.grace_s
             holding.held = replace(holding.held, leaving=True, ready_at=now + grace)
+            self.leaving[evict.id] = holding
         self.quotas.take(entry.w.queue, found.flavor, entry.asked)
         victims = {evict.id for evict in found.evict}
         self.awaiting[entry.w.id] = Awaiting(entry, found.flavor, self.pool.node_mask(found.nodes), victims)

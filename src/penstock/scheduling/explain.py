@@ -88,7 +88,7 @@ def _no_room(view: Scheduler, w: Workload, within: int | None, now: float, start
     left = pool.open if within is None else within
     part = _hardest(pool, w, left)
     could = _could(pool, w, part)
-    room = pool.fit_mask(part.ask) & pool.candidates(w, left)
+    room = _fitting(pool, part.ask) & pool.candidates(w, left)
     fitting = room.bit_count()
     shut = could & ~pool.open
     closed = [node for i in islice(bits(shut), 3) if (node := pool.nodes[i]) is not None]
@@ -107,7 +107,15 @@ def _no_room(view: Scheduler, w: Workload, within: int | None, now: float, start
 
 def _hardest(pool: Pool, w: Workload, mask: int) -> Part:
     """The part that lacks most nodes now: the one to speak of."""
-    return max(w.parts, key=lambda part: part.count - (pool.fit_mask(part.ask) & mask).bit_count())
+    return max(w.parts, key=lambda part: part.count - (_fitting(pool, part.ask) & mask).bit_count())
+
+
+def _fitting(pool: Pool, ask: Ask) -> int:
+    """Open nodes with room for one such group now."""
+    mask = pool.narrow(ask, pool.open)
+    if not ask.mig:
+        mask = pool.with_free(ask.gpus, mask)
+    return sum(1 << i for i in bits(mask) if pool.fits(ask, i))
 
 
 def _could(pool: Pool, w: Workload, part: Part) -> int:
@@ -135,7 +143,7 @@ def _best_domain(pool: Pool, w: Workload, mask: int) -> str:
 def _free(pool: Pool, parts: Sequence[Part], domain: int) -> int:
     if any(part.ask.gpus for part in parts):
         return pool.free_gpus(domain)
-    return (pool.fit_mask(parts[0].ask) & domain).bit_count()
+    return (_fitting(pool, parts[0].ask) & domain).bit_count()
 
 
 def _kept_for_others(view: Scheduler, w: Workload, now: float) -> str:

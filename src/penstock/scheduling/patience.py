@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from penstock.scheduling.cycle import Holding, Scheduler
+    from penstock.scheduling.cycle import Scheduler
+    from penstock.scheduling.holding import Holding
 
 
 def set_idle(view: Scheduler, id: str, since: float | None) -> None:  # noqa: A002 - the word of every other place here

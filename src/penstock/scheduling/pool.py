@@ -50,6 +50,7 @@ class Pool:
         self._kinds: dict[tuple[Gpu, ...], int] = {}  # distinct sets of GPUs, numbered: most nodes of a fleet share one
         self._kind: list[int] = []  # of each node
         self._ids: list[dict[tuple[str, ...], int]] = []  # by kind: GPU ids -> bits
+        self._of_models: dict[tuple[int, tuple[str, ...]], int] = {}  # (kind, models) -> GPUs, as bits
         self._picks: dict[tuple[int, int, int], tuple[str, ...]] = {}  # (kind, free bits, how many) -> GPU ids
         self._on: list[set[str]] = []
         self._idle = 0  # nodes on which nothing is held
@@ -198,6 +199,8 @@ class Pool:
         shares: list[Share] = []
         for part in parts:
             ask = part.ask
+            if part.count > 1 and not ask.mig and self.with_free(ask.gpus, mask).bit_count() < part.count:
+                return None
             simple = scorer is None and not (ask.cpus or ask.memory or ask.gpu_milli or ask.mig or ask.gpu_models)
             for _ in range(part.count):
                 found = self._first(ask, mask) if simple else self._best(ask, mask, scorer)
@@ -206,6 +209,10 @@ class Pool:
                 shares.append(found[1])
                 mask &= ~(1 << found[0])  # each group on a node of its own
         return tuple(shares)
+
+    def with_free(self, gpus: int, mask: int) -> int:
+        """Of these nodes, those with at least so many free whole GPUs."""
+        return mask & reduce(or_, self.levels[gpus:], 0) if gpus else mask
 
     def _first(self, ask: Ask, mask: int) -> tuple[int, Share] | None:
         """Fewest sufficient free GPUs, then the first node."""
@@ -297,16 +304,6 @@ class Pool:
             mask &= self._mig.get(ask.mig, 0)
         return mask
 
-    def fit_mask(self, ask: Ask) -> int:
-        """Open nodes with room for one such group now."""
-        found, mask = 0, self.narrow(ask, self.open)
-        if ask.gpus and not ask.mig:
-            mask &= reduce(or_, self.levels[ask.gpus :], 0)
-        for i in bits(mask):
-            if self.fits(ask, i):
-                found |= 1 << i
-        return found
-
     def fits(self, ask: Ask, i: int) -> bool:
         node = self.nodes[i]
         if node is None or not self._holds_rest(ask, i):
@@ -365,19 +362,16 @@ class Pool:
         node = self.nodes[i]
         if node is None:
             return 0
-        return sum(1 << at for at, gpu in enumerate(node.gpus) if not gpu.mig and self._model_ok(ask, gpu))
+        key = (self._kind[i], ask.gpu_models)
+        found = self._of_models.get(key)
+        if found is None:
+            allowed = [at for at, gpu in enumerate(node.gpus) if not gpu.mig and self._model_ok(ask, gpu)]
+            found = self._of_models[key] = sum(1 << at for at in allowed)
+        return found
 
     def devices(self, ask: Ask, i: int) -> int:
         """How many devices of the ask's class are free on the node: MIG instances, or whole GPUs of its models."""
         return len(self._free_instances(ask.mig, i)) if ask.mig else self._suitable(ask, i).bit_count()
-
-    def counted(self, ask: Ask, i: int) -> Callable[[Placed], int]:
-        """How many devices of the ask's class something placed on node ``i`` has."""
-        node = self.nodes[i]
-        if not ask.mig or node is None:
-            allowed = self.model_bits(ask, i)
-            return lambda placed: (placed.bits & allowed).bit_count()
-        return lambda placed: sum(node.gpus[at].mig[n] == ask.mig for at, n in placed.instances)
 
     def free_milli(self, i: int) -> tuple[int, ...]:
         """Thousandths free on each GPU of node ``i``, in its order; one that is cut into MIG instances has none."""

@@ -153,7 +153,7 @@ class _Trial:
         if self.place() is not None:
             return True
         claimed = {id_ for awaiting in self.view.awaiting.values() for id_ in awaiting.victims}
-        going = [one for id_, one in self.view.held.items() if one.held.leaving and id_ not in claimed]
+        going = [one for id_, one in self.view.leaving.items() if id_ not in claimed]
         for one in going:
             self.evict(one)
         fits = bool(going) and self.place() is not None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedList
@@ -166,7 +166,7 @@ class Timeline:
     def _work_out(self, ask: Ask, i: int) -> list[Step]:
         rows: list[Step] = []
         shared: dict[int, float] = {}
-        counts = self.pool.counted(ask, i)
+        counts = _counted(self.pool, ask, i)
         for id_, places in self._on.get(i, {}).items():
             end = self.ends[id_]
             for placed in places:
@@ -397,6 +397,15 @@ class Timeline:
                 return None
             found.append(self.pool.share(share.ask, i))
         return tuple(found)
+
+
+def _counted(pool: Pool, ask: Ask, i: int) -> Callable[[Placed], int]:
+    """How many devices of the ask's class something placed on node ``i`` has."""
+    node = pool.nodes[i]
+    if not ask.mig or node is None:
+        allowed = pool.model_bits(ask, i)
+        return lambda placed: (placed.bits & allowed).bit_count()
+    return lambda placed: sum(node.gpus[at].mig[n] == ask.mig for at, n in placed.instances)
 
 
 def _with_room(room: tuple[int, float, int], events: Sequence[Step], ask: Ask, now: float) -> list[Stretch]:

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.api import inputs
-from penstock.api.answers import Refused
-from penstock.base.errors import Problem, TooLarge
+from penstock.api.answers import Refused, problem
+from penstock.base.errors import InvalidInput, Problem, TooLarge
 from tests.api.rig import Answered, Rig, ThingQuery, call
 from tests.api.test_doors import run
 
@@ -237,3 +237,9 @@ def test_fuzzed_requests_never_break_the_application(tmp_path: Path, fuzzed: lis
             assert len(made.body) < 50_000
 
     run(tmp_path, test)
+
+
+def test_a_refusal_may_quote_what_utf8_cannot_write() -> None:
+    """YAML lets half a surrogate pair through: a refusal that names it is still JSON."""
+    body = problem(InvalidInput("no", details=[Problem("\ud800", "is not a field here")])).body
+    assert json.loads(body)["details"][0]["path"] == "\ud800"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from penstock.base.errors import InvalidInput, OutOfSpace, PenstockError
 from penstock.base.routes import Reply
@@ -105,7 +106,7 @@ def _text(body: bytes, status: int, media_type: str, headers: Mapping[str, str])
 
 
 def problem(error: PenstockError, status: int | None = None, extra: Iterable[tuple[str, str]] = ()) -> Answer:
-    body = to_json(error.to_dict(), inf_nan_mode="null")
+    body = _refused(error.to_dict())
     headers = [
         (b"content-type", PROBLEM.encode()),
         (b"content-length", b"%d" % len(body)),
@@ -117,6 +118,14 @@ def problem(error: PenstockError, status: int | None = None, extra: Iterable[tup
     if status == 429:
         headers.append((b"retry-after", b"1"))
     return Answer(status, headers, body)
+
+
+def _refused(said: Mapping[str, Any]) -> bytes:
+    """What was refused is quoted, and may hold what UTF-8 cannot write: half a surrogate pair that YAML let through."""
+    try:
+        return to_json(said, inf_nan_mode="null")
+    except PydanticSerializationError:
+        return json.dumps(said, default=str).encode()
 
 
 def refusal(exc: Exception, incident: str) -> Answer:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pwd
+import random
 import signal
 import socket
 import sys
@@ -38,9 +39,13 @@ from penstock.cost import routes as cost_routes
 from penstock.cost.spec import Prices
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.simulated.shape import Fleet
+from penstock.fleet import inventory
 from penstock.fleet import routes as fleet_routes
 from penstock.jobs import gpus, lines, queries
 from penstock.jobs import routes as job_routes
+from penstock.jobs.feeder import Feeder
 from penstock.jobs.launch import Site
 from penstock.jobs.reconcile import JobReconciler
 from penstock.jobs.room import Room
@@ -65,6 +70,7 @@ SERVER_FILE = "server.json"
 FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user nor a mapping names another
 SYNC_NODES_S = 15.0
 HEADS_SHOWN = 5  # of each queue, with why they wait
+AnEngine = LocalEngine | SimulatedEngine
 
 
 def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> int:
@@ -74,7 +80,7 @@ def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> in
     os.umask(0o077)  # root's data folder can be passed by others: what lies in it is nobody else's to read
     gc.freeze()  # what was imported stays: collections need not look at it again
     gc.enable()
-    as_root = os.geteuid() == 0
+    as_root = os.geteuid() == 0 and settings.simulate is None  # what never really runs needs no other user
     http.check_exposure(settings)
     prepare_folders(settings, as_root=as_root)
     lock = hold(settings.data_dir)
@@ -188,13 +194,32 @@ def job_user(settings: Settings, *, as_root: bool) -> str | None:
     return name
 
 
+def choose_engine(
+    settings: Settings, spawner: Spawner, environ: Mapping[str, str], url: str, clock: Callable[[], float]
+) -> AnEngine:
+    """The machine, or the simulated fleet that was asked for."""
+    if settings.simulate is None:
+        return LocalEngine(spawner, LocalConfig(environ, settings.local_nodes, url=url), clock=clock)
+    spawner.dismiss()
+    nodes, gpus = settings.simulate
+    fleet = Fleet(
+        nodes,
+        gpus,
+        settings.simulate_gpu,
+        settings.simulate_speed,
+        settings.simulate_mtbf,
+        settings.simulate_repair,
+    )
+    return SimulatedEngine(fleet, clock=clock)
+
+
 @dataclass(slots=True)
 class House:
     """Every room, wired."""
 
     settings: Settings
     store: Store
-    engine: LocalEngine
+    engine: AnEngine
     loop: Loop
     reconciler: JobReconciler
     room: Room
@@ -205,7 +230,7 @@ class House:
     gpus: gpus.GpuWatch
 
 
-def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_root: bool) -> House:
+def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: bool) -> House:
     """Wire the rooms; nothing runs yet."""
     clock = SystemClock()
     ledger.attach(store)
@@ -228,6 +253,7 @@ def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_roo
             settings.log_newest_bytes,
             default_environment(),
         ),
+        speed=settings.simulate_speed,
     )
     leadership.lead, leadership.follow = reconciler.start, reconciler.pause
     room = Room(
@@ -238,8 +264,11 @@ def build_house(settings: Settings, store: Store, engine: LocalEngine, *, as_roo
         accounts.require_project,
         job_user(settings, as_root=as_root),
         as_root,
+        memory=Memory(settings.simulate_speed),
     )
     reconciler.on_progress = room.wake
+    if isinstance(engine, SimulatedEngine):
+        engine.on_change = lambda: loop.enqueue("offers", "all")
     access = Access(store, now=clock.now, monotonic=clock.monotonic)
     rates, terms = prices.load_both(settings.prices)
     room.refuses = lambda conn, project: budgets.refusal(conn, project, rates, store.clock())
@@ -263,7 +292,7 @@ async def _nothing() -> None:
 def _application(
     settings: Settings,
     store: Store,
-    engine: LocalEngine,
+    engine: AnEngine,
     reconciler: JobReconciler,
     room: Room,
     access: Access,
@@ -280,7 +309,7 @@ def _application(
     async def restore(file: IO[bytes], actor: str) -> dict[str, Any]:
         return await _restore(store, reconciler, file, actor)
 
-    aside = Memory()  # read in a thread: the room's own belongs to the event loop
+    aside = Memory(settings.simulate_speed)  # read in a thread: the room's own belongs to the event loop
     house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store),))
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
@@ -364,8 +393,12 @@ async def run(
     await bootstrap(store, settings.data_dir)
     if settings.reset_token:
         await reset_token(store, settings.data_dir)
-    config = LocalConfig(environ, settings.local_nodes, url=http.url_of(listening, settings))
-    engine = LocalEngine(spawner, config, clock=clock.now)
+    engine = choose_engine(settings, spawner, environ, http.url_of(listening, settings), clock.now)
+    try:
+        await store.read(lambda conn: inventory.check_engine(conn, engine.name))
+    except PenstockError:
+        await store.close()
+        raise
     house = build_house(settings, store, engine, as_root=as_root)
     house.room.start()
     served = http.HttpServer(house.app, listening, settings)
@@ -375,15 +408,18 @@ async def run(
     try:
         await house.leadership.start()
         await store.write(lambda tx: tx.emit(_server_ref(), Reason.ServerStarted, served.url, actor="system"))
-        nodes = asyncio.create_task(_watch_nodes(house))
+        watching = [asyncio.create_task(_watch_nodes(house)), *_feeding(house)]
         await served.start()
         try:
             write_server_file(settings.data_dir, served.url, settings.tls_cert)
             print(f"Penstock is ready: {served.url}", flush=True)
+            if isinstance(engine, SimulatedEngine):
+                print(f"simulated: {engine.fleet}; nothing really runs", flush=True)
             gc.freeze()
             await stop.wait()
         finally:
-            nodes.cancel()
+            for task in watching:
+                task.cancel()
             await served.stop()
             await house.leadership.close()
             await house.reconciler.close()
@@ -392,6 +428,18 @@ async def run(
     finally:
         await store.close()
     return 0
+
+
+def _feeding(house: House) -> list[asyncio.Task[None]]:
+    """The made-up load of a simulated fleet, if it has one."""
+    load = house.settings.simulate_load
+    if not isinstance(house.engine, SimulatedEngine) or not load:
+        return []
+    rng = random.Random()
+    feeder = Feeder(
+        house.room, house.engine.fleet, load, house.reconciler.jobs_dir, lambda: house.leadership.leading, rng
+    )
+    return [asyncio.create_task(feeder.run())]
 
 
 def _server_ref() -> Ref:

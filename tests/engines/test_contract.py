@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.simulated.shape import Fleet
 from tests.engines.conftest import World, local_world
 from tests.engines.contract import CONTRACT
 
@@ -38,7 +39,7 @@ def test_local(clause: str, data: Path) -> None:
 @pytest.mark.parametrize("clause", CONTRACT)
 def test_simulated(clause: str, data: Path) -> None:
     async def main() -> None:
-        world = World(SimulatedEngine(2), data)
+        world = World(SimulatedEngine(Fleet(2)), data)
         await world.engine.start(world.seen.append)
         await CONTRACT[clause](world, _simulated)
         await world.engine.close()

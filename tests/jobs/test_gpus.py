@@ -16,7 +16,8 @@ from penstock.base.routes import Call
 from penstock.cost import idle, ledger
 from penstock.cost.queries import Window
 from penstock.cost.tables import idle_usage
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.simulated.shape import Fleet as Shape
 from penstock.engines.spec import GpuSample
 from penstock.jobs import queries, submit
 from penstock.jobs.gpus import GpuWatch, OneSample, Samples, endpoints
@@ -77,15 +78,15 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleets(url: str, queues: str = "") -> AsyncIterator[Fleet]:
+async def fleets(path: Path, queues: str = "") -> AsyncIterator[Fleet]:
     clock = Clock()
-    async with opened(url, clock) as store:
+    async with opened(f"sqlite:///{path}/p.db", clock) as store:
         ledger.attach(store)
         idle.attach(store)
         if queues:
             await store.write(lambda tx: live.replace(tx, queues, actor="root"))
-        engine, loop = SimulatedEngine(1, gpus_per_node=4, clock=clock), Loop()
-        reconciler = JobReconciler(store, engine, loop, lambda _tx: 1, "/nowhere", Site("/nowhere", 1, 1, {}))
+        engine, loop = SimulatedEngine(Shape(1, 4, "simulated"), clock=clock), Loop()
+        reconciler = JobReconciler(store, engine, loop, lambda _tx: 1, f"{path}/jobs", Site("/nowhere", 1, 1, {}))
         watch = GpuWatch(store, engine, lambda _tx: 1, 1800.0, lambda: loop.enqueue("schedule", "all"))
         await reconciler.start()
         try:
@@ -96,7 +97,7 @@ async def fleets(url: str, queues: str = "") -> AsyncIterator[Fleet]:
 
 def play(path: Path, story: Callable[[Fleet], Awaitable[None]], queues: str = "") -> None:
     async def main() -> None:
-        async with fleets(f"sqlite:///{path}/p.db", queues) as fleet:
+        async with fleets(path, queues) as fleet:
             await story(fleet)
 
     asyncio.run(main())

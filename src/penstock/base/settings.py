@@ -19,6 +19,12 @@ class Settings:
     port: int = 7070  # --port; 0 takes a free one
     database_url: str | None = None  # --database-url, PENSTOCK_DATABASE_URL; default: SQLite in the data folder
     local_nodes: int = 1  # --local-nodes: into how many nodes this machine is split
+    simulate: tuple[int, int] | None = None  # --simulate: a simulated fleet: nodes, GPUs on each
+    simulate_gpu: str = "NVIDIA H100 80GB HBM3"  # --simulate-gpu: the model of those GPUs
+    simulate_speed: float = 1.0  # --simulate-speed: how many times as fast simulated jobs' own times pass
+    simulate_load: float = 0.0  # --simulate-load: made-up jobs ask for about this part of the fleet's GPUs at any time
+    simulate_mtbf: float | None = None  # --simulate-mtbf: seconds between two failures of one node
+    simulate_repair: float = 1800.0  # --simulate-repair: seconds until a failed node is back, on average
     job_user: str | None = None  # --job-user, PENSTOCK_JOB_USER: the Unix user of jobs when the server runs as root
     reset_token: bool = False  # --reset-token: a new token in the data folder; the one before it opens nothing any more
     tls_cert: str | None = None  # --tls-cert

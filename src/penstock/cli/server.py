@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput
 from penstock.base.quantities import format_memory, parse_duration
 from penstock.client.verb import Invocation, Verb
+from penstock.engines.simulated.shape import parse_shape
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
 _PLAIN = ("host", "port", "database_url", "local_nodes", "job_user")
+_SIMULATED: dict[str, Callable[[str], Any]] = {
+    "simulate_gpu": str,
+    "simulate_speed": float,
+    "simulate_load": float,
+    "simulate_mtbf": parse_duration,
+    "simulate_repair": parse_duration,
+}
 _FILES = ("tls_cert", "tls_key", "prices")
 
 
@@ -31,6 +40,7 @@ def _up(call: Invocation, arguments: Namespace) -> int:
         given["gpu_idle_after"] = _duration("--gpu-idle-after", arguments.gpu_idle_after)
     given |= {name: True for name in ("insecure", "reset_token") if getattr(arguments, name)}
     given |= {"allowed_hosts": tuple(arguments.allowed_host)} if arguments.allowed_host else {}
+    given |= _simulated(arguments)
     return call.serve(replace(call.settings, **given))
 
 
@@ -42,12 +52,46 @@ def _duration(flag: str, text: str) -> float:
         raise InvalidInput(f"{flag} {text!r}: {error}") from error
 
 
+def _simulated(arguments: Namespace) -> dict[str, Any]:
+    """The settings of a simulated fleet. Raises InvalidInput."""
+    words = {name: value for name in _SIMULATED if (value := getattr(arguments, name)) is not None}
+    if arguments.simulate is None:
+        if words:
+            raise InvalidInput(f"--{next(iter(words)).replace('_', '-')} goes with --simulate NODESxGPUS")
+        return {}
+    if arguments.local_nodes is not None:
+        raise InvalidInput("--local-nodes splits this machine, which --simulate leaves alone")
+    given: dict[str, Any] = {}
+    readers: dict[str, Callable[[str], Any]] = {"simulate": parse_shape, **_SIMULATED}
+    for name, text in {"simulate": arguments.simulate, **words}.items():
+        try:
+            given[name] = readers[name](text)
+        except ValueError as error:
+            raise InvalidInput(f"--{name.replace('_', '-')}: {error}") from error
+    if not 0 < given.get("simulate_speed", 1.0) <= 1e6:
+        raise InvalidInput(f"--simulate-speed {words['simulate_speed']}: give more than 0 and at the most 1000000")
+    if not 0 <= given.get("simulate_load", 0.0) <= 100:
+        raise InvalidInput(
+            f"--simulate-load {words['simulate_load']}: 0.9 asks for nine tenths of the fleet; at most 100"
+        )
+    for name in ("simulate_mtbf", "simulate_repair"):
+        if given.get(name, 1.0) <= 0:
+            raise InvalidInput(f"--{name.replace('_', '-')} {words[name]}: give more than 0, such as 500h")
+    return given
+
+
 def _up_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", help="where to listen (default 127.0.0.1); others need TLS or --insecure")
     add("--port", type=int, help="default 7070; 0 takes a free one")
     add("--database-url", metavar="URL", help="postgresql+psycopg://...; default: SQLite in the data folder")
     add("--local-nodes", type=int, metavar="N", help="split this machine into N nodes")
+    add("--simulate", metavar="NxG", help="a simulated fleet of N nodes with G GPUs each: nothing really runs")
+    add("--simulate-gpu", metavar="MODEL", help="their model (default NVIDIA H100 80GB HBM3)")
+    add("--simulate-speed", metavar="F", help="the times that jobs state pass F times as fast (default 1)")
+    add("--simulate-load", metavar="X", help="make up jobs that ask for about X of all GPUs (0.9), of several projects")
+    add("--simulate-mtbf", metavar="TIME", help="mean time between failures of one node, such as 500h (default: none)")
+    add("--simulate-repair", metavar="TIME", help="until a failed node is back, on average (default 30m)")
     add("--job-user", metavar="NAME", help="the Unix user of jobs, when started by root (PENSTOCK_JOB_USER)")
     add("--tls-cert", metavar="FILE", help="certificate chain, PEM")
     add("--tls-key", metavar="FILE", help="its private key, PEM")
@@ -99,7 +143,8 @@ def _file(parser: ArgumentParser) -> None:
 VERBS = {
     "up": Verb(
         "penstock up\npenstock up --data-dir /srv/penstock --port 8080 --local-nodes 4\n"
-        "penstock up --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --allowed-host penstock.example",
+        "penstock up --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --allowed-host penstock.example\n"
+        "penstock up --simulate 64x8 --simulate-load 0.9 --simulate-speed 60",
         _up_arguments,
         _up,
         about="SIGTERM or Ctrl-C stops the server; running jobs go on, and the next start finds them.",

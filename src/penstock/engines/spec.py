@@ -27,6 +27,7 @@ class NodeOffer:
     gpus: tuple[Gpu, ...] = ()
     ready: bool = True
     message: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)  # what the engine knows of it: topology/rack, say
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.engine import Connection, Row
 
-from penstock.base.errors import NotFound
+from penstock.base.errors import Conflict, NotFound
 from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.engines.spec import NodeOffer
@@ -25,9 +25,13 @@ def ref(name: str) -> Ref:
 
 
 def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
-    """Make the table agree with what ``engine`` offers now. Returns the names of nodes that changed."""
-    known = {row.name: row for row in tx.conn.execute(select(nodes).where(nodes.c.engine == engine))}
-    changed = []
+    """Make the table agree with what ``engine`` offers now: nodes of another (a backup's) are not there. Returns the names of
+    nodes that changed.
+    """
+    known = {row.name: row for row in tx.conn.execute(_ALL)}
+    changed = [row.name for row in known.values() if row.engine != engine]
+    for name in changed:
+        _leave(tx, known.pop(name))
     for offer in offers:
         row = known.pop(offer.name, None)
         if row is None:
@@ -35,11 +39,32 @@ def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
         elif not _update(tx, row, offer):
             continue
         changed.append(offer.name)
-    for name in known:
-        tx.conn.execute(nodes.delete().where(nodes.c.name == name))
-        tx.emit(ref(name), Reason.Lost, f"the {engine} engine no longer offers it", actor="system")
-        changed.append(name)
+    for row in known.values():
+        _leave(tx, row)
+        changed.append(row.name)
     return changed
+
+
+def _leave(tx: Tx, row: Row[Any]) -> None:
+    tx.conn.execute(nodes.delete().where(nodes.c.name == row.name))
+    tx.emit(ref(row.name), Reason.Lost, f"the {row.engine} engine no longer offers it", actor="system")
+
+
+def check_engine(conn: Connection, engine: str) -> None:
+    """Raises Conflict where the fleet in this database is another engine's: made-up and real jobs never mix."""
+    found = set(conn.execute(select(nodes.c.engine).distinct()).scalars()) - {engine}
+    if not found:
+        return
+    other = found.pop()
+    if other == "simulated":
+        raise Conflict(
+            "this data folder is a simulated fleet's, whose jobs never really ran",
+            hint="Start it with --simulate as before, or give this server another folder with --data-dir.",
+        )
+    raise Conflict(
+        f"this data folder holds real jobs, of the {other} engine",
+        hint="Give the simulated fleet another folder with --data-dir, or leave out --simulate.",
+    )
 
 
 def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:

@@ -171,7 +171,7 @@ def _foresee(room: Room, conn: Connection, actor: Actor, documents: list[JobDocu
 def _forecast(room: Room, conn: Connection, document: JobDocument) -> list[str]:
     spec, now = document.spec, room.store.clock()
     seen, scheduler = view.fresh(conn, now, room.memory)
-    ask = view.to_workload(seen.setup, spec, document.project or DEFAULT_PROJECT, "")
+    ask = view.to_workload(seen.setup, spec, document.project or DEFAULT_PROJECT, "", room.memory.speed)
     last = max((row.seq for row in seen.rows.values()), default=0) + 1
     scheduler.submit(replace(ask, id=NEW, name=document.name, queued_at=now, seq=last))
     decision = scheduler.plan(now)

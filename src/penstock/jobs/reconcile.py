@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.reasons import Reason
-from penstock.engines.spec import Engine, Observation, Stage
+from penstock.engines.spec import Engine, NodeOffer, Observation, Stage
 from penstock.fleet import inventory
 from penstock.jobs import admission, progression, series, submit
 from penstock.jobs.launch import Site, launch
@@ -53,15 +53,24 @@ class JobReconciler:
     _view: View = field(init=False)
     _stop_listening: Callable[[], None] | None = None
     _engine_runs: bool = False
+    _offers: Sequence[NodeOffer] = ()  # as they were taken over last
+    speed: float = 1.0  # of the engine's time
 
     def __post_init__(self) -> None:
+        self._memory.speed = self.speed
         self._view = View(self._memory)
         self.store.project(lambda _tx, event: self._view.mark(event))
 
     async def start(self) -> None:
         """Take over: register nodes, find what runs, then begin to decide. After a pause: again."""
-        self.loop.reconcilers |= {"job": self.reconcile, "schedule": self.schedule, "node": self.drain_node}
+        self.loop.reconcilers |= {
+            "job": self.reconcile,
+            "schedule": self.schedule,
+            "node": self.drain_node,
+            "offers": lambda _key: self.sync_nodes(),
+        }
         self.loop.reopen()
+        self._offers = ()
         self._stop_listening = self.store.listen(self._heard)
         if not self._engine_runs:
             await self.engine.start(self.observed)
@@ -187,6 +196,8 @@ class JobReconciler:
     async def reconcile(self, job_id: object) -> float | None:
         """Take in what was seen of a job; see to its dependencies, its array and its end."""
         key = str(job_id)
+        if key in self._seen and self._seen[key].reason == Reason.NodeLost:
+            await self.sync_nodes()  # first the node is closed, so that nothing is placed there again
         seen = self._seen.pop(key, None)
         try:
             effects, stop = await self.store.write(lambda tx: self._apply(tx, key, seen))
@@ -252,8 +263,11 @@ class JobReconciler:
 
     async def sync_nodes(self) -> None:
         """Make the fleet's table agree with what the engine offers now."""
-        offers = list(self.engine.nodes())
+        offers = self.engine.nodes()
+        if offers == self._offers:
+            return
         changed = await self.store.write(lambda tx: (self.fence(tx), inventory.sync(tx, self.engine.name, offers))[1])
+        self._offers = offers
         if changed:
             self.loop.enqueue("schedule", "all")
 

@@ -53,8 +53,11 @@ _EVICTIONS = (
 
 @dataclass(slots=True)
 class Memory:
-    """Parsed specs, so that nothing is parsed twice. Bounded."""
+    """Parsed specs, so that nothing is parsed twice. Bounded. ``speed`` is the engine's: how many times as fast as the clock
+    the times pass that a spec states (a simulated fleet's; else 1).
+    """
 
+    speed: float = 1.0
     specs: OrderedDict[tuple[str, int], JobSpec] = field(default_factory=OrderedDict)
 
     def spec(self, row: Row[Any]) -> JobSpec:
@@ -233,7 +236,7 @@ class View:
         )
 
     def workload(self, row: Row[Any]) -> Workload:
-        work = to_workload(self.setup, self.memory.spec(row), row.project, row.user)
+        work = to_workload(self.setup, self.memory.spec(row), row.project, row.user, self.memory.speed)
         parts = self._parts.setdefault(work.parts, work.parts)  # the scheduler knows requests by identity
         if len(self._parts) > 4096:
             self._parts.clear()
@@ -295,8 +298,8 @@ def put_nodes(scheduler: Scheduler, nodes: Sequence[NodeState]) -> None:
         scheduler.put_node(nodes[-1])
 
 
-def to_workload(setup: Setup, spec: JobSpec, project: str, user: str) -> Workload:
-    """What a spec asks for; the row's own figures are filled in by whoever has a row."""
+def to_workload(setup: Setup, spec: JobSpec, project: str, user: str, speed: float = 1.0) -> Workload:
+    """What a spec asks for, in the clock's seconds; the row's own figures are filled in by whoever has a row."""
     need = spec.resources
     models = (need.gpu_model,) if need.gpu_model else ()
     ask = Ask(need.cpus, need.memory or 0, need.gpus, gpu_models=models)
@@ -310,9 +313,9 @@ def to_workload(setup: Setup, spec: JobSpec, project: str, user: str) -> Workloa
         user=user,
         project=project,
         priority=spec.priority,
-        limit_s=spec.time_limit,
+        limit_s=None if spec.time_limit is None else spec.time_limit / speed,
         topology=Topology(place.level, place.required) if place is not None else None,
-        grace_s=spec.grace_period,
+        grace_s=spec.grace_period / speed,
         reservations=frozenset({spec.reservation} if spec.reservation else ()),
     )
 

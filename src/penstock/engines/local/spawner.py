@@ -78,6 +78,13 @@ class Spawner:
             theirs.close()
         return cls(pid, ours, notes)
 
+    def dismiss(self) -> None:
+        """It is not needed, and ends."""
+        self.channel.close()
+        for fd in self.notes:
+            os.close(fd)
+        os.waitpid(self.pid, 0)
+
 
 def open_notes() -> tuple[int, int]:
     """The notes pipe, non-blocking on both ends."""

@@ -133,7 +133,7 @@ def cluster(account: CpuAccount | None = None, *, scheduler: str = "backfill") -
         _start(slurm, account)
         yield slurm
     finally:
-        _stop(slurm)
+        stop(slurm)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -156,16 +156,16 @@ def _write(folder: Path, scheduler: str) -> None:
 
 def _start(slurm: Slurm, account: CpuAccount | None) -> None:
     folder = slurm.folder
-    _daemon(
+    daemon(
         slurm,
         account,
         *("munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.sock"),
         *(f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed"),
     )
     until((folder / "munge.sock").exists, "munged", timeout=60)
-    _daemon(slurm, account, "slurmctld", "-D", "-c")
+    daemon(slurm, account, "slurmctld", "-D", "-c")
     for index in range(1, NODES + 1):
-        _daemon(slurm, account, "slurmd", "-D", "-N", f"n{index}")
+        daemon(slurm, account, "slurmd", "-D", "-N", f"n{index}")
 
     def all_idle() -> bool:
         try:
@@ -176,7 +176,7 @@ def _start(slurm: Slurm, account: CpuAccount | None) -> None:
     until(all_idle, "slurmctld and slurmd ready", timeout=60)
 
 
-def _daemon(slurm: Slurm, account: CpuAccount | None, *command: str) -> None:
+def daemon(slurm: Slurm, account: CpuAccount | None, *command: str) -> None:
     with open(slurm.folder / f"{command[0]}.out", "ab") as output:
         process = subprocess.Popen(
             command, env=slurm.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
@@ -186,7 +186,7 @@ def _daemon(slurm: Slurm, account: CpuAccount | None, *command: str) -> None:
         account.adopt(process.pid)
 
 
-def _stop(slurm: Slurm) -> None:
+def stop(slurm: Slurm) -> None:
     for process in reversed(slurm.daemons):
         process.terminate()
     for process in slurm.daemons:

@@ -104,12 +104,12 @@ def test_slurm_conf() -> None:
     text = (
         "PriorityWeightAge=1000\nPriorityDecayHalfLife=14-0\nSchedulerParameters=bf_window=1440,bf_max_job_test=500\n"
     )
-    found = slurm_conf.apply(Policy(), text)
+    found = slurm_conf.read(text).policy(Policy())
     assert (found.order, found.backfill, found.depth) == ("multifactor", "conservative", 500)
     assert found.weights == (("age", 1000.0),)
     assert found.decay_half_life_s == 14 * 86400
     with pytest.raises(InvalidInput):
-        slurm_conf.apply(Policy(), "PriorityWeightAge=much\n")
+        slurm_conf.read("PriorityWeightAge=much\n")
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)

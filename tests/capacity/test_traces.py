@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import math
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_bad_rows_are_named_by_line_and_counted(tmp_path: Path) -> None:
     assert found.rejected == {
         "negative duration_s": 1,
         "not a time": 1,
-        "too few columns": 1,
+        "wrong number of columns": 1,
         "larger than the pool": 1,
         "duplicate": 1,
         "not a number": 1,
@@ -72,7 +73,7 @@ def test_sacct(tmp_path: Path) -> None:
     )
     assert big.started is not None
     assert big.started - big.submit == 3600
-    assert (array.gpus, array.ongoing, array.limit) == (4, True, None)
+    assert (array.gpus, array.ongoing, array.limit) == (4, True, math.inf)
     assert found.rejected == {"never started": 1}
     assert found.noted["job step"] == 1
 

@@ -351,7 +351,12 @@ def test_a_promise_is_never_moved_later(
     event(f"promises: {min(len(run.told), 5)}")
 
 
-@given(fleets, loads, st.sampled_from(["fairshare", "sjf", "multifactor"]), st.sampled_from(["easy", "conservative"]))
+@given(
+    fleets,
+    loads,
+    st.sampled_from(["fairshare", "sjf", "multifactor"]),
+    st.sampled_from(["easy", "conservative", "replan"]),
+)
 def test_every_order_ends_with_everybody_served(
     fleet: list[tuple[int, str, bool]],
     drawn: list[tuple[int, list[tuple[int, int, float]], int, float, str]],
@@ -411,3 +416,25 @@ def test_a_big_job_starts_in_bounded_time(
     run.go([*load, (big, 9.0)])
     ahead = sum(1 for w, _ in load if w.queued_at <= big.queued_at and w.id in run.starts)
     assert run.starts["big"] <= big.queued_at + (ahead + 1) * (50.0 + OVERRUN_S)
+
+
+def test_replan_promises_anew_at_most_so_often() -> None:
+    """As Slurm does: who comes later and counts more takes the place that another was promised."""
+    view = Scheduler(Setup(policy=Policy(backfill="replan", replan_s=30.0)))
+    view.put_node(node("n0", 4))
+    view.submit(job("runs", 3, limit=100.0))
+    view.plan(0.0)
+    view.submit(job("low", 4, limit=50.0))
+    view.plan(1.0)
+    low = view.promise("low")
+    assert low is not None
+    assert low.start == 100.0
+    view.submit(job("high", 4, limit=70.0, priority=5))
+    view.submit(job("short", 1, limit=20.0))
+    assert not view.plan(2.0).admit, "the next look is due thirty seconds after the last"
+    assert view.wake_at() == 31.0
+    assert [admit.id for admit in view.plan(31.0).admit] == ["short"]
+    high, low = view.promise("high"), view.promise("low")
+    assert high is not None
+    assert low is not None
+    assert (high.start, low.start) == (100.0, 170.0)

@@ -148,6 +148,18 @@ def test_multifactor_lets_who_used_less_go_first() -> None:
     assert [admit.id for admit in view.plan(5400.0).admit] == ["modest", "greedy"]
 
 
+def test_multifactor_books_what_each_user_of_a_queue_used() -> None:
+    view = _scheduler(Policy(order="multifactor", weights=(("fairshare", 1000.0),)))
+    for user in ("first", "second"):
+        view.submit(_job(user, "b", user, 0))
+    view.plan(0.0)
+    view.end("first", 10.0)
+    view.end("second", 30.0)
+    used = {path[-1]: account.decayed for path, account in view.fair.accounts.items() if len(path) == 3}
+    assert used["heavy"] == 0.0, "it is enrolled, though it never came"
+    assert used["second"] == pytest.approx(3 * used["first"], rel=0.01)
+
+
 @given(st.lists(st.sampled_from(["x", "y", "z"]), min_size=4, max_size=30))
 def test_nobody_is_served_twice_before_another_once(users: list[str]) -> None:
     """Equal workloads: at every moment the GPUs held by two users that both still wait differ by one at the most."""

@@ -1,12 +1,11 @@
-"""What a replay is judged by. Eight bytes a job and figure are kept, so ten million jobs stay small."""
+"""What a replay is judged by, in bounded room whatever the number of jobs (``figures.py``)."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.capacity.figures import Figures
 from penstock.capacity.replay import Outcome, Replay
 
 HOUR = 3600.0
@@ -16,34 +15,31 @@ HOUR = 3600.0
 class Tally:
     """Of one queue, or of all: the waits, and sums over the jobs."""
 
-    waits: array[float] = field(default_factory=lambda: array("d"))
+    waits: Figures = field(default_factory=Figures)
     completion: float = 0.0
     evictions: int = 0
     failures: int = 0
     lost_gpu_s: float = 0.0
 
     def add(self, outcome: Outcome) -> None:
-        self.waits.append(outcome.waited)
+        self.waits.add(outcome.waited)
         self.completion += outcome.end - outcome.queued_at
         self.evictions += outcome.evictions
         self.failures += outcome.failures
         self.lost_gpu_s += outcome.lost_s * outcome.job.gpus
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """``ordered[int(share * n)]``, zero-based, as the golden results have it; 0 of nothing."""
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
-
-
 @dataclass(slots=True)
 class Metrics:
-    """The replay's sink. ``real``: pairs of what a wait was in the trace and in the replay."""
+    """The replay's sink. ``real``, ``again``: what waits were in the trace and in the replay."""
 
     all: Tally = field(default_factory=Tally)
     queues: dict[str, Tally] = field(default_factory=dict)
-    real: array[float] = field(default_factory=lambda: array("d"))
-    again: array[float] = field(default_factory=lambda: array("d"))
-    estimate_errors: array[float] = field(default_factory=lambda: array("d"))  # seconds late (+) or early (-)
+    real: Figures = field(default_factory=Figures)
+    again: Figures = field(default_factory=Figures)
+    estimate_errors: Figures = field(default_factory=Figures)  # of first promised starts, seconds late or early
+    lateness: float = 0.0  # late ones less early ones
+    late: int = 0
 
     def add(self, outcome: Outcome) -> None:
         job = outcome.job
@@ -53,27 +49,26 @@ class Metrics:
         tally.add(outcome)
         self.all.add(outcome)
         if outcome.promised is not None:
-            self.estimate_errors.append(outcome.start - outcome.promised)
+            off = outcome.start - outcome.promised
+            self.estimate_errors.add(abs(off))
+            self.lateness += off
+            self.late += off > 0
         if job.started is not None:
-            self.real.append(job.started - job.submit)
-            self.again.append(outcome.waited)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+            self.real.add(job.started - job.submit)
+            self.again.add(outcome.waited)
 
 
 def answer(metrics: Metrics, run: Replay, wall_s: float) -> dict[str, Any]:
     """The answer of ``penstock capacity replay``; times in seconds."""
     result, tally = run.result, metrics.all
-    waits = sorted(tally.waits)
-    jobs = len(waits)
+    jobs = len(tally.waits)
+    p50, p95 = tally.waits.percentiles(0.50, 0.95)
     return {
         "jobs": jobs,
         "mean_completion_s": round(tally.completion / jobs, 1) if jobs else 0.0,
-        "mean_wait_s": round(_mean(waits), 1),
-        "p50_wait_s": percentile(waits, 0.50),
-        "p95_wait_s": percentile(waits, 0.95),
+        "mean_wait_s": round(tally.waits.mean(), 1),
+        "p50_wait_s": p50,
+        "p95_wait_s": p95,
         "makespan_s": result.makespan,
         "utilization": round(result.gpu_seconds / result.capacity_gpu_seconds, 6) if result.makespan else 0.0,
         "events": result.events,
@@ -93,13 +88,13 @@ def _names(metrics: Metrics, run: Replay) -> list[str]:
 
 
 def _queue(name: str, tally: Tally, run: Replay) -> dict[str, Any]:
-    waits = sorted(tally.waits)
+    p50, p95 = tally.waits.percentiles(0.50, 0.95)
     account = run.accounts.by_queue.get(name)
     found: dict[str, Any] = {
-        "jobs": len(waits),
-        "mean_wait_s": round(_mean(waits), 1),
-        "p50_wait_s": percentile(waits, 0.50),
-        "p95_wait_s": percentile(waits, 0.95),
+        "jobs": len(tally.waits),
+        "mean_wait_s": round(tally.waits.mean(), 1),
+        "p50_wait_s": p50,
+        "p95_wait_s": p95,
         "evictions": tally.evictions,
         "lost_gpu_hours": round(tally.lost_gpu_s / HOUR, 3),
         "nominal_gpu_hours": None,
@@ -119,13 +114,13 @@ def estimate_error(metrics: Metrics) -> dict[str, Any] | None:
     errors = metrics.estimate_errors
     if not errors:
         return None
-    ordered = sorted(abs(error) for error in errors)
+    median, p95 = errors.percentiles(0.5, 0.95)
     return {
         "jobs": len(errors),
-        "median_abs_s": percentile(ordered, 0.5),
-        "p95_abs_s": percentile(ordered, 0.95),
-        "mean_s": round(_mean(errors), 1),
-        "later_than_promised": sum(error > 0 for error in errors),
+        "median_abs_s": median,
+        "p95_abs_s": p95,
+        "mean_s": round(metrics.lateness / len(errors), 1),
+        "later_than_promised": metrics.late,
     }
 
 
@@ -133,11 +128,11 @@ def reality(metrics: Metrics) -> dict[str, Any] | None:
     """The replay against the waits that really happened, where the trace has them. Errors are shares of the real."""
     if not metrics.real:
         return None
-    real, again = sorted(metrics.real), sorted(metrics.again)
-    found: dict[str, Any] = {"jobs": len(real)}
-    for name, share in (("p50", 0.5), ("p95", 0.95)):
-        found |= _compared(name, percentile(real, share), percentile(again, share))
-    return found | _compared("mean", _mean(real), _mean(again))
+    real, again = metrics.real.percentiles(0.5, 0.95), metrics.again.percentiles(0.5, 0.95)
+    found: dict[str, Any] = {"jobs": len(metrics.real)}
+    for name, was, is_now in zip(("p50", "p95"), real, again, strict=True):
+        found |= _compared(name, was, is_now)
+    return found | _compared("mean", metrics.real.mean(), metrics.again.mean())
 
 
 def _compared(name: str, real: float, again: float) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from penstock.base.quantities import parse_duration, parse_memory
@@ -30,6 +30,7 @@ class Preset:
     job: Callable[[Row, int], TraceJob]
     delimiter: str = ","
     has_ids: bool = False
+    joined: Callable[[TraceJob, TraceJob], TraceJob | None] | None = None  # a row and the next one: one job, or None
 
     def missing(self, header: Sequence[str]) -> list[str]:
         return [" or ".join(group) for group in self.needs if not any(name in header for name in group)]
@@ -169,7 +170,7 @@ def _tres(text: str) -> tuple[int, float, int]:
         elif name == "cpu":
             cpus = float(value)
         elif name == "mem":
-            memory = parse_memory(re.sub(r"([KMGT])B?[nc]?$", r"\1i", value))
+            memory = parse_memory(re.sub(r"([KMGTP])B?[nc]?$", r"\1i", value))
         elif (old := re.fullmatch(r"(?:gres:)?gpu(?::[^:]+)?:(\d+)", item)) is not None:
             typed += int(old[1])
     return total or typed, cpus, memory
@@ -200,17 +201,14 @@ def _sacct(row: Row, line: int) -> TraceJob:
         nodes = int(row.get("NNodes") or row.get("AllocNodes") or 0) or None
     except ValueError as exc:
         raise BadRow("not a quantity", f"job {id_}: {exc}") from None
-    limit = slurm_seconds(row.get("Timelimit", ""))
-    if limit is None and row.get("TimelimitRaw", "").strip().isdigit():
-        limit = int(row["TimelimitRaw"]) * 60.0
     return TraceJob(
         id_ or str(line),
         min(submit, start),
         max(elapsed, 1.0),
         _positive(gpus),
-        row.get("Partition") or "default",
-        row.get("User") or row.get("Account") or "",
-        limit,
+        row.get("Account") or row.get("Partition") or "default",
+        row.get("User") or "",
+        _limit(row, elapsed),
         0,
         nodes,
         cpus,
@@ -218,18 +216,46 @@ def _sacct(row: Row, line: int) -> TraceJob:
         started=start,
         line=line,
         ongoing=end is None,
+        partition=row.get("Partition") or "",
+        qos=row.get("QOS") or "",
+    )
+
+
+def _limit(row: Row, elapsed: float) -> float | None:
+    """None where the trace has none. Slurm ends a job up to a minute after its limit: that minute was used too."""
+    text, minutes = row.get("Timelimit", "").strip(), row.get("TimelimitRaw", "").strip()
+    if not text and not minutes:
+        return None
+    limit = float(minutes) * 60 if minutes.isdigit() else slurm_seconds(text)
+    return math.inf if limit is None else max(limit, elapsed)
+
+
+def _together(first: TraceJob, second: TraceJob) -> TraceJob | None:
+    """Components ``12+0`` and ``12+1`` of a heterogeneous job start in one decision: they are one gang."""
+    one, plus, _ = first.id.partition("+")
+    other, also, _ = second.id.partition("+")
+    if not (plus and also) or one != other or first.submit != second.submit:
+        return None
+    nodes = None if first.nodes is None or second.nodes is None else first.nodes + second.nodes
+    return replace(
+        first,
+        gpus=first.gpus + second.gpus,
+        duration=max(first.duration, second.duration),
+        nodes=nodes,
+        cpus=first.cpus + second.cpus,
+        memory=first.memory + second.memory,
     )
 
 
 def _elapsed(row: Row, start: float, end: float | None, id_: str) -> float:
-    raw = row.get("ElapsedRaw", "").strip()
-    found = _number(row, "ElapsedRaw") if raw else slurm_seconds(row.get("Elapsed", ""))
-    if found is None and end is not None:
-        found = end - start
+    """How long it held its place: a suspended job keeps its GPUs, though its time does not count."""
+    if end is not None:
+        if end < start:
+            raise BadRow("negative duration", f"job {id_} ends before it starts")
+        return end - start
+    found = _number(row, "ElapsedRaw") if row.get("ElapsedRaw", "").strip() else slurm_seconds(row.get("Elapsed", ""))
     if found is None:
         raise BadRow("no run time", f"job {id_} has neither Elapsed nor End")
-    if found < 0 or (end is not None and end < start):
-        raise BadRow("negative duration", f"job {id_} ends before it starts")
     return found
 
 
@@ -248,6 +274,7 @@ PRESETS: dict[str, Preset] = {
         _sacct,
         "|",
         has_ids=True,
+        joined=_together,
     ),
     "csv": Preset("csv", (("submit",), ("duration_s",), ("gpus",)), _own, has_ids=True),
 }

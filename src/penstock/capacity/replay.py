@@ -40,6 +40,8 @@ class TraceJob:
     line: int = 0
     models: tuple[str, ...] = ()  # GPU models that it may have
     ongoing: bool = False  # it still ran when the trace was written
+    partition: str = ""  # Slurm's, and its QOS
+    qos: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from penstock.scheduling.state import Gpu
 
 ORDERS = ("fifo", "sjf", "fairshare", "multifactor")
 BLOCKINGS = ("strict", "skip")
-BACKFILLS = ("none", "easy", "conservative")
+BACKFILLS = ("none", "easy", "conservative", "replan")
 PLACEMENTS = ("bestfit", "firstfit", "spread", "fgd")
 AHEAD = 500_000  # jobs read before the replay begins, so that reading is timed apart; more than these stream
 YEAR_S = 366 * 86400.0
@@ -74,7 +74,9 @@ class Scenario:
                 raise
         policy = setup.policy
         if self.slurm_conf:
-            policy = slurm_conf.apply(policy, self.slurm_conf)
+            site = slurm_conf.read(self.slurm_conf)
+            policy = site.policy(policy)
+            setup = setup if self.queues else site.setup(setup)
         policy = replace(
             policy,
             order=self.policy or policy.order,
@@ -149,9 +151,10 @@ def simulate(
     horizon = 10 * YEAR_S
     if isinstance(jobs, list) and jobs:
         horizon = (jobs[-1].submit - jobs[0].submit) * 2 + 90 * 86400.0
+    cluster = checked(scenario).cluster()
     return Replay(
-        jobs,
-        checked(scenario).cluster(),
+        map(slurm_conf.read(scenario.slurm_conf).job(cluster), jobs) if scenario.slurm_conf else jobs,
+        cluster,
         scenario.setup(),
         failures=scenario.lost(horizon) if scenario.failures or scenario.mtbf_s else (),
         checkpoint_s=scenario.checkpoint_s,
@@ -180,6 +183,7 @@ def replayed(
     run = simulate(scenario, jobs, sink=metrics.add, samples=samples)
     result = run.run(progress=progress)
     found = answer(metrics, run, clock() - began)
+    found["not_modelled"] = list(slurm_conf.read(scenario.slurm_conf).not_modelled())
     found |= {"policy": run.scheduler.policy.name, "read_s": round(read_s, 3), "trace": findings.to_dict()}
     if run.series is not None:
         found["timeline"] = run.series.to_dict(scenario.nodes * scenario.gpus_per_node, result.makespan)

@@ -11,7 +11,8 @@ from typing import Any
 from penstock.base.errors import Conflict, InvalidInput
 from penstock.base.quantities import parse_duration
 from penstock.capacity import plan
-from penstock.capacity.metrics import Metrics, percentile, reality
+from penstock.capacity.figures import percentile
+from penstock.capacity.metrics import Metrics, reality
 from penstock.capacity.plan import SHARES, WEEK_S, Target, Trial, Week
 from penstock.capacity.replay import Outcome, TraceJob
 from penstock.capacity.scenario import Scenario, Source, simulate

@@ -12,14 +12,14 @@ import json
 import lzma
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, field
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, Literal, TextIO
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.text import one_line
@@ -107,12 +107,15 @@ def read(path: str, preset: str, select: Selection, findings: Findings) -> Itera
         raise InvalidInput(f"--preset {preset!r} is not known; known are {', '.join(presets.PRESETS)}")
     with opened(path) as text, ExitStack() as files:
         jobs = _parsed(_rows(text, form, path), form, findings)
+        if form.joined is not None:
+            jobs = _joined(jobs, form.joined, findings)
         yield from _selected(_ordered(jobs, findings, files), select, form, findings)
 
 
 def _rows(text: Iterable[str], form: Preset, path: str) -> Iterator[tuple[int, Row]]:
     try:
-        reader = csv.reader(_clean(text), delimiter=form.delimiter)
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if form.delimiter == "|" else csv.QUOTE_MINIMAL  # sacct quotes nothing
+        reader = csv.reader(_clean(text), delimiter=form.delimiter, quoting=quoting)
         header = [name.strip() for name in next(reader, [])]
         missing = form.missing(header)
         if missing:
@@ -121,11 +124,15 @@ def _rows(text: Iterable[str], form: Preset, path: str) -> Iterator[tuple[int, R
             raise InvalidInput(f"{path} is no {form.name} trace: its first line has {found}", details=details)
         for values in reader:
             if values:
-                yield reader.line_num, (dict(zip(header, values, strict=False)) if len(values) >= len(header) else {})
+                yield reader.line_num, dict(zip(header, values, strict=False)) if _whole(values, header) else {}
     except (OSError, EOFError, lzma.LZMAError) as exc:
         raise InvalidInput(f"{path} cannot be read to its end: {exc}") from exc
     except csv.Error as exc:
         raise InvalidInput(f"{path} is no CSV: {exc}") from exc
+
+
+def _whole(values: Sequence[str], header: Sequence[str]) -> bool:
+    return len(values) >= len(header) and not any(values[len(header) :])
 
 
 def _clean(text: Iterable[str]) -> Iterator[str]:
@@ -139,7 +146,7 @@ def _parsed(rows: Iterable[tuple[int, Row]], form: Preset, findings: Findings) -
         findings.rows += 1
         try:
             if not row:
-                raise BadRow("too few columns", "the row has fewer columns than the first line")
+                raise BadRow("wrong number of columns", "the row has fewer or more columns than the first line")
             job = form.job(row, line)
         except BadRow as bad:
             if bad.skip:
@@ -152,6 +159,22 @@ def _parsed(rows: Iterable[tuple[int, Row]], form: Preset, findings: Findings) -
                 findings.noted.get("still running: its run time so far is taken", 0) + 1
             )
         yield job
+
+
+def _joined(
+    jobs: Iterator[TraceJob], joined: Callable[[TraceJob, TraceJob], TraceJob | None], findings: Findings
+) -> Iterator[TraceJob]:
+    """Rows that are one job together, where they stand one behind the other."""
+    held: TraceJob | None = None
+    for job in jobs:
+        both = joined(held, job) if held is not None else None
+        if both is not None:
+            findings.noted["part of the job above"] = findings.noted.get("part of the job above", 0) + 1
+        elif held is not None:
+            yield held
+        held = both or job
+    if held is not None:
+        yield held
 
 
 def _ordered(jobs: Iterator[TraceJob], findings: Findings, files: ExitStack) -> Iterator[TraceJob]:
@@ -182,7 +205,7 @@ def _spilled(file: IO[bytes]) -> Iterator[TraceJob]:
 def _selected(jobs: Iterable[TraceJob], select: Selection, form: Preset, findings: Findings) -> Iterator[TraceJob]:
     taken, at, seen = 0, -1.0, set[object]()
     for job in jobs:
-        if select.cluster is not None and job.queue != select.cluster:
+        if select.cluster is not None and select.cluster not in (job.queue, job.partition):
             continue
         if select.first is not None and taken >= select.first:
             return

@@ -31,7 +31,14 @@ def run(view: Scheduler, now: float, fresh: Iterator[Entry] | None, admitted: li
     """Behind the blocked head; ``fresh``: nothing has changed but that these arrived. True: the head started after all."""
     head = view.blocked
     assert head is not None
-    conservative = view.policy.backfill == "conservative"
+    if view.policy.backfill == "replan":
+        if now < view.replan_at:
+            view.owed = True
+            return False
+        view.owed, view.replan_at, fresh = False, now + view.policy.replan_s, None
+        for id_ in list(view.windows):
+            view.timeline.cancel(id_)
+    conservative = view.policy.backfill != "easy"
     for id_ in [] if conservative else [id_ for id_ in view.windows if id_ != head.w.id]:
         view.timeline.cancel(id_)
     step = Step(view, now, admitted)

@@ -39,7 +39,6 @@ from penstock.scheduling.timeline import Timeline, Window, end_of
 from penstock.scheduling.victims import Victims
 
 MOST_SEEN = 1 << 14  # requests remembered by identity
-RESCORE_S = 300.0  # Slurm's PriorityCalcPeriod
 AGAIN_S = 1.0
 _NOTHING = Decision()
 
@@ -81,9 +80,12 @@ class Scheduler:
         self._next_at = math.inf
         self.soon = False  # what was admitted in this very cycle is no victim yet: look again
         self._rescore_at = 0.0
+        self.replan_at, self.owed = 0.0, False  # backfill that plans anew: not before then, and whether it should have
         self._strict = self.policy.blocking == "strict"
         self._backfills = self.policy.backfill != "none"
         self._by_use = self.policy.order in ("fairshare", "multifactor")  # only these ask what was used
+        if self.policy.order == "multifactor":
+            self.fair.enroll(setup)
         self._limited = any(map(self.quotas.limited, setup.queues))
         self._estimated: tuple[tuple[float, ...], dict[str, estimates.Estimate]] | None = None
         self._seen: dict[int, tuple[tuple[Part, ...], dict[str, float], int]] = {}  # by identity: hashing parts costs
@@ -263,7 +265,7 @@ class Scheduler:
         if now >= self._rescore_at and self.policy.order == "multifactor":
             self.fair.fair_tree((), now, anew=True)
             self.lines.rescore()
-            self._rescore_at, self._wake = now + RESCORE_S, True
+            self._rescore_at, self._wake = now + self.policy.rescore_s, True
         if not (self._wake or self._fresh or now >= self._next_at):
             return _NOTHING
         if self._wake and not self.lines.entries and not self.awaiting:
@@ -301,11 +303,12 @@ class Scheduler:
         self._wake = self.freed_early = False
 
     def _next_change(self, now: float) -> float:
+        owed = self.replan_at if self.owed and self.blocked is not None else math.inf
         if not (self.windows or self.reservations.known):
-            return math.inf
+            return owed
         change = self.reservations.next_change(now) if self.reservations.known else None
         times = [window.promise.start for window in self.windows.values() if window.promise.start > now]
-        return min(times, default=math.inf) if change is None else min([change, *times])
+        return min([owed, *times] if change is None else [owed, change, *times])
 
     def wake_at(self) -> float:
         """When to plan again though nothing happens: a window, a promise or patience falls due. inf: never."""
@@ -417,7 +420,8 @@ class Scheduler:
 
     def _hold(self, held: Held, flavor: str, asked: Mapping[str, float], path: tuple[str, ...] | None = None) -> float:
         w = held.workload
-        path = path if path is not None else self._path(w)
+        if path is None or self.policy.order == "multifactor":  # there a line is of many users
+            path = self._path(w)
         self.pool.take(w.id, held.shares)
         counted = self._limited and w.queue in self.quotas.queues
         borrowed = self.quotas.take(w.queue, flavor, asked) if counted else 0.0

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from penstock.scheduling.spec import Setup
+
 _LN2 = math.log(2.0)
 
 
@@ -59,6 +61,20 @@ class FairShare:
         if found is None:
             found = self.accounts[path] = Account(weight)
         return found
+
+    def enroll(self, setup: Setup) -> None:
+        """Users whom the setup names count among the ranked before they come, as Slurm's associations do."""
+        for queue in setup.queues.values():
+            names, weights, parent = [queue.name], [queue.weight], queue.cohort
+            while parent is not None and parent in setup.cohorts and parent not in names[1:]:
+                names.append(parent)
+                weights.append(setup.cohorts[parent].weight)
+                parent = setup.cohorts[parent].parent
+            path = tuple(reversed(names))
+            for depth, weight in enumerate(reversed(weights), 1):
+                self.account(path[:depth], weight)
+            for user, weight in queue.user_weights.items():
+                self.account((*path, user), weight)
 
     def take(self, path: tuple[str, ...], amounts: Mapping[str, float], now: float) -> None:
         self._change(path, amounts, now, 1.0)

@@ -148,7 +148,8 @@ class Policy:
 
     order: ``fifo`` (priority, then arrival), ``sjf`` (shortest estimate), ``fairshare`` (least dominant share, decayed),
     ``multifactor`` (Slurm's priority/multifactor weights). blocking: ``strict`` = nothing overtakes a blocked head but
-    by backfill; ``skip`` = whatever fits starts. backfill: ``none``, ``easy``, ``conservative``. placement: ``bestfit``
+    by backfill; ``skip`` = whatever fits starts. backfill: ``none``, ``easy``, ``conservative``; ``replan`` is for replays of Slurm alone: conservative, but all
+    promises are made anew at each look, so that they may move later too. placement: ``bestfit``
     ("consolidate": fewest sufficient free GPUs, ties: first node), ``firstfit`` (the first node that fits), ``spread``, ``fgd``. depth: queued workloads looked at
     by backfill in a cycle (Slurm's bf_max_job_test, 100).
     """
@@ -163,6 +164,8 @@ class Policy:
     weights: tuple[tuple[str, float], ...] = ()  # multifactor: age, fairshare, jobsize, partition, qos
     max_age_s: float = 7 * 86400.0  # multifactor: age saturates (PriorityMaxAge)
     max_evictions: int = 3  # a workload evicted this often is not chosen again
+    rescore_s: float = 300.0  # multifactor: priorities are worked out anew so often (PriorityCalcPeriod)
+    replan_s: float = 30.0  # backfill "replan": at most so often (bf_interval)
 
     @property
     def name(self) -> str:

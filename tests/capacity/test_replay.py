@@ -105,7 +105,7 @@ def test_slurm_conf() -> None:
         "PriorityWeightAge=1000\nPriorityDecayHalfLife=14-0\nSchedulerParameters=bf_window=1440,bf_max_job_test=500\n"
     )
     found = slurm_conf.read(text).policy(Policy())
-    assert (found.order, found.backfill, found.depth) == ("multifactor", "conservative", 500)
+    assert (found.order, found.backfill, found.depth) == ("multifactor", "replan", 500)
     assert found.weights == (("age", 1000.0),)
     assert found.decay_half_life_s == 14 * 86400
     with pytest.raises(InvalidInput):

@@ -60,13 +60,13 @@ class Figures:
         self._file.flush()
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as octets:
             numbers = octets.cast("d")
-            edges = range(0, (self._runs + 1) * RUN, RUN)
-            runs: list[Sequence[float]] = [numbers[start:end] for start, end in pairwise(edges)]
+            views = [numbers[start:end] for start, end in pairwise(range(0, (self._runs + 1) * RUN, RUN))]
+            runs: list[Sequence[float]] = [*views, sorted(self._latest)]
             try:
-                found = [_nth([*runs, sorted(self._latest)], min(int(s * len(self)), len(self) - 1)) for s in shares]
+                found = [_nth(runs, min(int(share * len(self)), len(self) - 1)) for share in shares]
             finally:
-                for run in (*runs, numbers):
-                    run.release()  # type: ignore[attr-defined]
+                for view in (*views, numbers):
+                    view.release()
         return found
 
 

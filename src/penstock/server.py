@@ -33,6 +33,8 @@ from penstock.base.resource import Ref
 from penstock.base.routes import Endpoint, Sample
 from penstock.base.settings import Settings
 from penstock.base.version import VERSION
+from penstock.capacity import routes as capacity_routes
+from penstock.capacity.replays import Replays
 from penstock.console import asgi as console
 from penstock.cost import bill_routes, budgets, capacity, idle, ledger, prices
 from penstock.cost import routes as cost_routes
@@ -43,7 +45,7 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.simulated.shape import Fleet
 from penstock.fleet import inventory
 from penstock.fleet import routes as fleet_routes
-from penstock.jobs import gpus, lines, queries
+from penstock.jobs import gpus, history, lines, queries
 from penstock.jobs import routes as job_routes
 from penstock.jobs.feeder import Feeder
 from penstock.jobs.launch import Site
@@ -54,7 +56,7 @@ from penstock.jobs.view import Memory
 from penstock.reconcile.clock import SystemClock
 from penstock.reconcile.leadership import Leadership
 from penstock.reconcile.loop import Loop
-from penstock.scheduling import reservation_routes
+from penstock.scheduling import live, reservation_routes
 from penstock.scheduling import routes as queue_routes
 from penstock.store import backup
 from penstock.store.leases import Lease
@@ -228,6 +230,7 @@ class House:
     app: App
     prices: Prices
     gpus: gpus.GpuWatch
+    replays: Replays
 
 
 def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: bool) -> House:
@@ -281,8 +284,11 @@ def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: 
         *idle.endpoints(store, rates),
         *gpus.endpoints(watch, lambda: leadership.leading),
     )
-    app = _application(settings, store, engine, reconciler, room, access, money)
-    return House(settings, store, engine, loop, reconciler, room, leadership, access, app, rates, watch)
+    replays = Replays(store, settings.data_dir, history.trace, live.text)
+    what_if = capacity_routes.Room(store, replays, rates, inventory.gpus_by_node, history.extent)
+    above = (*money, *capacity_routes.endpoints(what_if))
+    app = _application(settings, store, engine, reconciler, room, access, above)
+    return House(settings, store, engine, loop, reconciler, room, leadership, access, app, rates, watch, replays)
 
 
 async def _nothing() -> None:
@@ -296,7 +302,7 @@ def _application(
     reconciler: JobReconciler,
     room: Room,
     access: Access,
-    money: Sequence[Endpoint],
+    above: Sequence[Endpoint],
 ) -> App:
     """Every room's endpoints and the console, behind one door."""
 
@@ -323,7 +329,7 @@ def _application(
             lambda conn, now: lines.heads(conn, now, aside, HEADS_SHOWN),
             lines.capacity,
         ),
-        *money,
+        *above,
     ]
     gate = Gate(access, decide, settings)
     pages = console.build(
@@ -421,6 +427,7 @@ async def run(
             for task in watching:
                 task.cancel()
             await served.stop()
+            await house.replays.close()
             await house.leadership.close()
             await house.reconciler.close()
             with contextlib.suppress(PenstockError):

@@ -18,10 +18,11 @@ from penstock.base.quantities import format_time
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint, Stream
 from penstock.base.settings import Settings
+from penstock.capacity.asked import ReplayForm
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
 from penstock.tenancy.plan import decide
-from tests.console.operations import queue_report, waiting_report
+from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
 
 TOKEN = "pst_test-token"
 SESSION = "test-session"
@@ -73,6 +74,7 @@ class Fleet:
     helps: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     queues: dict[str, Any] = field(default_factory=queue_report)
     waiting: dict[str, Any] = field(default_factory=lambda: {"items": []})
+    replays: dict[str, dict[str, Any]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     followers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list)
 
@@ -169,6 +171,11 @@ class Fleet:
             Endpoint("POST", JOB + "/cancel", "jobs.cancel", self._cancel, "", body=Why),
             Endpoint(get, "/api/v1/queues", "queues.read", self._queues, ""),
             Endpoint(get, "/api/v1/queues/waiting", "queues.read", self._waiting, ""),
+            Endpoint(get, "/api/v1/capacity/sources", "capacity.read", self._sources, ""),
+            Endpoint(get, "/api/v1/capacity/replays", "capacity.read", self._replays, ""),
+            Endpoint("POST", "/api/v1/capacity/replays", "capacity.run", self._ask, "", body=ReplayForm, status=202),
+            Endpoint(get, "/api/v1/capacity/replays/{id}", "capacity.read", self._replay, ""),
+            Endpoint("DELETE", "/api/v1/capacity/replays/{id}", "capacity.run", self._remove, "", status=204),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=Query),
             *(
                 Endpoint("POST", f"/api/v1/nodes/{{name}}/{verb}", "nodes.write", self._change(verb), "", body=Why)
@@ -293,6 +300,27 @@ class Fleet:
     async def _waiting(self, _call: Call) -> dict[str, Any]:
         return self.waiting
 
+    async def _sources(self, _call: Call) -> dict[str, Any]:
+        return SOURCES
+
+    async def _replays(self, _call: Call) -> dict[str, Any]:
+        return {"items": [r | {"result": None} for r in self.replays.values()], "next_cursor": None}
+
+    async def _ask(self, call: Call) -> dict[str, Any]:
+        made = replay_record(self.now, "running", id=f"01ASKED{len(self.replays):019d}")
+        made["asked"] = call.body.model_dump(mode="json")
+        self.replays[made["id"]] = made
+        return made
+
+    async def _replay(self, call: Call) -> dict[str, Any]:
+        if call.path["id"] not in self.replays:
+            raise NotFound("there is no such replay")
+        return self.replays[call.path["id"]]
+
+    async def _remove(self, call: Call) -> None:
+        await self._replay(call)
+        del self.replays[call.path["id"]]
+
     async def _nodes(self, _call: Call) -> dict[str, Any]:
         return {"items": self.nodes, "next_cursor": None}
 
@@ -389,7 +417,8 @@ def _curve(steps: int, start: float, now: float, pace: float, *, seed: int = 1) 
 
 def sample(now: float) -> Fleet:
     """A morning's work on three nodes: enough of everything to look at."""
-    fleet = Fleet(now, waiting=waiting_report(now))
+    replay = replay_record(now)
+    fleet = Fleet(now, waiting=waiting_report(now), replays={replay["id"]: replay})
     _finished(fleet)
     _waiting(fleet)
     _running(fleet)

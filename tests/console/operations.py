@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from penstock.base.quantities import format_time
@@ -67,3 +68,73 @@ def waiting_report(now: float) -> dict[str, Any]:
         ),
     ]  # fmt: skip
     return {"at": format_time(now), "items": items, "next_cursor": None}
+
+
+def _answer(scale: float, policy: str, *, real: bool = False) -> dict[str, Any]:
+    at = [3600.0 * n for n in range(200)]
+    wave = [0.5 + 0.45 * math.sin(n / 9) for n in range(200)]
+    queues = {"research": 0.7, "serving": 0.3}
+    rows = {
+        name: {
+            "jobs": int(9000 * share), "mean_wait_s": 5400 * scale, "p50_wait_s": 600 * scale, "p95_wait_s": 21600 * scale,
+            "evictions": 0, "lost_gpu_hours": 0.0, "nominal_gpu_hours": None, "used_gpu_hours": 41000 * share,
+        }
+        for name, share in queues.items()
+    }  # fmt: skip
+    series: dict[str, dict[str, list[Any]]] = {
+        "gpus": {name: [512 * share * w for w in wave] for name, share in queues.items()},
+        "waiting": {name: [90 * share * w * scale for w in wave] for name, share in queues.items()},
+        "wait_s": {name: [7200 * w * scale if n % 7 else None for n, w in enumerate(wave)] for name in queues},
+    }
+    every: dict[str, list[float]] = {
+        kind: [sum(row[n] or 0 for row in found.values()) for n in range(200)] for kind, found in series.items()
+    }
+    told = {f"{what}_{whose}_s": 21600 * scale for what in ("p50", "p95", "mean") for whose in ("real", "replay")}
+    return {
+        "jobs": 9000, "mean_completion_s": 21000.0, "mean_wait_s": 5400 * scale, "p50_wait_s": 600 * scale,
+        "p95_wait_s": 21600 * scale, "makespan_s": 720_000.0, "utilization": 0.71 / scale**0.2, "events": 18000,
+        "wall_s": 0.9, "by_queue": rows, "evictions": 0, "failure_restarts": 0, "lost_gpu_hours": 0.0, "unplaced": 0,
+        "start_estimate_error": None, "reality": {"jobs": 9000, **told} if real else None, "policy": policy,
+        "trace": {"rows": 9004, "rejected": 0, "rejected_by_reason": {}, "noted_by_reason": {"asks no GPU": 4}},
+        "timeline": {"width_s": 3600.0, "at": at, "capacity": 512, **series, "all": every},
+    }  # fmt: skip
+
+
+def replay_record(now: float, state: str = "done", **more: Any) -> dict[str, Any]:
+    """Our own history, against a fifth more nodes and easy backfill."""
+    side = {
+        "nodes": 64, "gpus_per_node": 8, "gpu_model": "NVIDIA H200", "policy": None, "blocking": None, "backfill": None,
+        "queues": "today", "mtbf": None,
+    }  # fmt: skip
+    done = state == "done"
+    return {
+        "kind": "Replay",
+        "id": more.get("id", "01M89PKG4S2BR8T64VYYBVY5JM"),
+        "by": "ada",
+        "created_at": format_time(now - 90),
+        "state": state,
+        "message": more.get("message", ""),
+        "problem": more.get("problem"),
+        "progress": {"scenario": 1, "ended": 3000, "of": 9000} if state == "running" else None,
+        "asked": {
+            "source": {"kind": "own", "days": 30, "cluster": None, "jobs": 5000, "seed": 0, "name": None, "preset": "csv"},
+            "a": side,
+            "b": side | {"nodes": 77, "backfill": "easy"},
+        },
+        "result": {"scenarios": [_answer(1.0, "fairshare-skip", real=True), _answer(0.4, "fairshare-skip-easy")]} if done else None,
+        "cost": [
+            {
+                "gpus": nodes * 8, "currency": "USD", "reserved": None, "spot": None,
+                "on_demand": {"gpu_hour": 2.5, "hour": 2.5 * nodes * 8, "month": 2.5 * nodes * 8 * 730},
+            }
+            for nodes in (64, 77)
+        ],
+    }  # fmt: skip
+
+
+SOURCES: dict[str, Any] = {
+    "fleet": {"nodes": 64, "gpus": 512, "gpus_per_node": 8, "gpu_model": "NVIDIA H200"},
+    "own": {"jobs": 9004, "first": "2026-10-01T00:00:00.000Z", "last": "2026-11-25T00:00:00.000Z"},
+    "traces": ["march.csv"],
+    "clusters": ["seren", "philly"],
+}

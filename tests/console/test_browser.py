@@ -11,16 +11,20 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.console.browser import Visit, chromium, served, until, visit
 from tests.console.fleet import TOKEN, Fleet, sample
+from tests.console.operations import replay_record
 from tests.console.test_pages import HOSTILE
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 
+REPLAY = "/capacity/01M89PKG4S2BR8T64VYYBVY5JM"
 PAGES = (
     "/",
     "/jobs/default/digits",
     "/jobs/vision/llm-70b",
     "/jobs/vision/resnet-sweep",
     "/queues",
+    "/capacity",
+    REPLAY,
     "/nodes",
     "/events",
 )
@@ -146,6 +150,35 @@ def test_queues_lead_to_their_jobs(person: Visit) -> None:
     expect(page).to_have_url(re.compile("queue=research.*phase=Failed"))
     page.click("text=show all queues")
     expect(page.locator("a.row").first).to_be_visible()
+
+
+def test_a_what_if_is_asked_seen_under_way_and_compared(person: Visit, house: tuple[Fleet, str]) -> None:
+    fleet = house[0]
+    page = person.open("/capacity")
+    expect(page.locator("[name=a_nodes]")).to_have_value("64")
+    page.fill("[name=a_nodes]", "many")
+    person.expected = ("422",)
+    page.click("button.primary")
+    expect(page.locator("[role=alert]")).to_contain_text("'many' is no whole number")
+    expect(page.locator("[name=b_nodes]")).to_have_value("+20%")
+    page.fill("[name=a_nodes]", "64")
+    page.keyboard.press("Enter")
+    expect(page.locator(".title-line .badge")).to_have_text("Running")
+    expect(page.locator(".sides dd").nth(1)).to_have_text("77 nodes of 8 GPUs, easy backfill")
+    expect(page.locator(".progress-now")).to_contain_text("scenario B: 3,000 of about 9,000")
+    asked = next(id_ for id_ in fleet.replays if "ASKED" in id_)
+    assert fleet.replays[asked]["asked"]["b"]["backfill"] == "easy"
+    fleet.replays[asked] = replay_record(fleet.now, id=asked)
+    expect(page.locator(".pairs canvas")).to_have_count(6)
+    expect(page.locator(".lead")).to_contain_text("95% of the jobs wait at most 2h24m instead of 6h")
+    expect(page.locator(".figures tr", has_text="P95 wait").first).to_contain_text("-60%")
+    expect(page.locator(".legend .key")).to_have_text(["research", "serving"])
+    page.click("[data-theme-toggle]")
+    expect(page.locator(".pairs canvas")).to_have_count(6)
+    page.click("[data-open=remove]")
+    page.click("#remove .danger")
+    expect(page).to_have_url(re.compile("/capacity$"))
+    assert asked not in fleet.replays
 
 
 def test_a_refresh_keeps_place_and_selection(person: Visit, house: tuple[Fleet, str]) -> None:

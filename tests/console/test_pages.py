@@ -17,7 +17,18 @@ from penstock.console.static import FOLDER
 from tests.console.conftest import ORIGIN
 from tests.console.fleet import TOKEN, Fleet
 
-PAGES = ("/", "/jobs/default/digits", "/jobs/vision/llm-70b", "/queues", "/nodes", "/events", "/events?verify=1")
+REPLAY = "/capacity/01M89PKG4S2BR8T64VYYBVY5JM"
+PAGES = (
+    "/",
+    "/jobs/default/digits",
+    "/jobs/vision/llm-70b",
+    "/queues",
+    "/capacity",
+    REPLAY,
+    "/nodes",
+    "/events",
+    "/events?verify=1",
+)
 # Each is put wherever a stranger's text can stand.
 HOSTILE = (
     "<script>document.title='owned'</script>",

@@ -44,6 +44,10 @@ def build(gate: Gate) -> list[BaseRoute]:
         Route("/jobs/{project}/{name}", page("job"), methods=["GET"]),
         Route("/jobs/{project}/{name}/cancel", form(console.cancel), methods=["POST"]),
         Route("/queues", page("queues"), methods=["GET"]),
+        Route("/capacity", page("capacity"), methods=["GET"]),
+        Route("/capacity", form(console.ask_replay), methods=["POST"]),
+        Route("/capacity/{id}", page("replay"), methods=["GET"]),
+        Route("/capacity/{id}/remove", form(console.remove_replay), methods=["POST"]),
         Route("/nodes", page("nodes"), methods=["GET"]),
         Route("/nodes/{name}/{verb}", form(console.change_node), methods=["POST"]),
         Route("/events", page("events"), methods=["GET"]),
@@ -100,6 +104,14 @@ class _Console:
         body = _reason(await _fields(request))
         await self._gate.ask("POST", f"/api/v1/nodes/{quote(name, safe='')}/{verb}", actor, body=body)
         return RedirectResponse("/nodes", 303)
+
+    async def ask_replay(self, request: Request, actor: Actor) -> Response:
+        found = await self._draw().ask_replay(request, actor, await _fields(request))
+        return RedirectResponse(found, 303) if isinstance(found, str) else found
+
+    async def remove_replay(self, request: Request, actor: Actor) -> Response:
+        await self._gate.ask("DELETE", f"/api/v1/capacity/replays/{quote(request.path_params['id'], safe='')}", actor)
+        return RedirectResponse("/capacity", 303)
 
     async def login_page(self, request: Request) -> Response:
         return self._draw().login(request)
@@ -163,7 +175,7 @@ async def _fields(request: Request) -> dict[str, str]:
         raw += chunk
         if len(raw) > _FORM_BYTES:
             raise InvalidInput("the form is too large")
-    return dict(parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20))
+    return dict(parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=40))
 
 
 def _reason(fields: Mapping[str, str]) -> dict[str, str]:

@@ -13,8 +13,9 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock.base.errors import InvalidInput, PenstockError
+from penstock.base.errors import Busy, InvalidInput, NotFound, PenstockError, Problem
 from penstock.base.resource import Actor
+from penstock.capacity import page as what_if
 from penstock.console.gate import Gate
 from penstock.console.render import Renderer
 from penstock.console.static import Assets
@@ -39,8 +40,10 @@ MENU = (
     ("/", "Jobs", "jobs.read"),
     ("/queues", "Queues", "queues.read"),
     ("/nodes", "Nodes", "nodes.read"),
+    ("/capacity", "Capacity", "capacity.read"),
     ("/events", "Events", "events.read"),
 )
+REPLAYS = "/api/v1/capacity/replays"
 JOBS_PAGE = 50
 EVENTS_PAGE = 100
 JOB_EVENTS = 200
@@ -66,6 +69,8 @@ class Pages:
             "jobs": self._jobs,
             "job": self._job,
             "queues": self._queues,
+            "capacity": self._capacity,
+            "replay": self._replay,
             "nodes": self._nodes,
             "events": self._events,
         }
@@ -179,6 +184,57 @@ class Pages:
             "badges": {head.reason: reason_badge(head.reason) for queue in queues for head in queue.heads},
         }
         return self._render.respond(request, "queues.html", context, part="_queues.html")
+
+    async def _capacity(self, request: Request, actor: Actor) -> Response:
+        return await self._what_if(request, actor)
+
+    async def ask_replay(self, request: Request, actor: Actor, given: Mapping[str, str]) -> str | Response:
+        """The new replay's address; where the form or the API refuses what was filled in, the form again, saying why."""
+        sources = await self._gate.ask("GET", "/api/v1/capacity/sources", actor)
+        try:
+            made = await self._gate.ask("POST", REPLAYS, actor, body=what_if.body(given, sources))
+        except (InvalidInput, Busy, NotFound) as refused:
+            return await self._what_if(request, actor, given, refused)
+        return f"/capacity/{made['id']}"
+
+    async def _what_if(
+        self,
+        request: Request,
+        actor: Actor,
+        given: Mapping[str, str] | None = None,
+        refused: PenstockError | None = None,
+    ) -> Response:
+        sources, listed = await asyncio.gather(
+            self._gate.ask("GET", "/api/v1/capacity/sources", actor), self._gate.ask("GET", REPLAYS, actor)
+        )
+        form = what_if.defaults(sources)
+        if given is not None:
+            form |= {"compare": ""} | {name: value[:100] for name, value in given.items() if name in form}
+        context = {
+            **self._of(actor),
+            **sources,
+            "form": form,
+            "refused": str(refused) if refused else "",
+            "problems": (refused.details or (Problem("", refused.hint),)) if refused else (),
+            "rows": [what_if.replay_row(record) for record in listed["items"]],
+            "may_run": self._gate.may(actor, "capacity.run"),
+        }
+        status = refused.status if refused else 200
+        return self._render.respond(request, "capacity.html", context, part="_capacity.html", status=status)
+
+    async def _replay(self, request: Request, actor: Actor) -> Response:
+        address = f"{REPLAYS}/{quote(request.path_params['id'], safe='')}"
+        record = await self._gate.ask("GET", address, actor)
+        row = what_if.replay_row(record)
+        context = {
+            **self._of(actor),
+            "api": address,
+            "row": row,
+            "sides": len(row.scenarios),
+            "compared": what_if.comparison(record),
+            "may_run": self._gate.may(actor, "capacity.run"),
+        }
+        return self._render.respond(request, "replay.html", context, part="_replay.html")
 
     async def _nodes(self, request: Request, actor: Actor) -> Response:
         cursor = request.query_params.get("cursor", "")

@@ -151,6 +151,12 @@ def all_nodes(conn: Connection) -> list[Row[Any]]:
     return list(conn.execute(_ALL))
 
 
+def gpus_by_node(conn: Connection) -> list[tuple[int, str]]:
+    """How many GPUs each node has, and of which model (its first one's)."""
+    found = [json.loads(text) for (text,) in conn.execute(select(nodes.c.gpus).order_by(nodes.c.name))]
+    return [(len(gpus), str(gpus[0].get("model") or "") if gpus else "") for gpus in found]
+
+
 def some_nodes(conn: Connection, names: Collection[str]) -> list[Row[Any]]:
     """Those of ``names`` that there are."""
     if len(names) > MANY:

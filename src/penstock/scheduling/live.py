@@ -21,6 +21,12 @@ def newest(conn: Connection) -> Row[tuple[int, str, str, float]] | None:
     return conn.execute(_NEWEST).first()
 
 
+def text(conn: Connection) -> str:
+    """The queue file that holds; empty while none was ever applied."""
+    row = newest(conn)
+    return "" if row is None else row.text
+
+
 def current(conn: Connection) -> Setup:
     row = newest(conn)
     return Setup() if row is None else _parsed(row.text)

@@ -51,6 +51,8 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "queues.write": _fleet_write,
         "reservations.read": _anyone,
         "reservations.write": _fleet_write,
+        "capacity.read": _fleet_read,
+        "capacity.run": _fleet_write,
         "bill.read": _fleet_read,
         "budgets.write": _fleet_write,
         "jobs.create": _project_write,

@@ -36,7 +36,7 @@ from penstock.base.version import VERSION
 from penstock.capacity import routes as capacity_routes
 from penstock.capacity.replays import Replays
 from penstock.console import asgi as console
-from penstock.cost import bill_routes, budgets, capacity, idle, ledger, prices
+from penstock.cost import bill_routes, budgets, capacity, idle, ledger, outlook, prices
 from penstock.cost import routes as cost_routes
 from penstock.cost.spec import Prices
 from penstock.engines.local.engine import LocalConfig, LocalEngine
@@ -282,6 +282,7 @@ def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: 
         *cost_routes.endpoints(store, rates),
         *bill_routes.endpoints(store, rates, terms),
         *idle.endpoints(store, rates),
+        *outlook.endpoints(store, rates, terms),
         *gpus.endpoints(watch, lambda: leadership.leading),
     )
     replays = Replays(store, settings.data_dir, history.trace, live.text)

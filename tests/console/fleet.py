@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from penstock.capacity.asked import ReplayForm
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
 from penstock.tenancy.plan import decide
+from tests.console import operations
 from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
 
 TOKEN = "pst_test-token"
@@ -44,6 +45,20 @@ class Query(BaseModel):
     reason: str | None = None
     actor: str | None = None
     newest: bool = False
+
+
+class CostQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    month: str | None = None
+    by: str | None = None
+    row: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+def _report() -> dict[str, Any]:
+    items = [{"key": {"project": "default"}, "amount": 12.5, "quantities": {}}]
+    return {"currency": "USD", "items": items, "total": 12.5}
 
 
 class LogQuery(BaseModel):
@@ -176,6 +191,15 @@ class Fleet:
             Endpoint("POST", "/api/v1/capacity/replays", "capacity.run", self._ask, "", body=ReplayForm, status=202),
             Endpoint(get, "/api/v1/capacity/replays/{id}", "capacity.read", self._replay, ""),
             Endpoint("DELETE", "/api/v1/capacity/replays/{id}", "capacity.run", self._remove, "", status=204),
+            Endpoint(get, "/api/v1/cost/outlook", "bill.read", self._told(operations.outlook), "", query=CostQuery),
+            Endpoint(get, "/api/v1/cost/bill", "bill.read", self._bill, "", query=CostQuery),
+            Endpoint(get, "/api/v1/cost/trace", "bill.read", self._told(lambda: operations.TRACE), "", query=CostQuery),
+            Endpoint(get, "/api/v1/cost/idle", "cost.read", self._told(lambda: operations.IDLE), "", query=CostQuery),
+            Endpoint(get, "/api/v1/cost/report", "cost.read", self._told(_report), "", query=CostQuery),
+            Endpoint(get, "/api/v1/budgets", "cost.read", self._told(lambda: {"items": operations.BUDGETS}), ""),
+            Endpoint(
+                get, "/api/v1/projects/{project}/forecast", "cost.read", self._told(lambda: {"expected": 46100.0}), ""
+            ),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=Query),
             *(
                 Endpoint("POST", f"/api/v1/nodes/{{name}}/{verb}", "nodes.write", self._change(verb), "", body=Why)
@@ -320,6 +344,15 @@ class Fleet:
     async def _remove(self, call: Call) -> None:
         await self._replay(call)
         del self.replays[call.path["id"]]
+
+    def _told(self, what: Callable[[], dict[str, Any]]) -> Any:
+        async def handler(_call: Call) -> dict[str, Any]:
+            return what()
+
+        return handler
+
+    async def _bill(self, call: Call) -> dict[str, Any]:
+        return operations.bill(call.query.by)
 
     async def _nodes(self, _call: Call) -> dict[str, Any]:
         return {"items": self.nodes, "next_cursor": None}

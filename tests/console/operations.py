@@ -138,3 +138,86 @@ SOURCES: dict[str, Any] = {
     "traces": ["march.csv"],
     "clusters": ["seren", "philly"],
 }
+
+
+MONTH = "2026-11"
+
+
+def outlook() -> dict[str, Any]:
+    """A month of which 24 days are over, dearer from week to week, with commitments that are not all up."""
+    days: list[dict[str, Any]] = []
+    for n in range(24):
+        used, idle, unused = 2000 + 45 * n + 300 * (n % 5), 500 - 12 * n, 90
+        parts = {"used": used, "idle": idle, "unused": unused}
+        days.append({"day": f"{MONTH}-{n + 1:02d}"} | {kind: amount * 10**9 for kind, amount in parts.items()})
+    sums: dict[str, int] = {kind: sum(day[kind] for day in days) for kind in ("used", "idle", "unused")}
+    return {
+        "currency": "USD",
+        "since": f"{MONTH}-01T00:00:00.000Z",
+        "until": f"{MONTH}-25T00:00:00.000Z",
+        "ends": "2026-12-01T00:00:00.000Z",
+        "nanos": sum(sums.values()),
+        **sums,
+        "days": days,
+        "forecast": {
+            "expected": 106_400.0, "low": 101_200.0, "high": 111_900.0, "per_hour": 141.3,
+            "method": "spent, and for the rest the greater of the mean of the last 14 whole days and what the fleet costs now; interval 80%",
+        },
+    }  # fmt: skip
+
+
+def bill(by: str | None) -> dict[str, Any]:
+    whole = outlook()
+    used = whole["used"]
+    names = {"language": 0.55, "vision": 0.3, "science": 0.15}
+    if by is not None:
+        items = [
+            {"kind": "used", "name": name, "nanos": int(used * share), "hours": 1e4 * share}
+            for name, share in names.items()
+        ]
+        items += [{"kind": kind, "name": "", "nanos": whole[kind], "hours": 1e3} for kind in ("idle", "unused")]
+        return {"currency": "USD", "nanos": whole["nanos"], "items": items}
+    rows = [
+        {
+            "id": f"used/on_demand/gpus:H200/{name}/{job}",
+            "kind": "used",
+            "key": {"project": name, "user": "ada", "job": job, "node": "node-1", "queue": "research"},
+            "paid": ["on_demand", "gpus:H200"],
+            "nanos": int(used * share / 2),
+            "hours": 5e3 * share,
+            "intervals": [f"{job}.1/node-1/gpus:H200"],
+        }
+        for name, share in names.items()
+        for job in ("digits", "llm-70b")
+    ]
+    return {"currency": "USD", "nanos": whole["nanos"], "items": rows}
+
+
+TRACE: dict[str, Any] = {
+    "currency": "USD",
+    "nanos": 12_340_000_000,
+    "hours": 4.9,
+    "items": [
+        {
+            "id": "digits.1/node-1/gpus:H200", "node": "node-1", "resource": "gpus:H200", "quantity": 4.0,
+            "started_at": f"{MONTH}-03T08:00:00.000Z", "ended_at": f"{MONTH}-03T09:13:30.000Z",
+        }
+    ],
+}  # fmt: skip
+
+BUDGETS = [
+    {
+        "project": project, "amount": amount, "spent": spent, "thresholds": [80, 100], "refuse": refusing, "contact": "",
+        "currency": "USD", "share": share, "reached": reached, "refusing": refusing,
+    }
+    for project, amount, spent, share, reached, refusing in (
+        ("language", "40000", "37810.00", 94.52, 80, False),
+        ("vision", "20000", "20500.00", 102.5, 100, True),
+        ("science", "30000", "10311.00", 34.37, None, False),
+    )
+]  # fmt: skip
+
+IDLE: dict[str, Any] = {
+    "currency": "USD", "by": "user", "since": None, "until": None, "total": 412.5,
+    "items": [{"key": {"user": "linus"}, "idle_gpu_hours": 165.0, "gpu_hours": 900.0, "amount": 412.5, "idle_now": 8}],
+}  # fmt: skip

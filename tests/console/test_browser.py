@@ -16,6 +16,7 @@ from tests.console.test_pages import HOSTILE
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 
+COST_ROWS = "/cost/rows?month=2026-11&by=project&name=vision&kind=used"
 REPLAY = "/capacity/01M89PKG4S2BR8T64VYYBVY5JM"
 PAGES = (
     "/",
@@ -25,6 +26,9 @@ PAGES = (
     "/queues",
     "/capacity",
     REPLAY,
+    "/cost",
+    COST_ROWS,
+    "/cost/trace?month=2026-11&row=x",
     "/nodes",
     "/events",
 )
@@ -179,6 +183,29 @@ def test_a_what_if_is_asked_seen_under_way_and_compared(person: Visit, house: tu
     page.click("#remove .danger")
     expect(page).to_have_url(re.compile("/capacity$"))
     assert asked not in fleet.replays
+
+
+def test_every_figure_of_the_bill_leads_to_its_intervals(person: Visit) -> None:
+    page = person.open("/cost?month=2026-11")
+    expect(page.locator(".stats")).to_contain_text("80% between 101,200.00 and 111,900.00")
+    expect(page.locator(".days-chart g")).to_have_count(24)
+    expect(page.locator(".bears a.row")).to_have_text(
+        ["language", "vision", "science", "Idle capacity", "Unused commitments"]
+    )
+    expect(page.locator(".budgets li").first).to_contain_text("new work is refused")
+    page.click(".bears a.row >> text=vision")
+    expect(page.locator(".rows a.row")).to_have_text(["digits", "llm-70b"])
+    page.click("text=intervals >> nth=0")
+    expect(page.locator(".rows tbody tr")).to_have_count(1)
+    expect(page.locator(".rows")).to_contain_text("digits.1/node-1/gpus:H200")
+    page.click(".crumbs a")
+    expect(page).to_have_url(re.compile("/cost\\?month=2026-11$"))
+    page.click(".tabs >> text=queue")
+    expect(page).to_have_url(re.compile("by=queue"))
+    page.emulate_media(media="print")
+    expect(page.locator(".top")).to_be_hidden()
+    expect(page.locator("[data-print]")).to_be_hidden()
+    expect(page.locator(".days-chart")).to_be_visible()
 
 
 def test_a_refresh_keeps_place_and_selection(person: Visit, house: tuple[Fleet, str]) -> None:

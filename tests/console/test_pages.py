@@ -17,6 +17,7 @@ from penstock.console.static import FOLDER
 from tests.console.conftest import ORIGIN
 from tests.console.fleet import TOKEN, Fleet
 
+COST_ROWS = "/cost/rows?month=2026-11&by=project&name=vision&kind=used"
 REPLAY = "/capacity/01M89PKG4S2BR8T64VYYBVY5JM"
 PAGES = (
     "/",
@@ -25,6 +26,9 @@ PAGES = (
     "/queues",
     "/capacity",
     REPLAY,
+    "/cost",
+    COST_ROWS,
+    "/cost/trace?month=2026-11&row=x",
     "/nodes",
     "/events",
     "/events?verify=1",
@@ -338,3 +342,24 @@ def _luminance(colour: str) -> float:
     parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_who_may_not_see_the_bill_sees_their_projects_cost(fleet: Fleet) -> None:
+    fleet.role = ""
+    with TestClient(fleet.app(), base_url=ORIGIN, follow_redirects=False) as member:
+        member.post("/login", data={"token": TOKEN, "next": "/"}, headers={"Origin": ORIGIN})
+        page = member.get("/cost")
+        assert page.status_code == 200
+        assert "by the projects that you may see" in page.text
+        assert "12.50" in page.text
+        assert "Idle capacity" not in page.text
+        assert member.get("/cost/rows?month=2026-11&by=project&name=x&kind=used").status_code == 403
+        assert member.get("/capacity").status_code == 403
+        menu = member.get("/").text.split("</nav>")[0]
+        assert "/cost" in menu
+        assert "/capacity" not in menu
+
+
+@pytest.mark.parametrize("query", ["month=2026-13", "month=x", "by=nobody", "month=0000-01"])
+def test_no_month_and_no_division_is_refused(browser: TestClient, query: str) -> None:
+    assert browser.get(f"/cost?{query}").status_code == 422

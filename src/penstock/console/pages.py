@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -14,11 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.base.errors import Busy, InvalidInput, NotFound, PenstockError, Problem
+from penstock.base.quantities import format_time
 from penstock.base.resource import Actor
 from penstock.capacity import page as what_if
 from penstock.console.gate import Gate
-from penstock.console.render import Renderer
+from penstock.console.render import Renderer, link
 from penstock.console.static import Assets
+from penstock.cost import page as money
 from penstock.fleet.page import node_card, summary
 from penstock.jobs.page import (
     PHASES,
@@ -41,12 +43,14 @@ MENU = (
     ("/queues", "Queues", "queues.read"),
     ("/nodes", "Nodes", "nodes.read"),
     ("/capacity", "Capacity", "capacity.read"),
+    ("/cost", "Cost", "cost.read"),
     ("/events", "Events", "events.read"),
 )
 REPLAYS = "/api/v1/capacity/replays"
 JOBS_PAGE = 50
 EVENTS_PAGE = 100
 JOB_EVENTS = 200
+BUDGETS_FORECAST = 20  # budgets whose projects' forecasts are asked for
 SPARK_S = 10.0  # how old the sparkline of a job that moves may be
 _SPARKS = 1000  # sparklines kept
 
@@ -71,6 +75,9 @@ class Pages:
             "queues": self._queues,
             "capacity": self._capacity,
             "replay": self._replay,
+            "cost": self._cost,
+            "cost_rows": self._cost_rows,
+            "cost_trace": self._cost_trace,
             "nodes": self._nodes,
             "events": self._events,
         }
@@ -180,7 +187,6 @@ class Pages:
             "queues": len(queues),
             "waiting": sum(queue.waiting for queue in queues),
             "told": waiting is not None,
-            "most": max((len(queue.heads) for queue in queues), default=0),
             "badges": {head.reason: reason_badge(head.reason) for queue in queues for head in queue.heads},
         }
         return self._render.respond(request, "queues.html", context, part="_queues.html")
@@ -235,6 +241,98 @@ class Pages:
             "may_run": self._gate.may(actor, "capacity.run"),
         }
         return self._render.respond(request, "replay.html", context, part="_replay.html")
+
+    async def _cost(self, request: Request, actor: Actor) -> Response:
+        given = request.query_params
+        month, by = given.get("month", "")[:7], given.get("by", "project")
+        fleet = self._gate.may(actor, "bill.read")
+        choices = [each for each in money.BY if fleet or each in {"project", "user", "job"}]
+        if by not in choices:
+            raise InvalidInput(f"by: {by[:40]!r} is none of {', '.join(choices)}")
+        budgets = await self._gate.ask("GET", "/api/v1/budgets", actor)
+        today = format_time(time.time()) or ""
+        context = {
+            **self._of(actor),
+            "by": by,
+            "choices": choices,
+            "kinds": money.KINDS,
+            "asked_month": month,
+            "month": month or today[:7],
+            "earlier": money.before(month or today[:7]),
+            "later": money.after(month or today[:7], today[:7]),
+            "budgets": money.budgets(budgets["items"], {} if month else await self._forecasts(budgets["items"], actor)),
+            **await (self._bill if fleet else self._own_cost)(month, by, actor),
+        }
+        return self._render.respond(request, "cost.html", context, part="_cost.html")
+
+    async def _bill(self, month: str, by: str, actor: Actor) -> dict[str, Any]:
+        query = {"month": month} if month else {}
+        outlook, bill = await asyncio.gather(
+            self._gate.ask("GET", "/api/v1/cost/outlook", actor, query),
+            self._gate.ask("GET", "/api/v1/cost/bill", actor, query | {"by": by}),
+        )
+        top = money.month(outlook)
+        idle = await self._gate.ask(
+            "GET", "/api/v1/cost/idle", actor, {"by": "user", "since": outlook["since"], "until": outlook["until"]}
+        )
+        return {
+            "top": top,
+            "currency": bill["currency"],
+            "lines": money.lines(bill, by, top.month),
+            "idle": money.idle_lines(idle),
+        }
+
+    async def _own_cost(self, month: str, by: str, actor: Actor) -> dict[str, Any]:
+        """For those who may not see the fleet's bill: what their projects used."""
+        since, until = money.window(month or (format_time(time.time()) or "")[:7])
+        within = {"by": by, "since": since} | ({"until": until} if month else {})
+        report, idle = await asyncio.gather(
+            self._gate.ask("GET", "/api/v1/cost/report", actor, within),
+            self._gate.ask("GET", "/api/v1/cost/idle", actor, within | {"by": "user"}),
+        )
+        return {
+            "top": None,
+            "currency": report["currency"],
+            "total": report["total"],
+            "lines": money.own_lines(report),
+            "idle": money.idle_lines(idle),
+        }
+
+    async def _forecasts(self, budgets: Iterable[Mapping[str, Any]], actor: Actor) -> dict[str, Mapping[str, Any]]:
+        names = [str(budget["project"]) for budget in budgets][:BUDGETS_FORECAST]
+        paths = [f"/api/v1/projects/{quote(name, safe='')}/forecast" for name in names]
+        found = await asyncio.gather(*(self._optional(path, actor) for path in paths))
+        return {name: each for name, each in zip(names, found, strict=True) if each is not None}
+
+    async def _cost_rows(self, request: Request, actor: Actor) -> Response:
+        given = request.query_params
+        month, by, name, kind = (given.get(key, "")[:200] for key in ("month", "by", "name", "kind"))
+        bill = await self._gate.ask("GET", "/api/v1/cost/bill", actor, {"month": month or None})
+        rows, left_out = money.bill_rows(bill, by, name, kind, month)
+        context = {
+            **self._of(actor),
+            "title": name or money.KINDS.get(kind, kind).capitalize(),
+            "sub": f"{money.KINDS.get(kind, kind)}, by {by}",
+            "back": link("/cost", month=month, by=by),
+            "month": month,
+            "currency": bill["currency"],
+            "rows": rows,
+            "left_out": left_out,
+        }
+        return self._render.respond(request, "cost_rows.html", context)
+
+    async def _cost_trace(self, request: Request, actor: Actor) -> Response:
+        month, row = (request.query_params.get(key, "")[:2000] for key in ("month", "row"))
+        found = await self._gate.ask("GET", "/api/v1/cost/trace", actor, {"month": month or None, "row": row})
+        context = {
+            **self._of(actor),
+            "title": f"{found['nanos'] / money.NANOS:,.6f} {found['currency']}",
+            "sub": f"{found['hours']:,.6g} unit hours, from {len(found['items']):,} usage intervals of the ledger",
+            "back": link("/cost", month=month),
+            "month": month,
+            "items": found["items"][: money.MOST_ROWS],
+        }
+        return self._render.respond(request, "cost_rows.html", context)
 
     async def _nodes(self, request: Request, actor: Actor) -> Response:
         cursor = request.query_params.get("cursor", "")

@@ -135,7 +135,7 @@
     if (event.key === "Escape" && typing(event.target)) { event.target.blur(); return; }
     if (typing(event.target) || $("dialog[open]")) return;
     if (Date.now() - prefix < 1200) {
-      const to = { j: "/", q: "/queues", n: "/nodes", c: "/capacity", e: "/events" }[event.key];
+      const to = { j: "/", q: "/queues", n: "/nodes", c: "/capacity", m: "/cost", e: "/events" }[event.key];
       prefix = 0;
       if (to) { event.preventDefault(); location.assign(to); return; }
     }
@@ -175,6 +175,7 @@
     if (!button) return;
     if (button.hasAttribute("data-theme-toggle")) nextTheme();
     else if (button.dataset.open) open(button.dataset.open, button);
+    else if (button.hasAttribute("data-print")) print();
     else if (button.hasAttribute("data-close")) button.closest("dialog").close();
     else if (button.hasAttribute("data-copy")) {
       await copy(button.dataset.copy);

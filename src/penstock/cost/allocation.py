@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -55,6 +55,9 @@ class Row:
     nanos: int
     intervals: tuple[str, ...] = ()
     units: int = 0  # thousandths of a unit times microseconds
+    per: str = (
+        ""  # of a node that is paid for as a whole, what its units are: "gpus", "cpus", or "nodes" that were not there
+    )
 
     @property
     def hours(self) -> float:
@@ -96,9 +99,15 @@ def allocate(
     bill = 0
     for name in sorted(pools):
         made, nanos = _settle(name, pools[name])
-        rows += made
+        rows += [replace(row, per=_per(row, with_gpus)) for row in made] if name[0] in ("node", "reserved") else made
         bill += nanos
     return Statement(tuple(rows), bill)
+
+
+def _per(row: Row, with_gpus: frozenset[str]) -> str:
+    if row.kind == "unused":
+        return "nodes"
+    return "gpus" if row.pool[1].rsplit("/", 1)[-1] in with_gpus else "cpus"
 
 
 def _micros(time: float) -> int:
@@ -322,7 +331,7 @@ def _shared(row: Row, bearers: Sequence[tuple[tuple[str, ...], int]]) -> list[Ro
     if sum(weights) <= 0:
         return [row]
     parts = zip(bearers, apportion(row.nanos, weights), apportion(row.units, weights), strict=True)
-    return [Row(row.kind, key, row.pool, part, (), units) for (key, _), part, units in parts if part]
+    return [Row(row.kind, key, row.pool, part, (), units, row.per) for (key, _), part, units in parts if part]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A month's bill in the columns of FOCUS 1.2 (FinOps Open Cost and Usage Specification). Pure.
 
-Amounts of rows are cents by the largest remainder, so that BilledCost adds up to the bill. A commitment for GPUs of a
+Amounts of rows are cents by the largest remainder, so that BilledCost adds up to the bill, whose month is the invoice. A commitment for GPUs of a
 model is blended into that model's rows (all bear one price), which therefore say ``Standard``; only its unused part, and
 nodes committed as a whole, carry the commitment's id.
 """
@@ -13,62 +13,27 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 
 from penstock.cost.allocation import KEY, Row, Statement, in_cents
 from penstock.cost.spec import CPUS, GPUS, MEMORY, Prices
 
-COLUMNS = [
-    "BilledCost",
-    "BillingAccountId",
-    "BillingAccountName",
-    "BillingAccountType",
-    "BillingCurrency",
-    "BillingPeriodEnd",
-    "BillingPeriodStart",
-    "CapacityReservationId",
-    "CapacityReservationStatus",
-    "ChargeCategory",
-    "ChargeClass",
-    "ChargeDescription",
-    "ChargeFrequency",
-    "ChargePeriodEnd",
-    "ChargePeriodStart",
-    "CommitmentDiscountCategory",
-    "CommitmentDiscountId",
-    "CommitmentDiscountName",
-    "CommitmentDiscountQuantity",
-    "CommitmentDiscountStatus",
-    "CommitmentDiscountType",
-    "CommitmentDiscountUnit",
-    "ConsumedQuantity",
-    "ConsumedUnit",
-    "ContractedCost",
-    "EffectiveCost",
-    "InvoiceId",
-    "InvoiceIssuerName",
-    "ListCost",
-    "ListUnitPrice",
-    "PricingCategory",
-    "PricingCurrency",
-    "PricingQuantity",
-    "PricingUnit",
-    "ProviderName",
-    "PublisherName",
-    "ResourceId",
-    "ResourceName",
-    "ResourceType",
-    "ServiceCategory",
-    "ServiceName",
-    "ServiceSubcategory",
-    "SkuId",
-    "SkuMeter",
-    "SkuPriceId",
-    "SubAccountId",
-    "SubAccountName",
-    "SubAccountType",
-    "Tags",
+COLUMNS = [  # all that the specification has
+    *("AvailabilityZone", "BilledCost", "BillingAccountId", "BillingAccountName", "BillingAccountType"),
+    *("BillingCurrency", "BillingPeriodEnd", "BillingPeriodStart", "CapacityReservationId"),
+    *("CapacityReservationStatus", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargeFrequency"),
+    *("ChargePeriodEnd", "ChargePeriodStart", "CommitmentDiscountCategory", "CommitmentDiscountId"),
+    *("CommitmentDiscountName", "CommitmentDiscountQuantity", "CommitmentDiscountStatus", "CommitmentDiscountType"),
+    *("CommitmentDiscountUnit", "ConsumedQuantity", "ConsumedUnit", "ContractedCost", "ContractedUnitPrice"),
+    *("EffectiveCost", "InvoiceId", "InvoiceIssuerName", "ListCost", "ListUnitPrice", "PricingCategory"),
+    *("PricingCurrency", "PricingCurrencyContractedUnitPrice", "PricingCurrencyEffectiveCost"),
+    *("PricingCurrencyListUnitPrice", "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName"),
+    *("RegionId", "RegionName", "ResourceId", "ResourceName", "ResourceType", "ServiceCategory", "ServiceName"),
+    *("ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName"),
+    *("SubAccountType", "Tags"),
 ]
+_PRICE = Decimal("1e-9")
+_WHOLE = {"gpus": "GPU Hours", "cpus": "Core Hours", "nodes": "Node Hours"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +66,7 @@ def export(statement: Statement, prices: Prices, *, since: float, until: float, 
         "BillingAccountId": account.id,
         "BillingAccountName": account.name,
         "BillingAccountType": "Penstock server",
+        "InvoiceId": f"{account.id}-{_time(start)[:7]}",
         "BillingCurrency": prices.currency,
         "PricingCurrency": prices.currency,
     }
@@ -124,21 +90,19 @@ def _row(row: Row, cents: int, prices: Prices) -> dict[str, str]:
     billed = f"{Decimal(cents) / 100:f}"
     unit = _unit(row)
     said = {
-        **dict.fromkeys(("BilledCost", "EffectiveCost", "ContractedCost"), billed),
-        "ListCost": _list_cost(row, prices, billed),
-        "ListUnitPrice": _list_price(row, prices, billed),
+        **_amounts(row, billed, prices),
         "ChargeCategory": "Usage",
         "ChargeDescription": f"{row.kind}: {resource}",
         "ChargeFrequency": "Usage-Based",
         "PricingCategory": {"spot": "Dynamic", "reserved": "Committed"}.get(how, "Standard"),
-        "PricingQuantity": f"{row.hours:.9f}",
         "PricingUnit": unit,
         "ServiceCategory": "Compute",
         "ServiceSubcategory": "Virtual Machines",
         "ServiceName": "GPU cluster",
         "SkuId": f"{how}/{resource}",
         "SkuMeter": unit,
-        "SkuPriceId": f"{how}/{resource}",
+        "SkuPriceDetails": json.dumps(_details(row), sort_keys=True),
+        "SkuPriceId": "/".join(filter(None, (how, resource, row.per))),
         "Tags": json.dumps({"kind": row.kind, **dict(zip(KEY, row.key, strict=False))}, sort_keys=True),
         **dict.fromkeys(("ProviderName", "PublisherName", "InvoiceIssuerName"), "Penstock"),
     }
@@ -147,13 +111,42 @@ def _row(row: Row, cents: int, prices: Prices) -> dict[str, str]:
     return said | _where(row) | _commitment(row)
 
 
+def _amounts(row: Row, billed: str, prices: Prices) -> dict[str, str]:
+    """Billed and effective in cents, which add up to the bill; list and contracted are exactly price times quantity."""
+    hours = Decimal(f"{row.hours:.9f}")
+    paid = (Decimal(row.nanos) / 10**9 / hours).quantize(_PRICE) if hours else Decimal(0)
+    rate = _list_rate(row, prices)
+    listed = paid if rate is None else rate
+    return {
+        **dict.fromkeys(("BilledCost", "EffectiveCost", "PricingCurrencyEffectiveCost"), billed),
+        **dict.fromkeys(("ContractedUnitPrice", "PricingCurrencyContractedUnitPrice"), f"{paid:f}"),
+        **dict.fromkeys(("ListUnitPrice", "PricingCurrencyListUnitPrice"), f"{listed:f}"),
+        "ContractedCost": f"{paid * hours:f}",
+        "ListCost": f"{listed * hours:f}",
+        "PricingQuantity": f"{hours:f}",
+    }
+
+
+def _details(row: Row) -> dict[str, int | str]:
+    """What one unit of the price is, in the specification's words; ours begin with ``x_``."""
+    resource = row.pool[1]
+    if row.per:
+        count = {"gpus": "GpuCount", "cpus": "CoreCount"}.get(row.per)
+        return {**({count: 1} if count else {}), "x_Node": resource.rsplit("/", 1)[-1]}
+    if resource.startswith(GPUS):
+        return {"GpuCount": 1, "x_GpuModel": resource.removeprefix(GPUS)}
+    return {"CoreCount": 1} if resource == CPUS else {"MemorySize": 1}
+
+
 def _where(row: Row) -> dict[str, str]:
     if row.kind != "used":
         return {}
     named = dict(zip(KEY, row.key, strict=False))
     said = {"SubAccountId": named["project"], "SubAccountName": named["project"], "SubAccountType": "Project"}
-    resource = f"{named['project']}/{named.get('job', '')}"
-    return said | {"ResourceId": resource, "ResourceName": named.get("job", ""), "ResourceType": "Job"}
+    job = named.get("job")
+    if not job:
+        return said
+    return said | {"ResourceId": f"{named['project']}/{job}", "ResourceName": job, "ResourceType": "Job"}
 
 
 def _commitment(row: Row) -> dict[str, str]:
@@ -176,10 +169,9 @@ def _commitment(row: Row) -> dict[str, str]:
 
 
 def _unit(row: Row) -> str:
-    how, resource = row.pool
-    if how in ("node", "reserved"):
-        return "Node Hours" if row.kind == "unused" else "GPU Hours"
-    return {CPUS: "Core Hours", MEMORY: "GiB Hours"}.get(resource, "GPU Hours")
+    if row.per:
+        return _WHOLE[row.per]
+    return {CPUS: "Core Hours", MEMORY: "GiB Hours"}.get(row.pool[1], "GPU Hours")
 
 
 def _list_rate(row: Row, prices: Prices) -> Decimal | None:
@@ -189,19 +181,3 @@ def _list_rate(row: Row, prices: Prices) -> Decimal | None:
         return None
     rate = {CPUS: prices.cpu_hour, MEMORY: prices.memory_gib_hour}.get(resource)
     return prices.gpu(resource.removeprefix(GPUS)) if rate is None else rate
-
-
-def _list_price(row: Row, prices: Prices, billed: str) -> str:
-    """For an hour of one unit; of a whole node its share, so that price and quantity make the cost."""
-    rate = _list_rate(row, prices)
-    if rate is not None:
-        return f"{rate:f}"
-    hours = Decimal(f"{row.hours:.9f}")
-    return f"{(Decimal(billed) / hours).quantize(Decimal('1e-9')):f}" if hours else "0"
-
-
-def _list_cost(row: Row, prices: Prices, billed: str) -> str:
-    rate = _list_rate(row, prices)
-    if rate is None:
-        return billed
-    return f"{(Decimal(f'{row.hours:.9f}') * rate).quantize(Decimal('0.000001'), ROUND_HALF_EVEN):f}"

@@ -18,7 +18,7 @@ from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import Phase
 from penstock.jobs.tables import attempts, jobs
 from penstock.jobs.view import Memory, View, node_names, queue_of
-from penstock.scheduling import windows
+from penstock.scheduling import kept, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import Admit, Evict, Share, Wait
 from penstock.store.store import Tx
@@ -68,6 +68,7 @@ def cycle(tx: Tx, view: View, setting: Setting) -> Done:
     done.evicted += [evict.id for evict in decision.evict if _evict(tx, view, evict)]
     if decision.admit:
         done.admitted = _admit(tx, view, decision.admit, setting)
+    kept.save(tx, scheduler, view.stored, view.tag)
     done.again_at = scheduler.wake_at()
     if _say_why(tx, view, scheduler):
         done.again_at = min(done.again_at, tx.now + AGAIN_S)

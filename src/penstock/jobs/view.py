@@ -21,7 +21,7 @@ from penstock.fleet import inventory
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling import live, patience, windows
+from penstock.scheduling import kept, live, patience, restart, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Setup, flavor_of
 from penstock.scheduling.state import Ask, Gpu, Held, NodeState, Part, Share, Topology, Workload
@@ -87,6 +87,7 @@ class View:
         self._windows = False  # reservations changed
         self._later: list[tuple[float, str]] = []  # a heap of (not before, id)
         self._parts: dict[tuple[Any, ...], tuple[Part, ...]] = {}
+        self.stored = kept.Stored()
         self._settled = 0  # so many jobs are left alone by the garbage collector
 
     # -- what changed
@@ -154,6 +155,7 @@ class View:
         self.evictions = dict(conn.execute(_EVICTIONS).tuples().all())
         for row in conn.execute(_LIVE).all():
             self._job(conn, scheduler, row, now)
+        self.stored = kept.load(conn, scheduler, self.tag, now)
         self.scheduler = scheduler
         self._settled = 0
         self._settle()
@@ -163,9 +165,9 @@ class View:
         """What is kept from cycle to cycle lives long: once it is much, the garbage collector is told not to walk it, which
         would take longer than a cycle and happen in the middle of one.
         """
-        kept = len(self.rows) + len(self.scheduler.held) if self.scheduler is not None else 0
-        if kept > 2 * self._settled + SETTLED:
-            self._settled = kept
+        known = len(self.rows) + len(self.scheduler.held) if self.scheduler is not None else 0
+        if known > 2 * self._settled + SETTLED:
+            self._settled = known
             gc.unfreeze()
             gc.collect()
             gc.freeze()
@@ -219,7 +221,11 @@ class View:
     def _active(self, conn: Connection, scheduler: Scheduler, row: Row[Any]) -> None:
         self.rows.pop(row.id, None)
         self.told.pop(row.id, None)
-        if (row.array_count is not None and row.array_of is None) or row.id in scheduler.held:
+        if row.array_count is not None and row.array_of is None:
+            return
+        if row.id in scheduler.held:
+            if row.phase == Phase.STOPPING:
+                restart.leaves(scheduler, row.id)
             return
         attempt = conn.execute(_ATTEMPT, {"job_id": row.id, "number": row.attempt}).first()
         if attempt is not None and attempt.ended_at is None:
@@ -258,9 +264,20 @@ class View:
             Share(group["node"], replace(ask, gpus=len(group["gpus"])), tuple(gpu["id"] for gpu in group["gpus"]))
             for group in json.loads(attempt.groups)
         )
-        since = attempt.started_at if attempt.started_at is not None else attempt.admitted_at
-        leaving = attempt.stop_reason is not None
-        return Held(work, shares, since, leaving=leaving, idle_since=all_idle_since(attempt))
+        stop = attempt.stop_reason
+        return Held(
+            work,
+            shares,
+            attempt.admitted_at,
+            leaving=stop is not None,
+            idle_since=all_idle_since(attempt),
+            counted=stop not in EVICTED,
+        )
+
+    def tag(self, job_id: str) -> str:
+        """Which version of a job waits: what was promised to another is nothing."""
+        row = self.rows.get(job_id)
+        return f"{row.generation}.{row.attempt}" if row is not None else ""
 
 
 def told_idle(stored: str | None) -> dict[tuple[str, str], float]:

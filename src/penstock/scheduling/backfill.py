@@ -46,6 +46,8 @@ def run(view: Scheduler, now: float, fresh: Iterator[Entry] | None, admitted: li
         if fresh is None and not step.is_kept(head) and step.promise(head):
             return True
         for entry in _behind(view, head) if fresh is None else _near(view, fresh):
+            if entry.w.id in view.awaiting:
+                continue  # others leave for it: it starts where they were
             if step.is_kept(entry) or step.fill(entry):
                 continue
             if conservative and not step.lacks_quota(entry):
@@ -119,7 +121,7 @@ class Step:
         """Start it, if no promise minds."""
         w, key = entry.w, (entry.kind, entry.w.queue)
         promised = w.id in self.view.windows
-        if w.id in self.view.awaiting or w.id not in self.view.lines.entries:
+        if w.id not in self.view.lines.entries:
             return False
         limit = math.inf if w.limit_s is None else w.limit_s
         lacking = (*key, end_of(w, self.now) > self._first)
@@ -141,15 +143,21 @@ class Step:
 
     def promise(self, entry: Entry) -> bool:
         """Promise it a start. True: that is now, since the search for a place is not exhaustive and missed it."""
+        self._release(entry.w.id)  # what it was promised before is no reason against another promise
         given = promise(self.view, entry, self.now)
         if given is not None and given.start <= self.now:
-            self._release(entry.w.id)
             found = self.view.admit(entry, self.now, outranked(self.view, entry))
             if isinstance(found, Admit):
                 self._started(found, backfilled=False)
                 return True
             self.view.timeline.cancel(entry.w.id)
         self.book(entry)
+        for id_ in [id_ for id_ in self._booked if id_ not in self.view.windows]:
+            self._release(id_)  # somebody of higher order took its place
+        first = min((self.view.windows[id_].promise.start for id_ in self._booked), default=math.inf)
+        if first != self._first:
+            self._first = first
+            self._lacking.clear()
         return False
 
     def _admit(self, entry: Entry) -> Admit | Refusal | None:

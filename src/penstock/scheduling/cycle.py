@@ -8,11 +8,11 @@ the event log, the simulator from an event heap, and both get the same decisions
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 
-from penstock.scheduling import backfill, estimates, explain, patience, preemption
+from penstock.scheduling import backfill, estimates, explain, patience, preemption, restart
 from penstock.scheduling.fairshare import FairShare, multifactor
 from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.holding import Awaiting, Holding
@@ -35,7 +35,7 @@ from penstock.scheduling.state import (
     Wait,
     Workload,
 )
-from penstock.scheduling.timeline import Timeline, Window, end_of
+from penstock.scheduling.timeline import Timeline, Window
 from penstock.scheduling.victims import Victims
 
 MOST_SEEN = 1 << 14  # requests remembered by identity
@@ -82,8 +82,8 @@ class Scheduler:
         self._rescore_at = 0.0
         self.replan_at, self.owed = 0.0, False  # backfill that plans anew: not before then, and whether it should have
         self._strict = self.policy.blocking == "strict"
-        self._backfills = self.policy.backfill != "none"
-        self._by_use = self.policy.order in ("fairshare", "multifactor")  # only these ask what was used
+        self.backfills = self.policy.backfill != "none"
+        self.by_use = self.policy.order in ("fairshare", "multifactor")  # only these ask what was used
         if self.policy.order == "multifactor":
             self.fair.enroll(setup)
         self._limited = any(map(self.quotas.limited, setup.queues))
@@ -170,12 +170,12 @@ class Scheduler:
             self.withdraw(w.id)
         asked, kind = self._analyse(w)
         if not self._can_ever(w, kind, asked):
-            self.aside[w.id] = Entry(w, (), kind, asked, Line(w.queue, self._path(w)))
+            self.aside[w.id] = Entry(w, (), kind, asked, Line(w.queue, self.path_of(w)))
             return
-        entry = self.lines.add(w, kind, asked, self._path(w))
+        entry = self.lines.add(w, kind, asked, self.path_of(w))
         if self.blocked is None or self._precedes(entry, self.blocked):
             self._wake = True
-        elif self._backfills:
+        elif self.backfills:
             self._fresh.append(entry)
         elif self._strict:
             return
@@ -230,28 +230,27 @@ class Scheduler:
             return
         self.leaving.pop(id, None)
         self.pool.give(id)
-        if self._backfills:
+        if self.backfills:
             self.timeline.free(id)
             if now < holding.end:
                 self.freed_early = True
         if holding.counted:
             self.quotas.give(holding.held.workload.queue, holding.flavor, holding.asked)
-        if self._by_use:
+        if self.by_use:
             self.fair.give(holding.path, holding.asked, now)
         if self.awaiting:
             for awaiting in self.awaiting.values():
                 awaiting.victims.discard(id)
         self._wake = True
 
+    def wake(self) -> None:
+        """Look at everything anew in the next cycle, as one that was just built does."""
+        self._wake = self.freed_early = True
+        self.pool.frees += 1
+
     def snapshot(self) -> Snapshot:
         """The view as one frozen value."""
-        return Snapshot(
-            tuple(self.pool.states()),
-            tuple(holding.held for holding in self.held.values()),
-            tuple(entry.w for entry in (*self.lines.entries.values(), *self.aside.values())),
-            tuple(self.reservations.known.values()),
-            tuple(window.promise for window in self.windows.values()),
-        )
+        return restart.snapshot(self)
 
     # -- the cycle
 
@@ -286,7 +285,7 @@ class Scheduler:
             candidates: Iterator[Entry] | None = None
         else:
             candidates = iter(self._fresh)
-        while self.blocked is not None and self._backfills and backfill.run(self, now, candidates, admitted):
+        while self.blocked is not None and self.backfills and backfill.run(self, now, candidates, admitted):
             self._serve(now, admitted, evicted)
             candidates = None
         self._rest()
@@ -316,7 +315,7 @@ class Scheduler:
 
     def _serve_awaiting(self, now: float, admitted: list[Admit]) -> None:
         """Those for whom others were evicted, as soon as the others are gone."""
-        for id_, awaiting in list(self.awaiting.items()):
+        for id_, awaiting in sorted(self.awaiting.items(), key=lambda item: item[1].entry.w.seq):
             if awaiting.victims:
                 continue
             entry = awaiting.entry
@@ -352,7 +351,7 @@ class Scheduler:
                 continue
             if self.blocked is None:
                 self.blocked = entry
-            if self._strict or self._backfills:
+            if self._strict or self.backfills:
                 return
 
     def _turn(self, line: Line, now: float, shared: int) -> Turn:
@@ -421,18 +420,18 @@ class Scheduler:
     def _hold(self, held: Held, flavor: str, asked: Mapping[str, float], path: tuple[str, ...] | None = None) -> float:
         w = held.workload
         if path is None or self.policy.order == "multifactor":  # there a line is of many users
-            path = self._path(w)
+            path = self.path_of(w)
         self.pool.take(w.id, held.shares)
-        counted = self._limited and w.queue in self.quotas.queues
+        counted = self._limited and held.counted and w.queue in self.quotas.queues
         borrowed = self.quotas.take(w.queue, flavor, asked) if counted else 0.0
-        if self._by_use:
+        if self.by_use:
             self.fair.take(path, asked, max(self.now, held.since))
         end = math.inf if w.limit_s is None else held.since + w.limit_s
         holding = self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
         patience.mind(self, holding)
         if held.leaving:
             self.leaving[w.id] = holding
-        if self._backfills:
+        if self.backfills:
             self.timeline.hold(w.id, end)
         return borrowed
 
@@ -458,7 +457,7 @@ class Scheduler:
                 self.quotas.give(holding.held.workload.queue, holding.flavor, holding.asked)
                 holding.counted = False
             grace = holding.held.workload.grace_s
-            holding.held = replace(holding.held, leaving=True, ready_at=now + grace)
+            holding.held = replace(holding.held, leaving=True, counted=False, ready_at=now + grace)
             self.leaving[evict.id] = holding
         self.quotas.take(entry.w.queue, found.flavor, entry.asked)
         victims = {evict.id for evict in found.evict}
@@ -493,15 +492,6 @@ class Scheduler:
     def _state(self, now: float) -> tuple[float, ...]:
         return now, self.pool.frees, len(self.held), len(self.lines), self.timeline.changes
 
-    def restore(self, promises: Iterable[Promise]) -> None:
-        """Take over what was promised before; what does not stand any more is not."""
-        for promise in promises:
-            entry = self.lines.entries.get(promise.id)
-            nodes = [self.pool.state(share.node) for share in promise.shares]
-            if entry is not None and self._backfills and all(node is not None and node.open for node in nodes):
-                mask = self.pool.node_mask(share.node for share in promise.shares)
-                self.timeline.book(Window(promise, end_of(entry.w, promise.start), mask))
-
     def refused(self, w: Workload) -> Refusal | None:
         """By quota in every flavor; then the last refusal that time may lift, else the first."""
         queue = self.setup.queues.get(w.queue)
@@ -527,7 +517,7 @@ class Scheduler:
 
     # -- what is worked out once
 
-    def _path(self, w: Workload) -> tuple[str, ...]:
+    def path_of(self, w: Workload) -> tuple[str, ...]:
         """Of its account: cohorts from the root, the queue, and the user under fair share."""
         path = self._queue_paths.get(w.queue)
         if path is None:
@@ -555,7 +545,7 @@ class Scheduler:
         weights = dict(self.policy.weights)
         capacity = self.fair.capacity
         size = self._asked.get(w.parts) or totals(w.parts)
-        path = self._path(w)
+        path = self.path_of(w)
         queue = self.setup.queues.get(w.queue)
         factors = {
             "age": min(1.0, max(0.0, self.now - w.queued_at) / self.policy.max_age_s),

@@ -27,22 +27,34 @@ class Account:
     decayed: float = 0.0
     at: float = 0.0
 
+    @property
+    def rate(self) -> float:
+        return self.held.get("gpus", 0.0) or self.held.get("cpus", 0.0)
+
     def settle(self, now: float, half_life: float) -> None:
-        """Bring the decayed sum up to ``now``: what was there fades, what was held since fades as it accrues."""
-        if now <= self.at:
-            return
-        factor = 0.5 ** ((now - self.at) / half_life)
-        rate = self.held.get("gpus", 0.0) or self.held.get("cpus", 0.0)
-        self.decayed = self.decayed * factor + rate * (1.0 - factor) * half_life / _LN2
-        self.at = now
+        """Bring the decayed sum up to ``now``, before what is held changes."""
+        if now > self.at:
+            self.decayed, self.at = self.used(now, half_life), now
+
+    def used(self, now: float, half_life: float) -> float:
+        """The decayed sum at ``now``: what was there fades, what was held since fades as it accrues. Asking changes
+        nothing, so that it does not matter how often, or after which restart, it is asked.
+        """
+        return faded(self.decayed, self.rate, now - self.at, half_life)
 
     def score(self, now: float, half_life: float, capacity: Mapping[str, float]) -> float:
         """Least is served first. ``capacity``: of the fleet, by resource."""
-        self.settle(now, half_life)
         dominant = max((held / capacity[name] for name, held in self.held.items() if capacity.get(name)), default=0.0)
         base = capacity.get("gpus") or capacity.get("cpus") or 1.0
-        history = self.decayed * _LN2 / (half_life * base)
+        history = self.used(now, half_life) * _LN2 / (half_life * base)
         return (dominant + history) / 2.0 / self.weight
+
+
+def faded(decayed: float, rate: float, seconds: float, half_life: float) -> float:
+    if seconds <= 0:
+        return decayed
+    factor = 0.5 ** (seconds / half_life)
+    return decayed * factor + rate * (1.0 - factor) * half_life / _LN2
 
 
 class FairShare:
@@ -52,6 +64,7 @@ class FairShare:
         self.half_life = half_life_s
         self.capacity: dict[str, float] = {}
         self.accounts: dict[tuple[str, ...], Account] = {}
+        self.changed: set[tuple[str, ...]] = set()  # since whoever keeps them looked last
         self._scores: dict[tuple[str, ...], float] = {}  # at one instant, for one fleet: a cycle asks for them often
         self._ranks: dict[tuple[str, ...], float] = {}
         self._scored: tuple[float, Mapping[str, float]] = (-math.inf, {})
@@ -86,6 +99,7 @@ class FairShare:
         for depth in range(1, len(path) + 1):
             account = self.account(path[:depth])
             self._scores.pop(path[:depth], None)
+            self.changed.add(path[:depth])
             account.settle(now, self.half_life)
             for name, amount in amounts.items():
                 account.held[name] = account.held.get(name, 0.0) + sign * amount
@@ -117,8 +131,7 @@ class FairShare:
         together as if they were siblings, and users that tie share a rank.
         """
         children: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-        for path, account in self.accounts.items():
-            account.settle(now, self.half_life)
+        for path in self.accounts:
             children.setdefault(path[:-1], []).append(path)
         users = sum(1 for path in self.accounts if path not in children)
         ranks: dict[tuple[str, ...], float] = {}
@@ -130,18 +143,19 @@ class FairShare:
             ranks.update(dict.fromkeys((path for path in found if path), place / max(users, 1)))
             levels: dict[float, list[tuple[str, ...]]] = {}
             for path in tied:
-                for child, level in self._levels(children.get(path, [])):
+                for child, level in self._levels(children.get(path, []), now):
                     levels.setdefault(level, []).append(child)
             stack.extend(levels[level] for level in sorted(levels))  # the largest on top
         return ranks
 
-    def _levels(self, siblings: list[tuple[str, ...]]) -> list[tuple[tuple[str, ...], float]]:
+    def _levels(self, siblings: list[tuple[str, ...]], now: float) -> list[tuple[tuple[str, ...], float]]:
         """Level fair share: the fraction of the siblings' shares over the fraction of their use; unused: infinite."""
         accounts = [self.accounts[path] for path in siblings]
-        weight, used = sum(one.weight for one in accounts), sum(one.decayed for one in accounts)
+        spent = [one.used(now, self.half_life) for one in accounts]
+        weight, used = sum(one.weight for one in accounts), sum(spent)
         return [
-            (path, math.inf if one.decayed <= 0 else one.weight / weight * used / one.decayed)
-            for path, one in zip(siblings, accounts, strict=True)
+            (path, math.inf if own <= 0 else one.weight / weight * used / own)
+            for path, one, own in zip(siblings, accounts, spent, strict=True)
         ]
 
 

@@ -4,7 +4,7 @@ memory is bytes, CPUs are cores, GPU shares are thousandths of one GPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from penstock.base.reasons import Reason
 
@@ -110,6 +110,7 @@ class Held:
     leaving: bool = False  # evicted, in its grace; its place is not free yet
     ready_at: float | None = None  # when a leaving one is gone at the latest
     idle_since: float | None = None  # its GPUs have done nothing since then, as telemetry says
+    counted: bool = True  # against its queue's quota; not once it was evicted
 
     @property
     def ends_by(self) -> float | None:
@@ -202,6 +203,26 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
+class Awaited:
+    """Whom ``victims`` were evicted for, and the nodes that are kept for it until the last of them has left."""
+
+    id: str
+    flavor: str
+    nodes: tuple[str, ...]
+    victims: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one account of the fair-share tree has used, decayed, as of ``at``; ``rate``: what it held from then on."""
+
+    path: tuple[str, ...]
+    decayed: float
+    at: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Why one is not admitted, in words with figures, what would help, and when it may start at the earliest guess."""
 
@@ -232,4 +253,5 @@ class Snapshot:
     queued: tuple[Workload, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     promises: tuple[Promise, ...] = ()
-    usage: tuple[tuple[str, float], ...] = field(default=())  # decayed GPU-seconds by queue path and by "queue/user"
+    awaiting: tuple[Awaited, ...] = ()
+    usage: tuple[Usage, ...] = ()

@@ -32,3 +32,33 @@ reservations = Table(
     Column("created_by", Text, nullable=False),
     Column("created_at", Float, nullable=False),
 )
+
+# What the scheduler of the last cycle knew that no other row says; see restart.py. ``made_for`` is the job's generation
+# and attempt: what was meant for another is nothing.
+promises = Table(
+    "scheduling_promises",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("made_for", Text, nullable=False),
+    Column("begins", Float, nullable=False),
+    Column("shares", Text, nullable=False),  # JSON
+)
+
+awaited = Table(
+    "scheduling_awaited",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("made_for", Text, nullable=False),
+    Column("flavor", Text, nullable=False),
+    Column("nodes", Text, nullable=False),  # JSON: names
+    Column("victims", Text, nullable=False),  # JSON: ids
+)
+
+usage = Table(
+    "scheduling_usage",
+    metadata,
+    Column("path", Text, primary_key=True),  # JSON: cohorts from the root, the queue, the user
+    Column("decayed", Float, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("rate", Float, nullable=False),
+)

@@ -104,7 +104,10 @@ class World:
         done = await self.store.write(lambda tx: admission.cycle(tx, self.view, self.setting))
         assert [row.id for row, _ in done.admitted] == [admit.id for admit in expected.admit]
         assert done.evicted == [evict.id for evict in expected.evict]
-        assert told(self.scheduler) == told(other)
+        if (
+            self.scheduler.policy.order != "fairshare"
+        ):  # there shares, and so who is promised first, move with the clock
+            assert told(self.scheduler) == told(other)
         assert set(self.scheduler.awaiting) == set(other.awaiting)
         self.evictions += len(done.evicted)
         self.promises += len(expected.promises)
@@ -151,19 +154,22 @@ def test_who_waits_for_others_to_leave_evicts_nobody_again(tmp_path: Path) -> No
                 spec = JobSpec(command=("x",), resources=Resources(cpus=1.0, gpus=gpus), priority=priority, queue="a")
                 submit.create(tx, submit.NewJob("default", name, "ann", spec))
 
-            await store.write(lambda tx: [submit_one(tx, f"low-{n}", 0, 2) for n in range(6)])
+            for n in range(6):
+                await store.write(lambda tx, n=n: submit_one(tx, f"low-{n}", 0, 2))  # type: ignore[misc]
             await world.cycle()
+            clock.now += 10.0
             await store.write(lambda tx: submit_one(tx, "high", 9, 4))
             await world.cycle()
-            assert world.evictions == 1
+            assert world.evictions == 2
             for _ in range(3):
                 clock.now += 10.0
                 world.view.forget()
                 await world.cycle()
-            assert world.evictions == 1
+            assert world.evictions == 2
             assert len(world.scheduler.awaiting) == 1
-            (victim,) = [id_ for id_, holding in world.scheduler.held.items() if holding.held.leaving]
-            await store.write(lambda tx: world.end(tx, victim))
+            victims = [id_ for id_, holding in world.scheduler.held.items() if holding.held.leaving]
+            for victim in victims:
+                await store.write(lambda tx, id_=victim: world.end(tx, id_))  # type: ignore[misc]
             world.view.forget()
             await world.cycle()
             row = await store.read(lambda conn: submit.find(conn, "default", "high"))

@@ -53,7 +53,7 @@ class Account:
 def faded(decayed: float, rate: float, seconds: float, half_life: float) -> float:
     if seconds <= 0:
         return decayed
-    factor = 0.5 ** (seconds / half_life)
+    factor: float = 0.5 ** (seconds / half_life)
     return decayed * factor + rate * (1.0 - factor) * half_life / _LN2
 
 

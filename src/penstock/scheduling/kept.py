@@ -96,7 +96,8 @@ def _given(ask: Ask) -> dict[str, Any]:
 
 
 def _share(body: dict[str, Any]) -> Share:
-    ask = {key: tuple(value) if isinstance(value, list) else value for key, value in body.items() if key != "node"}
+    ask: dict[str, Any] = {key: value for key, value in body.items() if key != "node"}
+    ask["gpu_models"] = tuple(ask.get("gpu_models", ()))
     return Share(body["node"], Ask(**ask))
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from heapq import merge
 from typing import TYPE_CHECKING
 
-from penstock.scheduling.quota import Refusal
+from penstock.scheduling.quota import Short
 from penstock.scheduling.state import Admit, Promise
 from penstock.scheduling.timeline import Closure, Window, end_of
 
@@ -131,7 +131,7 @@ class Step:
         if isinstance(found, Admit):
             self._started(found, backfilled=True)
             return True
-        if isinstance(found, Refusal):
+        if found is Short.QUOTA:
             self._lacking.add(lacking)
         elif not promised:
             self._too_long[key] = limit if self._fits_at_all(entry) else -1.0
@@ -160,7 +160,7 @@ class Step:
             self._lacking.clear()
         return False
 
-    def _admit(self, entry: Entry) -> Admit | Refusal | None:
+    def _admit(self, entry: Entry) -> Admit | Short | None:
         """What ends before the first promise begins may use the quota that is booked for promises."""
         own = self._release(entry.w.id)
         if end_of(entry.w, self.now) > self._first:
@@ -289,7 +289,7 @@ def places(view: Scheduler, entry: Entry, *, quota: bool = True) -> list[int]:
     if queue is not None and view.quotas.limited(w.queue):
         flavors = view.flavors_for(queue, w)
         if quota:
-            flavors = tuple(f for f in flavors if view.quotas.check(w.queue, f, entry.asked) is None)
+            flavors = tuple(f for f in flavors if view.quotas.fits(w.queue, f, entry.asked))
     elif not flavors:
         return _domains(view, entry, mask)
     return [domain for flavor in flavors for domain in _domains(view, entry, mask & pool.flavor_mask(flavor))]

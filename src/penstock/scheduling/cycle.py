@@ -18,7 +18,7 @@ from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.holding import Awaiting, Holding
 from penstock.scheduling.lines import Entry, Line, Lines, Turn, turns
 from penstock.scheduling.pool import Pool
-from penstock.scheduling.quota import Quotas, Refusal, totals
+from penstock.scheduling.quota import Quotas, Refusal, Short, totals
 from penstock.scheduling.reservations import Reservations
 from penstock.scheduling.spec import Queue, Setup
 from penstock.scheduling.state import (
@@ -346,7 +346,7 @@ class Scheduler:
                 if ignored:
                     backfill.settle(self, ignored, entry.w.name, now)
                 continue
-            if self._make_room(entry, now, evicted) or isinstance(found, Refusal):
+            if self._make_room(entry, now, evicted) or found is Short.QUOTA:
                 self.out_of_quota.add(id(line))  # its own line waits; others are not in its way
                 continue
             if self.blocked is None:
@@ -358,29 +358,24 @@ class Scheduler:
         """What all have in common decides nothing, but would change with every start: it is left out."""
         return self.fair.rank(line.path, now)[shared:] if self.policy.order == "fairshare" else (), line.head.key
 
-    def admit(self, entry: Entry, now: float, ignored: Collection[str] | None) -> Admit | Refusal | None:
-        """Quota, then place, then hold it. Refusal: quota is short; None: no place. See ``open_to`` for ``ignored``."""
+    def admit(self, entry: Entry, now: float, ignored: Collection[str] | None) -> Admit | Short | None:
+        """Quota, then place, then hold it. None: there is no place. See ``open_to`` for ``ignored``."""
         w = entry.w
         queue = self.setup.queues.get(w.queue)
         if queue is None or not self.quotas.limited(w.queue):
             shares = self._place(w, self.open_to(w, now, ignored), now)
             return None if shares is None else self._start(entry, shares, "", now)
-        refusal: Refusal | None = None
-        fitting: list[str] = []
-        for flavor in self.flavors_for(queue, w):
-            short = self.quotas.check(w.queue, flavor, entry.asked)
-            if short is not None:
-                refusal = refusal or short
-            else:
-                fitting.append(flavor)
-        if fitting:
-            within = self.open_to(w, now, ignored)
-            for flavor in fitting:
-                mask = self.pool.flavor_mask(flavor)
-                shares = self._place(w, mask if within is None else mask & within, now)
-                if shares is not None:
-                    return self._start(entry, shares, flavor, now)
-        return None if fitting else refusal
+        flavors = self.flavors_for(queue, w)
+        fitting = [flavor for flavor in flavors if self.quotas.fits(w.queue, flavor, entry.asked)]
+        if not fitting:
+            return Short.QUOTA if flavors else None
+        within = self.open_to(w, now, ignored)
+        for flavor in fitting:
+            mask = self.pool.flavor_mask(flavor)
+            shares = self._place(w, mask if within is None else mask & within, now)
+            if shares is not None:
+                return self._start(entry, shares, flavor, now)
+        return None
 
     def _place(self, w: Workload, within: int | None, now: float) -> tuple[Share, ...] | None:
         """Where the policy would have it; failing that, where it was promised to be by now."""

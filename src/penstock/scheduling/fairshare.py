@@ -23,9 +23,12 @@ class Account:
     """Use by one node of the tree: amounts held now, and decayed GPU-seconds as of ``at``."""
 
     weight: float = 1.0
+    path: tuple[str, ...] = ()
     held: dict[str, float] = field(default_factory=dict)
     decayed: float = 0.0
     at: float = 0.0
+    last: float = 0.0  # score, and in which instant it was worked out: a cycle asks for it often
+    scored_in: int = -1
 
     @property
     def rate(self) -> float:
@@ -65,14 +68,15 @@ class FairShare:
         self.capacity: dict[str, float] = {}
         self.accounts: dict[tuple[str, ...], Account] = {}
         self.changed: set[tuple[str, ...]] = set()  # since whoever keeps them looked last
-        self._scores: dict[tuple[str, ...], float] = {}  # at one instant, for one fleet: a cycle asks for them often
+        self._chains: dict[tuple[str, ...], tuple[Account, ...]] = {}  # accounts along a path
         self._ranks: dict[tuple[str, ...], float] = {}
         self._scored: tuple[float, Mapping[str, float]] = (-math.inf, {})
+        self._instant = 0  # counts changes of time and of the fleet
 
     def account(self, path: tuple[str, ...], weight: float = 1.0) -> Account:
         found = self.accounts.get(path)
         if found is None:
-            found = self.accounts[path] = Account(weight)
+            found = self.accounts[path] = Account(weight, path)
         return found
 
     def enroll(self, setup: Setup) -> None:
@@ -96,10 +100,9 @@ class FairShare:
         self._change(path, amounts, now, -1.0)
 
     def _change(self, path: tuple[str, ...], amounts: Mapping[str, float], now: float, sign: float) -> None:
-        for depth in range(1, len(path) + 1):
-            account = self.account(path[:depth])
-            self._scores.pop(path[:depth], None)
-            self.changed.add(path[:depth])
+        for account in self._chain(path):
+            self.changed.add(account.path)
+            account.scored_in = -1
             account.settle(now, self.half_life)
             for name, amount in amounts.items():
                 account.held[name] = account.held.get(name, 0.0) + sign * amount
@@ -107,14 +110,19 @@ class FairShare:
     def rank(self, path: tuple[str, ...], now: float) -> tuple[float, ...]:
         """Scores from the root down: compared as tuples among those that share a prefix, they walk the tree."""
         if self._scored[0] != now or self._scored[1] is not self.capacity:
-            self._scores.clear()
             self._scored = (now, self.capacity)
-        return tuple([self._score(path[:depth], now) for depth in range(1, len(path) + 1)])
+            self._instant += 1
+        instant = self._instant
+        return tuple([one.last if one.scored_in == instant else self._score(one, now) for one in self._chain(path)])
 
-    def _score(self, path: tuple[str, ...], now: float) -> float:
-        found = self._scores.get(path)
+    def _score(self, account: Account, now: float) -> float:
+        account.last, account.scored_in = account.score(now, self.half_life, self.capacity), self._instant
+        return account.last
+
+    def _chain(self, path: tuple[str, ...]) -> tuple[Account, ...]:
+        found = self._chains.get(path)
         if found is None:
-            found = self._scores[path] = self.account(path).score(now, self.half_life, self.capacity)
+            found = self._chains[path] = tuple([self.account(path[:depth]) for depth in range(1, len(path) + 1)])
         return found
 
     def fair_tree(self, path: tuple[str, ...], now: float, *, anew: bool = False) -> float:

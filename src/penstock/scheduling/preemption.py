@@ -113,6 +113,7 @@ class _Trial:
     def __init__(self, view: Scheduler, entry: Entry, flavor: str, now: float) -> None:
         self.view, self.entry, self.flavor, self.now = view, entry, flavor, now
         self.out: dict[str, Holding] = {}
+        self.spent: set[str] = set()  # queues that borrow no more; while others are evicted, they will not again
         self.within = view.open_to(entry.w, now)
         if flavor:
             mask = view.pool.flavor_mask(flavor)
@@ -142,7 +143,7 @@ class _Trial:
     def place(self) -> tuple[Share, ...] | None:
         """Where it would start now, if quota and nodes let it."""
         view, w = self.view, self.entry.w
-        if self.flavor and view.quotas.check(w.queue, self.flavor, self.entry.asked) is not None:
+        if self.flavor and not view.quotas.fits(w.queue, self.flavor, self.entry.asked):
             return None
         return view.pool.find(w, within=self.within)
 
@@ -165,7 +166,10 @@ class _Trial:
         """Whether its queue still borrows, now that others of it are evicted, and by what rule it may lose this."""
         quotas, w, victim = self.view.quotas, self.entry.w, holding.held.workload
         asked = self.entry.asked
+        if victim.queue in self.spent:
+            return False
         if not quotas.reclaimable(victim.queue, w.queue, self.flavor, asked):
+            self.spent.add(victim.queue)
             return False
         if quotas.within_nominal(w.queue, self.flavor, asked):
             return True

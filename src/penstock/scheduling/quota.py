@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from penstock.scheduling.spec import Quota, Setup
 from penstock.scheduling.state import Part
@@ -87,6 +88,12 @@ class TreeNode:
             self.parent.remove(cell, min(amount, above))
 
 
+class Short(Enum):
+    """What is short, where a sentence about it is not wanted: of several flavors, each."""
+
+    QUOTA = "quota"
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Which quota is short: of ``asked``, ``available`` may be used; the queue uses ``used`` of its nominal."""
@@ -119,6 +126,8 @@ class Quotas:
         self.queues: dict[str, TreeNode] = {}
         self.cohorts: dict[str, TreeNode] = {}
         self._specs = setup.queues
+        self._flavors: dict[str, tuple[str, ...]] = {}
+        self._apart: dict[tuple[str, str], list[TreeNode] | None] = {}
         for name in setup.cohorts:
             self._cohort(setup, name)
         for queue in setup.queues.values():
@@ -158,11 +167,23 @@ class Quotas:
 
     def flavors(self, queue: str) -> tuple[str, ...]:
         """In the order in which they are tried; empty where the queue has no quota: any."""
-        return tuple(dict.fromkeys(cell[0] for cell in self.queues[queue].quotas))
+        found = self._flavors.get(queue)
+        if found is None:
+            found = self._flavors[queue] = tuple(dict.fromkeys(cell[0] for cell in self.queues[queue].quotas))
+        return found
+
+    def fits(self, queue: str, flavor: str, asked: Mapping[str, float]) -> bool:
+        """Whether nothing is short: then ``take`` keeps every sum."""
+        return self._short(self.queues[queue], flavor, asked) is None
 
     def check(self, queue: str, flavor: str, asked: Mapping[str, float]) -> Refusal | None:
         """The first resource that is short, or None: then ``take`` keeps every sum."""
         node = self.queues[queue]
+        short = self._short(node, flavor, asked)
+        return None if short is None else self._refusal(node, *short)
+
+    @staticmethod
+    def _short(node: TreeNode, flavor: str, asked: Mapping[str, float]) -> tuple[Cell, float, float] | None:
         if not node.limited:
             return None
         for resource, amount in asked.items():
@@ -171,7 +192,7 @@ class Quotas:
                 continue  # this resource of it is not limited
             available = node.available(cell)
             if amount > available + SLACK:
-                return self._refusal(node, cell, amount, available)
+                return cell, amount, available
         return None
 
     @staticmethod
@@ -212,15 +233,34 @@ class Quotas:
         these, and so is, of the same, every cohort between it and the first that both are in. (A queue that borrows
         inside a cohort that keeps within its own takes nothing from outsiders.)
         """
-        own = {id(node) for node in self.queues[by].path()}
-        path = self.queues[queue].path()
-        between = [node for node in path[1:] if id(node) not in own]
-        if len(between) == len(path) - 1:
-            return False  # no cohort in common
-        return any(
-            self.above_nominal(queue, flavor, (name,)) and all(node.borrows((flavor, name)) for node in between)
-            for name in resources
-        )
+        node, between = self.queues[queue], self._between(queue, by)
+        if between is None:
+            return False
+        for name in resources:
+            cell = (flavor, name)
+            if cell not in node.quotas or node.usage.get(cell, 0.0) <= node.quotas[cell].nominal + SLACK:
+                continue
+            if all(one.borrows(cell) for one in between):
+                return True
+        return False
+
+    def borrowed_gpus(self, queue: str, flavor: str, asked: Mapping[str, float]) -> float:
+        """By how much the queue is above its nominal quota of GPUs; no end where another of the asked is limited too."""
+        node = self.queues.get(queue)
+        cells = [] if node is None else [cell for name in asked if (cell := (flavor, name)) in node.quotas]
+        if node is None or cells != [(flavor, "gpus")]:
+            return math.inf
+        return node.usage.get(cells[0], 0.0) - node.quotas[cells[0]].nominal
+
+    def _between(self, queue: str, by: str) -> list[TreeNode] | None:
+        """Cohorts above ``queue`` and below the first that both are in; None where there is no such."""
+        known = self._apart.get((queue, by), ...)
+        if known is ...:
+            own = {id(node) for node in self.queues[by].path()}
+            above = self.queues[queue].path()[1:]
+            found = [node for node in above if id(node) not in own]
+            known = self._apart[queue, by] = None if len(found) == len(above) else found
+        return known
 
     def borrowers(self, queue: str, flavor: str, resource: str) -> list[tuple[str, float]]:
         """Queues of the same tree that use more than their nominal quota, and by how much; the most first. For words."""

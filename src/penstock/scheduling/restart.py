@@ -84,6 +84,7 @@ def usage(view: Scheduler, given: Iterable[Usage], now: float) -> None:
         else:
             account.decayed, account.at = faded(one.decayed, one.rate, now - one.at, view.fair.half_life), now
             view.fair.changed.add(one.path)
+        account.scored_in = -1
     view.fair.changed -= found
 
 

@@ -60,6 +60,19 @@ class Victims:
             self._ordered[queue, flavor] = found
         return found
 
+    def at_most(self, view: Scheduler, queue: str, flavor: str, asked: Mapping[str, float]) -> list[Holding]:
+        """Those of a queue who can go before it is within its nominal quota, in their order; of a queue that is not held
+        to GPUs alone, all.
+        """
+        found = [one for one in self.ordered(queue, flavor) if not one.held.leaving]
+        borrowed = view.quotas.borrowed_gpus(queue, flavor, asked)
+        for at, holding in enumerate(found):
+            if borrowed <= 0.0:
+                return found[:at]
+            if holding.counted:
+                borrowed -= holding.asked.get("gpus", 0.0)
+        return found
+
 
 def _order(holding: Holding) -> tuple[float, ...]:
     w = holding.held.workload
@@ -76,6 +89,8 @@ def candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> Iterat
     rules = {name: rule for name in holders if (rule := _rule(view, entry, name, reclaims)) is not None}
     if any(_would_go(view, entry, one, flavor, reclaims, now) for one in view.victims.just):
         view.soon = True
+    if patient and not _enough(view, entry, flavor, rules):
+        return iter(())
     found: list[Iterator[tuple[Holding, Reason]]] = []
     if not patient:
         idle = [one for name in holders for one in view.victims.ordered(name, flavor) if _is_idle(view, one, now)]
@@ -85,6 +100,33 @@ def candidates(view: Scheduler, entry: Entry, flavor: str, now: float) -> Iterat
         found.append(_by(reason, merge(*rows, key=_order), view, now))
     every = (pair for row in found for pair in row if not pair[0].held.leaving)
     return islice(every, MOST_TRIED)
+
+
+def _enough(view: Scheduler, entry: Entry, flavor: str, rules: Mapping[str, Rule]) -> bool:
+    """Whether so many GPUs could become free, on each of as many nodes as it needs, if all went who may: counted, since
+    most searches end in vain, and to evict one after the other on trial costs much more.
+    """
+    w, pool = entry.w, view.pool
+    parts = [part for part in w.parts if part.ask.gpus and not part.ask.mig]
+    if not parts or not view.quotas.limited(w.queue) or not view.quotas.within_nominal(w.queue, flavor, entry.asked):
+        return True
+    freed: dict[int, int] = {}
+    for name, (_, most) in rules.items():
+        for holding in view.victims.at_most(view, name, flavor, entry.asked):
+            if holding.held.workload.priority < most:
+                for placed in pool.held[holding.held.workload.id]:
+                    freed[placed.index] = freed.get(placed.index, 0) + placed.bits.bit_count() + (placed.shared >= 0)
+    within = pool.open & pool.flavor_mask(flavor)
+    for part in parts:
+        there = pool.with_free(part.ask.gpus, within)
+        more = [
+            i
+            for i, gpus in freed.items()
+            if not there >> i & 1 and within >> i & 1 and pool.free_bits[i].bit_count() + gpus >= part.ask.gpus
+        ]
+        if there.bit_count() + len(more) < part.count:
+            return False
+    return True
 
 
 def _below(view: Scheduler, queue: str, flavor: str, most: float) -> Iterator[Holding]:

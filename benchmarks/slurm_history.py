@@ -80,8 +80,8 @@ PriorityType=priority/multifactor
 PriorityDecayHalfLife=2
 PriorityCalcPeriod=1
 PriorityMaxAge=00:05:00
-PriorityWeightAge=1000
-PriorityWeightFairshare=4000
+PriorityWeightAge=3000
+PriorityWeightFairshare=1500
 PriorityWeightJobSize=500
 PriorityWeightPartition=1500
 PriorityWeightQOS=1000
@@ -238,7 +238,7 @@ def workload(jobs: int, seconds: float, rng: Random) -> list[Entry]:
     people = [(user, account) for account, (_, users) in PEOPLE.items() for user in users]
     found = []
     for _ in range(jobs):
-        user, account = rng.choice(people)
+        user, account = rng.choices(people, [1 if account == "interns" else 3 for _, account in people])[0]
         gpus = rng.choices((1, 2, 4, 8, 16), (50, 22, 16, 10, 2))[0]
         gpus = min(gpus, INTERNS) if account == "interns" else gpus
         lasts = min(3 + rng.lognormvariate(1.3, 0.8), 30)
@@ -389,7 +389,7 @@ def record(folder: Path, jobs: int, seconds: float, seed: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--jobs", type=int, default=180)
+    parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -9,15 +9,17 @@ PATH=$PATH:/usr/sbin:/sbin # a user's PATH may lack them
 
 has_chromium() { command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; }
 has_postgresql() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+has_slurmdbd() { command -v slurmdbd >/dev/null && command -v mariadbd >/dev/null && command -v mariadb-install-db >/dev/null; }
 has_slurm() { command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && command -v sbatch >/dev/null; }
 
 declare -A packages=(
   [chromium]="chromium fonts-dejavu-core"
   [postgresql]="postgresql"
   [slurm]="slurm-wlm munge"
+  [slurmdbd]="slurmdbd mariadb-server"
 )
 missing=() wanted=()
-for need in chromium postgresql slurm; do
+for need in chromium postgresql slurm slurmdbd; do
   if ! "has_$need"; then
     missing+=("$need")
     read -ra names <<<"${packages[$need]}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import takewhile
 from random import Random
 
 import pytest
@@ -90,8 +91,24 @@ def test_the_plan_meets_its_target_and_its_neighbours_below_do_not(good: set[int
 
 
 def test_failures_of_a_node_do_not_depend_on_how_many_there_are() -> None:
-    few, many = (list(by_mtbf(n, 1000.0, 10.0, 1e5, Random(1))) for n in (2, 3))
+    few, many = (list(takewhile(lambda one: one.at < 1e5, by_mtbf(n, 1000.0, 10.0, Random(1)))) for n in (2, 3))
     assert few == [one for one in many if one.node < 2]
+    assert len(few) == pytest.approx(200, rel=0.3)
+    assert few == sorted(few, key=lambda one: one.at)
+
+
+def test_a_job_too_long_for_its_fleet_is_given_up_at_last() -> None:
+    replay, ended = run([TraceJob("long", 0, 1e7, 8)], 1, failures=by_mtbf(1, 3600.0, 60.0, Random(1)))
+    assert (ended, [one.failures for one in replay.result.unplaced]) == ([], [1000])
+
+
+def test_a_job_that_only_a_whole_fleet_could_hold_is_given_up_at_last() -> None:
+    """Nodes fail so often that they are never all there."""
+    failures = by_mtbf(50, 3600.0, 3600.0, Random(1))
+    replay, ended = run([TraceJob("all", 10, 3600, 400), TraceJob("one", 11, 60, 1)], 50, failures=failures)
+    assert [one.job.id for one in replay.result.unplaced] + [one.job.id for one in ended] in (
+        ["all", "one"], ["one", "all"],
+    )  # fmt: skip
 
 
 def test_a_failure_file_tells_all_its_errors() -> None:

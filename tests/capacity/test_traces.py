@@ -107,6 +107,20 @@ def test_long_traces_are_sorted_on_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert [job.submit for job in jobs] == list(range(101))
 
 
+def test_a_job_that_lay_on_disk_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SACCT + SACCT.partition("\n")[2].replace("7|ann", "17|ann")
+    pods = "name,num_gpu,gpu_milli,creation_time,deletion_time,gpu_spec\n" + "".join(
+        f"p{n},1,500,{9 - n},20,V100|A100\n" for n in range(9)
+    )
+    for preset, trace in (("slurm-sacct", text), ("openb", pods)):
+        before, _ = read(tmp_path / "t.csv", trace, preset)
+        with monkeypatch.context() as patch:
+            patch.setattr(traces, "CHUNK", 2)
+            after, _ = read(tmp_path / "t.csv", trace, preset)
+        assert before == after
+        assert before
+
+
 @given(st.text(max_size=300))
 def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"

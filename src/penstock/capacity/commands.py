@@ -165,13 +165,13 @@ def _replay(call: Invocation, arguments: Namespace) -> int:
 
     live = call.output.live()
 
-    def progress(ended: int) -> None:
-        live.show(Progress(None, f"{ended} jobs have ended"))
+    def watch(done: float | None, words: str) -> None:
+        live.show(Progress(done, words))
 
     scenario, table = _scenario(arguments), call.output.format == "table"
     samples = arguments.samples or (picture.SAMPLES if table else 0)
     try:
-        found = replayed(scenario, _source(arguments), time.perf_counter, progress=progress, samples=samples)
+        found = replayed(scenario, _source(arguments), time.perf_counter, watch=watch, samples=samples)
     finally:
         live.close()
     _tell_problems(call, found["trace"])

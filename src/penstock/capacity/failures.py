@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from heapq import merge
+from itertools import count
+from operator import attrgetter
 from random import Random
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.capacity.replay import Failure
 
 
-def by_mtbf(nodes: int, mtbf_s: float, repair_s: float, horizon_s: float, rng: Random) -> Iterator[Failure]:
-    """Exponential time between failures of each node, each repaired in ``repair_s``. Node by node, so one more node
-    leaves the others' failures as they are.
+def by_mtbf(nodes: int, mtbf_s: float, repair_s: float, rng: Random) -> Iterator[Failure]:
+    """Exponential time between failures of each node, each repaired in ``repair_s``; in the order of time, without end.
+    Drawn node by node, so one more node leaves the others' failures as they are.
     """
     base = rng.getrandbits(64)
-    for node in range(nodes):
-        own = Random(f"{base}/{node}")
-        at = own.expovariate(1 / mtbf_s)
-        while at < horizon_s:
-            yield Failure(node, at, at + repair_s)
-            at += repair_s + own.expovariate(1 / mtbf_s)
+    return merge(*(_of_node(node, mtbf_s, repair_s, base) for node in range(nodes)), key=attrgetter("at"))
+
+
+def _of_node(node: int, mtbf_s: float, repair_s: float, base: int) -> Iterator[Failure]:
+    at = 0.0
+    for number in count():
+        at += Random(f"{base}/{node}/{number}").expovariate(1 / mtbf_s)  # one kept for each node would be 2.5 kB
+        yield Failure(node, at, at + repair_s)
+        at += repair_s
 
 
 def from_file(text: str, nodes: int) -> Iterator[Failure]:
@@ -43,4 +49,4 @@ def from_file(text: str, nodes: int) -> Iterator[Failure]:
             found.append(failure)
     if problems:
         raise InvalidInput("the failure file cannot be used", details=problems)
-    yield from found
+    yield from sorted(found, key=attrgetter("at"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from penstock.capacity.accounts import Accounts
 from penstock.capacity.series import Series
@@ -16,6 +16,8 @@ from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Queue, Setup
 from penstock.scheduling.state import Admit, Ask, Gpu, NodeState, Part, Workload
 
+PATIENCE_S = 366 * 86400.0
+MOST_RESTARTS = 1000  # after so many failures a job is taken to be too long for such a fleet
 _END, _REPAIR, _FAIL, _WAKE = range(4)  # order at one instant
 Part_ = tuple[Part, ...]
 
@@ -100,7 +102,7 @@ class Result:
     events: int = 0
     ended: int = 0
     makespan: float = 0.0  # the last end, from the first submission
-    unplaced: list[Outcome] = field(default_factory=list)  # could never start
+    unplaced: list[Outcome] = field(default_factory=list)  # could never start, or never end
     gpu_seconds: float = 0.0  # used, evicted and lost work included
     capacity_gpu_seconds: float = 0.0  # from the first submission to the last end
     aborted: bool = False
@@ -120,7 +122,7 @@ class Replay:
     """One run over jobs in the order of their submission, which may be a stream: only those not ended are kept.
 
     ``sink`` is given each job as it ends; without one they are collected in the result. ``samples``: keep series of
-    about so many points.
+    about so many points. ``failures`` are in the order of time, and need not end.
     """
 
     def __init__(
@@ -152,9 +154,9 @@ class Replay:
         self._waiting: dict[str, tuple[Outcome, float, float]] = {}  # id -> outcome, work left, in line since
         self._heap: list[tuple[float, int, int, str]] = []
         self._down: dict[int, float] = {}
-        for failure in failures:
-            self._heap.append((failure.at, _FAIL, failure.node, repr(failure.until)))
-        heapify(self._heap)
+        self._failures = iter(failures)
+        self._last = 0.0  # when a job last got in line, started or ended
+        self._foresee()
 
     def run(
         self, *, progress: Callable[[int], None] | None = None, stop: Callable[[float], bool] | None = None
@@ -192,16 +194,27 @@ class Replay:
                     result.aborted = True
                     break
         result.events = events
-        result.unplaced = [outcome for outcome, _, _ in self._waiting.values()]
+        result.unplaced += [outcome for outcome, _, _ in self._waiting.values()]
         result.capacity_gpu_seconds = sum(len(node.gpus) for node in self.nodes) * result.makespan
         self.accounts.close(result.makespan)
         if series is not None:
             series.finish(result.makespan)
         return result
 
+    def _foresee(self) -> None:
+        """The next failure."""
+        failure = next(self._failures, None)
+        if failure is not None:
+            heappush(self._heap, (failure.at, _FAIL, failure.node, repr(failure.until)))
+
     def _hope(self, now: float) -> bool:
-        """Nothing runs or arrives: only a node that comes back, or a due cycle, can still change anything."""
-        return bool(self._down) or (bool(self._heap) and self._heap[0][0] <= now) or self.scheduler.wake_at() <= now
+        """Nothing runs or arrives: only a node that comes back, or a due cycle, can still change anything. That a fleet
+        whose nodes come and go will one day be whole is not waited for longer than a year.
+        """
+        if now > self._last + PATIENCE_S:
+            return False
+        soon = bool(self._heap) and self._heap[0][0] <= now and self._heap[0][1] != _FAIL
+        return bool(self._down) or soon or self.scheduler.wake_at() <= now
 
     def _cycle(self, now: float) -> None:
         decision = self.scheduler.plan(now)
@@ -233,6 +246,7 @@ class Replay:
                 self._queues[queue] = Queue(queue)
         limit = left if job.limit is None else max(job.limit, 1.0)
         self._waiting[job.id] = (outcome, left, now)
+        self._last = now
         self.accounts.wait(job.queue)
         self.scheduler.submit(
             Workload(
@@ -256,6 +270,7 @@ class Replay:
         outcome.start = now
         outcome.waited += now - since
         version = outcome.evictions + outcome.failures
+        self._last = now
         self._runs[admit.id] = _Run(outcome, now, left, version)
         heappush(self._heap, (now + lasts, _END, version, admit.id))
         self.accounts.start(job.queue, job.gpus, now)
@@ -265,6 +280,7 @@ class Replay:
             self._ended(what, number, now)
         elif kind == _FAIL:
             self._fail(number, float(what), now)
+            self._foresee()
         elif kind == _REPAIR and self._down.get(number, math.inf) <= now:
             del self._down[number]
             self.scheduler.put_node(self.nodes[number])
@@ -276,7 +292,7 @@ class Replay:
         del self._runs[id_]
         self.scheduler.end(id_, now)
         outcome, result = run.outcome, self.result
-        outcome.end = result.makespan = now
+        outcome.end = result.makespan = self._last = now
         result.ended += 1
         result.gpu_seconds += (now - run.started) * outcome.job.gpus
         self.accounts.change(outcome.job.queue, -outcome.job.gpus, now)
@@ -295,8 +311,11 @@ class Replay:
         self.result.gpu_seconds += ran * outcome.job.gpus
         self.scheduler.end(id_, now)
         self.accounts.change(outcome.job.queue, -outcome.job.gpus, now)
-        self._queue(outcome, max(run.left - kept, 1.0), now)
         heappush(self._heap, (now, _WAKE, 0, ""))  # a cycle at this very instant
+        if outcome.failures < MOST_RESTARTS:
+            self._queue(outcome, max(run.left - kept, 1.0), now)
+        else:
+            self.result.unplaced.append(outcome)
 
     def _fail(self, number: int, until: float, now: float) -> None:
         """A node is lost: whatever has a group on it is lost whole, and waits again."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from heapq import merge
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Any
 
 from penstock.base.errors import InvalidInput, Problem
+from penstock.base.quantities import format_duration
 from penstock.capacity import slurm_conf, traces
 from penstock.capacity.failures import by_mtbf, from_file
 from penstock.capacity.metrics import Metrics, answer
@@ -21,8 +25,8 @@ ORDERS = ("fifo", "sjf", "fairshare", "multifactor")
 BLOCKINGS = ("strict", "skip")
 BACKFILLS = ("none", "easy", "conservative", "replan")
 PLACEMENTS = ("bestfit", "firstfit", "spread", "fgd")
-AHEAD = 500_000  # jobs read before the replay begins, so that reading is timed apart; more than these stream
-YEAR_S = 366 * 86400.0
+LONG_AGO = 5e8  # earlier times count from the trace's own beginning
+AHEAD = 100_000  # jobs read before the replay begins, so that reading is timed apart; more than these stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,15 @@ class Scenario:
             found.append(Problem("repair", "must not be negative"))
         return found
 
-    def lost(self, horizon_s: float) -> Iterator[Failure]:
-        if self.failures:
-            yield from from_file(self.failures, self.nodes)
-        if self.mtbf_s is not None:
-            yield from by_mtbf(self.nodes, self.mtbf_s, self.repair_s, horizon_s, random.Random(self.seed))
+    def lost(self) -> Iterator[Failure]:
+        """Nodes that fail, in the order of time."""
+        told = from_file(self.failures, self.nodes) if self.failures else iter(())
+        drawn = (
+            iter(())
+            if self.mtbf_s is None
+            else by_mtbf(self.nodes, self.mtbf_s, self.repair_s, random.Random(self.seed))
+        )
+        return merge(told, drawn, key=attrgetter("at"))
 
 
 def checked(scenario: Scenario) -> Scenario:
@@ -135,9 +143,9 @@ class Source:
     preset: str = "csv"
     select: Selection = field(default_factory=Selection)
 
-    def jobs(self, scenario: Scenario, findings: Findings) -> Iterator[TraceJob]:
-        pool = scenario.nodes * scenario.gpus_per_node
-        return traces.read(self.path, self.preset, replace(self.select, pool_gpus=pool), findings)
+    def jobs(self, scenario: Scenario, findings: Findings, *, watch: traces.Watch | None = None) -> Iterator[TraceJob]:
+        select = replace(self.select, pool_gpus=scenario.nodes * scenario.gpus_per_node)
+        return traces.read(self.path, self.preset, select, findings, watch=watch)
 
 
 def simulate(
@@ -147,20 +155,39 @@ def simulate(
     sink: Callable[[Outcome], None],
     samples: int = 0,
 ) -> Replay:
-    """Ready to run. Failures are drawn for ten years of trace at the most: a heap cannot be endless."""
-    horizon = 10 * YEAR_S
-    if isinstance(jobs, list) and jobs:
-        horizon = (jobs[-1].submit - jobs[0].submit) * 2 + 90 * 86400.0
+    """Ready to run."""
     cluster = checked(scenario).cluster()
     return Replay(
         map(slurm_conf.read(scenario.slurm_conf).job(cluster), jobs) if scenario.slurm_conf else jobs,
         cluster,
         scenario.setup(),
-        failures=scenario.lost(horizon) if scenario.failures or scenario.mtbf_s else (),
+        failures=scenario.lost(),
         checkpoint_s=scenario.checkpoint_s,
         samples=samples,
         sink=sink,
     )
+
+
+Watch = Callable[[float | None, str], None]  # the fraction done where it is known, and words
+
+
+def reading(watch: Watch) -> traces.Watch:
+    return lambda rows, fraction: watch(fraction, f"{rows:,} rows read")
+
+
+def replaying(watch: Watch, run: Replay, whole: tuple[float, int], clock: Callable[[], float]) -> Callable[[int], None]:
+    """Says the simulated date, how many jobs have ended, and how long it will still take at this pace."""
+    origin, most = whole
+    began = clock()
+
+    def said(ended: int) -> None:
+        at = origin + run.scheduler.now
+        date = f"day {at / 86400:.0f}" if at < LONG_AGO else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
+        done = min(ended / most, 1.0)
+        left = f", {format_duration((clock() - began) * (1 - done) / done)} left" if done > 0 else ""
+        watch(done, f"{date}: {ended:,} of {most:,} jobs have ended{left}")
+
+    return said
 
 
 def replayed(
@@ -169,18 +196,26 @@ def replayed(
     clock: Callable[[], float],
     *,
     progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
     samples: int = 0,
 ) -> dict[str, Any]:
-    """The answer of one replay; with ``samples`` it has a timeline of about so many points (``Series.to_dict``)."""
+    """The answer of one replay; with ``samples`` it has a timeline of about so many points (``Series.to_dict``).
+
+    ``progress`` is told how many jobs have ended, ``watch`` how far it is and in words.
+    """
     findings, metrics = Findings(), Metrics()
-    stream = source.jobs(checked(scenario), findings)
+    stream = source.jobs(checked(scenario), findings, watch=reading(watch) if watch else None)
     began = clock()
-    jobs: Iterator[TraceJob] | list[TraceJob] = list(stream if scenario.mtbf_s else islice(stream, AHEAD))
+    ahead = list(islice(stream, AHEAD))
     read_s = clock() - began
-    if isinstance(jobs, list) and len(jobs) == AHEAD:
-        jobs = chain(jobs, stream)
+    most = len(ahead)
+    if most == AHEAD:  # more follow: at the most so many
+        most = max(AHEAD, min(source.select.first or findings.rows, findings.rows - findings.left_out))
     began = clock()
-    run = simulate(scenario, jobs, sink=metrics.add, samples=samples)
+    run = simulate(scenario, chain(ahead, stream), sink=metrics.add, samples=samples)
+    if watch is not None and ahead:
+        progress = replaying(watch, run, (ahead[0].submit, most), clock)
+    del ahead  # or its jobs would be kept to the end
     result = run.run(progress=progress)
     found = answer(metrics, run, clock() - began)
     found["not_modelled"] = list(slurm_conf.read(scenario.slurm_conf).not_modelled())

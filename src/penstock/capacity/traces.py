@@ -10,11 +10,12 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
@@ -28,9 +29,13 @@ from penstock.capacity.presets import BadRow, Preset, Row
 from penstock.capacity.replay import TraceJob
 
 SHOWN = 10  # problems kept with their lines
-CHUNK = 200_000  # rows sorted in memory at once
+CHUNK = 100_000  # rows sorted in memory at once
+WATCHED = 10_000  # rows between two words on how far it is
 _ORDER = attrgetter("submit", "line")
-_OPENERS: dict[str, Callable[[str], Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+_FIELDS = attrgetter(*TraceJob.__slots__)
+_MODELS = TraceJob.__slots__.index("models")
+_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+Watch = Callable[[int, float | None], None]  # rows read, and the fraction of the file where that is known
 
 
 @dataclass(slots=True)
@@ -86,27 +91,36 @@ def preset_names() -> tuple[str, ...]:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[TextIO]:
-    """The file's text; ``-`` is standard input. Raises InvalidInput."""
+def opened(path: str, far: Callable[[Callable[[], float]], None] | None = None) -> Iterator[TextIO]:
+    """The file's text; ``-`` is standard input. ``far`` is given what tells the fraction read. Raises InvalidInput."""
     if path == "-":
         yield sys.stdin
         return
-    opener = next((known for end, known in _OPENERS.items() if path.endswith(end)), lambda name: Path(name).open("rb"))  # noqa: SIM115 - closed below
     try:
-        binary = opener(path)
+        raw = Path(path).open("rb")  # noqa: SIM115 - closed below
+        size = os.fstat(raw.fileno()).st_size
     except OSError as exc:
         raise InvalidInput(f"the trace cannot be read: {exc}") from exc
-    with binary:
+    if far is not None and size:
+        far(lambda: raw.tell() / size)
+    opener = next((known for end, known in _OPENERS.items() if path.endswith(end)), None)
+    with raw, opener(raw) if opener else raw as binary:
         yield io.TextIOWrapper(binary, "utf-8", errors="replace", newline="")
 
 
-def read(path: str, preset: str, select: Selection, findings: Findings) -> Iterator[TraceJob]:
+def read(
+    path: str, preset: str, select: Selection, findings: Findings, *, watch: Watch | None = None
+) -> Iterator[TraceJob]:
     """Jobs by submission, then by line. Raises InvalidInput where the file as a whole cannot be understood."""
     form = presets.PRESETS.get(preset)
     if form is None:
         raise InvalidInput(f"--preset {preset!r} is not known; known are {', '.join(presets.PRESETS)}")
-    with opened(path) as text, ExitStack() as files:
-        jobs = _parsed(_rows(text, form, path), form, findings)
+    fraction: list[Callable[[], float]] = []
+    with opened(path, fraction.append) as text, ExitStack() as files:
+        rows = _rows(text, form, path)
+        if watch is not None:
+            rows = _watched(rows, watch, fraction[0] if fraction else lambda: None)
+        jobs = _parsed(rows, form, findings)
         if form.joined is not None:
             jobs = _joined(jobs, form.joined, findings)
         yield from _selected(_ordered(jobs, findings, files), select, form, findings)
@@ -129,6 +143,15 @@ def _rows(text: Iterable[str], form: Preset, path: str) -> Iterator[tuple[int, R
         raise InvalidInput(f"{path} cannot be read to its end: {exc}") from exc
     except csv.Error as exc:
         raise InvalidInput(f"{path} is no CSV: {exc}") from exc
+
+
+def _watched(
+    rows: Iterable[tuple[int, Row]], watch: Watch, fraction: Callable[[], float | None]
+) -> Iterator[tuple[int, Row]]:
+    for n, row in enumerate(rows):
+        if n % WATCHED == WATCHED - 1:
+            watch(n + 1, fraction())
+        yield row
 
 
 def _whole(values: Sequence[str], header: Sequence[str]) -> bool:
@@ -191,7 +214,7 @@ def _ordered(jobs: Iterator[TraceJob], findings: Findings, files: ExitStack) -> 
             return iter(chunk)
         file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         for job in chunk:
-            file.write(json.dumps(astuple(job)).encode() + b"\n")
+            file.write(json.dumps(_FIELDS(job)).encode() + b"\n")
         file.seek(0)
         spilled.append(_spilled(file))
     return merge(*spilled, key=_ORDER)
@@ -199,7 +222,9 @@ def _ordered(jobs: Iterator[TraceJob], findings: Findings, files: ExitStack) -> 
 
 def _spilled(file: IO[bytes]) -> Iterator[TraceJob]:
     for line in file:
-        yield TraceJob(*json.loads(line))
+        values = json.loads(line)
+        values[_MODELS] = tuple(values[_MODELS])
+        yield TraceJob(*values)
 
 
 def _selected(jobs: Iterable[TraceJob], select: Selection, form: Preset, findings: Findings) -> Iterator[TraceJob]:

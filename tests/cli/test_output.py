@@ -141,12 +141,12 @@ def test_nodes(server: StandIn, cli: Cli) -> None:
     node = {
         "kind": "Node", "name": "node-0", "engine": "local", "capacity": {"cpus": 4.0, "memory": 8 << 30, "gpus": gpus},
         "allocated": {"cpus": 1.5, "memory": 1 << 30, "gpus": ["GPU-1"]}, "cordoned": True, "ready": True,
-        "draining": False, "reason": "Cordoned", "message": "new disk", "jobs": [{"project": "default", "name": "digits"}],
+        "topology": {"block": "", "rack": "r7"}, "draining": False, "reason": "Cordoned", "message": "new disk", "jobs": [{"project": "default", "name": "digits"}],
     }  # fmt: skip
     server.answers["GET /api/v1/nodes"] = Reply(body={"items": [node], "next_cursor": None})
     assert plain(cli("nodes").out).splitlines() == [
-        "NAME STATE CPUS MEMORY GPUS JOBS WHY",
-        "node-0 Cordoned 1.5/4 1Gi/8Gi 1/1 H200 1 Cordoned new disk",
+        "NAME STATE CPUS MEMORY GPUS PLACE JOBS WHY",
+        "node-0 Cordoned 1.5/4 1Gi/8Gi 1/1 H200 r7 1 Cordoned new disk",
     ]
     server.answers["GET /api/v1/nodes/node-0"] = Reply(body=node)
     assert "GPUs: 1/1 H200 in use" in plain(cli("describe", "node", "node-0").out)

@@ -97,10 +97,10 @@ class House:
         if self.process is None:
             self.start()
         with contextlib.suppress(Exception):
-            for job in self.client.jobs.list(phase=["active"], limit=500):
+            for job in self.client.jobs.list(phase=["active"]):
                 with contextlib.suppress(Exception):
-                    self.client.jobs.cancel(job.name)
-            until(lambda: not list(self.client.jobs.list(phase=["active"], limit=1)), "jobs do not end", 20)
+                    self.client.jobs.cancel(job.name, project=job["project"])
+            until(lambda: not list(self.client.jobs.list(phase=["active"], most=1)), "jobs do not end", 20)
         self.end()
         shutil.rmtree(self.data_dir, ignore_errors=True)
 

@@ -59,6 +59,7 @@ class Reason(_Named):
     # nodes
     Joined = auto()
     Changed = auto()
+    Labelled = auto()
     Cordoned = auto()
     Uncordoned = auto()
     Drained = auto()

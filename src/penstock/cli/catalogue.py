@@ -43,6 +43,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 "reservations", "keep nodes for some, or for maintenance", "penstock.scheduling.reservation_commands"
             ),
             Entry("nodes", "list nodes: what they have, and what is in use", "penstock.fleet.commands"),
+            Entry("label", "say what nodes are: their rack, their block, anything", "penstock.fleet.commands"),
             Entry("cordon", "place no new jobs on a node", "penstock.fleet.commands"),
             Entry("uncordon", "place jobs on a node again", "penstock.fleet.commands"),
             Entry("drain", "cordon a node and move its jobs elsewhere", "penstock.fleet.commands"),

@@ -179,6 +179,12 @@ class Nodes(Collection):
         """Cordons it and moves its jobs elsewhere, each with its grace period."""
         return self._say(name, "drain", reason)
 
+    def label(self, names: Sequence[str], labels: Mapping[str, str | None]) -> list[Resource]:
+        """Gives all these nodes labels (None takes one away), or where one cannot be, none."""
+        body = {"nodes": list(names), "labels": dict(labels)}
+        answer = post(self._transport, self.path("labels"), body, repeatable=True)
+        return [Resource(item) for item in answer["items"]]
+
     def lose(self, name: str, reason: str | None = None) -> Resource:
         """A drill: as if the node's power went."""
         return self._say(name, "lose", reason)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from penstock.base.errors import InvalidInput
 from penstock.base.quantities import format_memory
 from penstock.client.verb import Column, Invocation, Verb
+from penstock.fleet.labels import written
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -40,12 +42,22 @@ def _gpus(node: Node, _now: float = 0.0) -> str:
     return f"{counts} {', '.join(models)}".strip()
 
 
+def _place(node: Node) -> str:
+    """Block and rack."""
+    return "/".join(part for part in (node.get("topology") or {}).values() if part) or "-"
+
+
+def _labels(node: Node) -> str:
+    return ", ".join(f"{key}={value}" for key, value in (node.get("labels") or {}).items())
+
+
 COLUMNS = (
     Column("NAME", lambda node, _: str(node["name"])),
     Column("STATE", state, style=lambda text: _STYLES.get(text, "")),
     Column("CPUS", _cpus, right=True),
     Column("MEMORY", _memory, right=True),
     Column("GPUS", _gpus),
+    Column("PLACE", lambda node, _: _place(node)),
     Column("JOBS", lambda node, _: str(len(node.get("jobs") or ())), right=True),
     Column("WHY", lambda node, _: " ".join(str(node.get(key) or "") for key in ("reason", "message")).strip()),
 )
@@ -62,6 +74,7 @@ def page(node: Node) -> list[str]:
         ("CPUs", f"{_cpus(node)} in use"),
         ("Memory", f"{_memory(node)} in use"),
         ("GPUs", f"{_gpus(node)} in use" if node["capacity"]["gpus"] else ""),
+        ("Labels", _labels(node)),
         ("Jobs", jobs),
     ]
     return [f"{name + ':':<14}{value}" for name, value in rows if value]
@@ -90,6 +103,25 @@ def _change(verb: str) -> Callable[[Invocation, Namespace], int]:
     return run
 
 
+def _label(call: Invocation, arguments: Namespace) -> int:
+    changes, names = written(arguments.words)
+    if not names or not changes:
+        raise InvalidInput(
+            "name at least one node and one label", hint="penstock label node-1 node-2 topology/rack=r7 old-"
+        )
+    nodes = call.client.nodes.label(names, changes)
+    if call.output.format == "table":
+        for node in nodes:
+            call.output.line(f"{node['name']}: {_labels(node) or 'no labels'}")
+    else:
+        call.output.document({"items": nodes})
+    return 0
+
+
+def _words(parser: ArgumentParser) -> None:
+    parser.add_argument("words", nargs="+", metavar="NODE|KEY=VALUE|KEY-", help="nodes, labels, labels to take away")
+
+
 def _none(parser: ArgumentParser) -> None:
     """`nodes` takes no arguments."""
 
@@ -101,6 +133,13 @@ def _names(parser: ArgumentParser) -> None:
 
 VERBS = {
     "nodes": Verb("penstock nodes", _none, _nodes),
+    "label": Verb(
+        "penstock label node-3 node-4 topology/block=b1 topology/rack=r7\npenstock label node-3 topology/rack-",
+        _words,
+        _label,
+        about="topology/block and topology/rack say where a node stands: jobs can ask to be in one of them.\n"
+        "Flavors of a queue file may go by any label. All the nodes are labelled or none.",
+    ),
     "cordon": Verb(
         "penstock cordon --reason 'new disk' node-1", _names, _change("cordon"), about="Jobs that run there go on."
     ),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.engine import Connection, Row
 
-from penstock.base.errors import Conflict, NotFound
+from penstock.base.errors import Conflict, InvalidInput, NotFound
 from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.engines.spec import NodeOffer
+from penstock.fleet.labels import MOST, effective, problems, words
 from penstock.fleet.tables import nodes
 from penstock.store.store import Tx
 
@@ -83,6 +84,8 @@ def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:
             message=offer.message,
             joined_at=tx.now,
             changed_at=tx.now,
+            offered_labels=json.dumps(dict(offer.labels)),
+            labels="{}",
         )
     )
     tx.emit(
@@ -97,8 +100,9 @@ def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:
 def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
     found = [{"id": g.id, "model": g.model, "memory": g.memory} for g in offer.gpus]
     gpus = json.dumps(found)
-    same = (row.cpus, int(row.memory), row.gpus, bool(row.ready)) == (offer.cpus, offer.memory, gpus, offer.ready)
-    if same:
+    offered = json.dumps(dict(offer.labels))
+    has = (offer.cpus, offer.memory, gpus, offer.ready, offered)
+    if (row.cpus, int(row.memory), row.gpus, bool(row.ready), row.offered_labels) == has:
         return False
     reason = Reason.Changed
     if bool(row.ready) != offer.ready:
@@ -112,9 +116,10 @@ def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
         ready=offer.ready,
         reason=reason,
         message=offer.message,
+        offered_labels=offered,
     )
-    has = {"cpus": offer.cpus, "memory": offer.memory, "gpus": found, "ready": offer.ready}
-    tx.emit(ref(row.name), reason, offer.message, actor="system", data=has)
+    data = {"cpus": offer.cpus, "memory": offer.memory, "gpus": found, "ready": offer.ready}
+    tx.emit(ref(row.name), reason, offer.message, actor="system", data=data)
     return True
 
 
@@ -145,6 +150,38 @@ def uncordon(tx: Tx, name: str, *, actor: str, why: str) -> None:
         return
     _set(tx, name, cordoned=False, draining=False, reason=Reason.Uncordoned, message=why)
     tx.emit(ref(name), Reason.Uncordoned, why, actor=actor)
+
+
+def label(tx: Tx, names: Collection[str], changes: Mapping[str, str | None], *, actor: str) -> list[str]:
+    """Give all these nodes, or none, labels (None takes one away). Returns those it changed anything of. Raises NotFound,
+    InvalidInput.
+    """
+    wrong = problems(changes)
+    if wrong:
+        raise InvalidInput("these are no labels", details=wrong)
+    rows = {row.name: row for row in some_nodes(tx.conn, names)}
+    missing = sorted(set(names) - rows.keys())
+    if missing:
+        shown = ", ".join(repr(name) for name in missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise NotFound(f"there is no node {shown}; nothing was changed", hint="`penstock nodes` lists them.")
+    changed = []
+    for row in rows.values():
+        offered = json.loads(row.offered_labels)
+        before = json.loads(row.labels)
+        said = {key: value for key, value in {**before, **changes}.items() if offered.get(key) != value}
+        after = effective(offered, said)
+        if len(after) > MOST:
+            raise InvalidInput(f"{row.name} would have {len(after)} labels; {MOST} is the most")
+        if after == labels_of(row):
+            continue
+        _set(tx, row.name, labels=json.dumps(said, sort_keys=True))
+        tx.emit(ref(row.name), Reason.Labelled, words(changes), actor=actor, data={"labels": after})
+        changed.append(row.name)
+    return changed
+
+
+def labels_of(row: Row[Any]) -> dict[str, str]:
+    return effective(json.loads(row.offered_labels), json.loads(row.labels))
 
 
 def all_nodes(conn: Connection) -> list[Row[Any]]:

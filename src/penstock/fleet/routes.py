@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection, Row
@@ -14,11 +14,22 @@ from penstock.base.quantities import format_memory, format_time
 from penstock.base.resource import Actor, Condition
 from penstock.base.routes import Call, Endpoint, Sample
 from penstock.fleet import inventory
+from penstock.fleet.labels import LEVELS, MOST, topology
 from penstock.store.store import Store, Tx
 from penstock.tenancy.plan import visible
 
 NODES = "/api/v1/nodes"
 Usage = Callable[[Connection], Mapping[str, Mapping[str, Any]]]
+
+
+class Labels(BaseModel):
+    """``labels``: null takes one away."""
+
+    model_config = ConfigDict(extra="forbid")
+    nodes: list[Annotated[str, Field(max_length=253)]] = Field(min_length=1, max_length=20_000)
+    labels: dict[Annotated[str, Field(max_length=320)], Annotated[str, Field(max_length=63)] | None] = Field(
+        min_length=1, max_length=MOST
+    )
 
 
 class Why(BaseModel):
@@ -54,7 +65,14 @@ def endpoints(room: Room) -> list[Endpoint]:
     async def get(call: Call) -> dict[str, Any]:
         return await _one(room, call.actor, call.path["name"])
 
+    async def label(call: Call) -> dict[str, Any]:
+        names = list(dict.fromkeys(call.body.nodes))
+        await room.store.write(lambda tx: inventory.label(tx, names, call.body.labels, actor=call.actor.user))
+        found = await room.store.read(lambda conn: _some(room, call.actor, conn, names))
+        return {"items": found, "next_cursor": None}
+
     return [
+        Endpoint("POST", f"{NODES}/labels", "nodes.write", label, "Label nodes: all of them or none", body=Labels),
         Endpoint("GET", NODES, "nodes.read", listing, "List nodes"),
         Endpoint("GET", NODES + "/{name}", "nodes.read", get, "Read a node"),
         act("cordon", "Give a node no new work", _cordon(room, drain=False)),
@@ -102,9 +120,15 @@ def _all(room: Room, actor: Actor, conn: Connection) -> list[dict[str, Any]]:
     return [node(row, usage.get(row.name, {}), visible(actor)) for row in inventory.all_nodes(conn)]
 
 
+def _some(room: Room, actor: Actor, conn: Connection, names: Collection[str]) -> list[dict[str, Any]]:
+    usage = room.usage(conn)
+    return [node(row, usage.get(row.name, {}), visible(actor)) for row in inventory.some_nodes(conn, names)]
+
+
 def node(row: Row[Any], used: Mapping[str, Any], seen: frozenset[str] | None) -> dict[str, Any]:
     """``seen``: the projects whose jobs may be named, None for all of them."""
     gpus = json.loads(row.gpus)
+    labels = inventory.labels_of(row)
     ready = Condition(
         "Ready", "True" if row.ready else "False", row.reason, row.message or _capacity(row, gpus), row.changed_at
     )
@@ -123,6 +147,8 @@ def node(row: Row[Any], used: Mapping[str, Any], seen: frozenset[str] | None) ->
         "ready": bool(row.ready),
         "reason": row.reason,
         "message": row.message,
+        "labels": labels,
+        "topology": dict(zip(LEVELS, topology(labels), strict=False)),
         "conditions": [ready.to_dict()],
         "joined_at": format_time(row.joined_at),
         "jobs": [job for job in used.get("jobs", []) if seen is None or job["project"] in seen],

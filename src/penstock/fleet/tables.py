@@ -21,4 +21,6 @@ nodes = Table(
     Column("message", Text, nullable=False),
     Column("joined_at", Float, nullable=False),
     Column("changed_at", Float, nullable=False),
+    Column("offered_labels", Text, nullable=False, server_default="{}"),  # JSON: the engine's
+    Column("labels", Text, nullable=False, server_default="{}"),  # JSON: people's; null: taken away
 )

@@ -20,6 +20,8 @@ Duration = Annotated[
 ]
 Cpus = Annotated[float, BeforeValidator(parse_cpus), Field(gt=0, le=100_000)]
 Text = Annotated[str, Field(max_length=65_536)]
+Model = Annotated[str, Field(min_length=1, max_length=100)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
 Launcher = Literal["torchrun", "accelerate", "deepspeed", "none"]
 
 
@@ -42,7 +44,12 @@ class Resources(_Part):
     cpus: Cpus = 1.0
     memory: Memory | None = None
     gpus: int = Field(default=0, ge=0, le=1024)
-    gpu_model: str | None = Field(default=None, max_length=100)
+    gpu_model: Model | tuple[Model, ...] | None = Field(default=None, max_length=100)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Any of these will do; empty: any at all."""
+        return (self.gpu_model,) if isinstance(self.gpu_model, str) else self.gpu_model or ()
 
 
 class Environment(_Part):
@@ -82,7 +89,7 @@ class Array(_Part):
 class Placement(_Part):
     """All nodes in one domain: ``required``, or else as far as it goes."""
 
-    level: str = Field(min_length=1, max_length=63)
+    level: Literal["block", "rack", "host"]
     required: bool = False
 
 
@@ -108,6 +115,8 @@ class JobSpec(_Part):
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     queue: str | None = Field(default=None, min_length=1, max_length=63)
     placement: Placement | None = None
+    flavors: tuple[Name, ...] = Field(default=(), max_length=100)
+    exclude_nodes: tuple[Name, ...] = Field(default=(), max_length=1000)
     reservation: str | None = Field(default=None, min_length=1, max_length=63)
 
     @field_validator("command")

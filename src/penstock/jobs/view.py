@@ -9,7 +9,7 @@ import gc
 import heapq
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection, Row
 
 from penstock.base.reasons import Reason
 from penstock.fleet import inventory
+from penstock.fleet.labels import topology
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
@@ -146,7 +147,8 @@ class View:
         """From everything: at the take-over of leadership, after a restore, under another setup."""
         self.setup = live.current(conn)
         scheduler = Scheduler(self.setup)
-        put_nodes(scheduler, [self.node(row) for row in inventory.all_nodes(conn)])
+        for node in inventory.all_nodes(conn):
+            scheduler.put_node(self.node(node))
         windows.take_over(conn, scheduler, now)
         self._windows = False
         for known in (self._jobs, self._arrays, self._idle, self._nodes, self.rows, self.told):
@@ -181,7 +183,8 @@ class View:
     def _read_nodes(self, conn: Connection, scheduler: Scheduler) -> None:
         names, self._nodes = self._nodes, set()
         found = {row.name: row for row in inventory.some_nodes(conn, names)}
-        put_nodes(scheduler, [self.node(row) for row in found.values()])
+        for row in found.values():
+            scheduler.put_node(self.node(row))
         for name in names - found.keys():
             scheduler.drop_node(name)
 
@@ -237,8 +240,17 @@ class View:
     def node(self, row: Row[Any]) -> NodeState:
         gpus = tuple(Gpu(gpu["id"], gpu["model"]) for gpu in json.loads(row.gpus))
         why = inventory.closed_because(row)
+        labels = inventory.labels_of(row)
         return NodeState(
-            row.name, row.cpus, int(row.memory), gpus, flavor_of(self.setup, gpus), open=not why, why_closed=why
+            row.name,
+            row.cpus,
+            int(row.memory),
+            gpus,
+            flavor_of(self.setup, gpus, labels),
+            topology(labels),
+            tuple(labels.items()),
+            open=not why,
+            why_closed=why,
         )
 
     def workload(self, row: Row[Any]) -> Workload:
@@ -304,22 +316,14 @@ def hold(scheduler: Scheduler, held: Held) -> None:
         for name in names:
             scheduler.drop_node(name)
         scheduler.begin(held)
-        put_nodes(scheduler, known)  # a node that is put books what is held on it unasked
-
-
-def put_nodes(scheduler: Scheduler, nodes: Sequence[NodeState]) -> None:
-    """Several at once: what follows from a change of the fleet is worked out with the last."""
-    for node in nodes[:-1]:
-        scheduler.pool.put(node)
-    if nodes:
-        scheduler.put_node(nodes[-1])
+        for node in known:
+            scheduler.put_node(node)  # a node that is put books what is held on it unasked
 
 
 def to_workload(setup: Setup, spec: JobSpec, project: str, user: str, speed: float = 1.0) -> Workload:
     """What a spec asks for, in the clock's seconds; the row's own figures are filled in by whoever has a row."""
     need = spec.resources
-    models = (need.gpu_model,) if need.gpu_model else ()
-    ask = Ask(need.cpus, need.memory or 0, need.gpus, gpu_models=models)
+    ask = Ask(need.cpus, need.memory or 0, need.gpus, gpu_models=need.models)
     place = spec.placement
     return Workload(
         id="",
@@ -331,7 +335,9 @@ def to_workload(setup: Setup, spec: JobSpec, project: str, user: str, speed: flo
         project=project,
         priority=spec.priority,
         limit_s=None if spec.time_limit is None else spec.time_limit / speed,
+        flavors=spec.flavors,
         topology=Topology(place.level, place.required) if place is not None else None,
+        exclude=frozenset(spec.exclude_nodes),
         grace_s=spec.grace_period / speed,
         reservations=frozenset({spec.reservation} if spec.reservation else ()),
     )

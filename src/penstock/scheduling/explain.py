@@ -137,7 +137,7 @@ def _best_domain(pool: Pool, w: Workload, mask: int) -> str:
     if best is None:
         return f"; no node says which {w.topology.level} it is in"
     what = f"{best[0]} GPUs free" if asked else f"{best[0]} nodes with room"
-    return f"; the best {w.topology.level}, {'/'.join(best[1])}, has {what}"
+    return f"; the best {w.topology.level}, {'/'.join(filter(None, best[1]))}, has {what}"
 
 
 def _free(pool: Pool, parts: Sequence[Part], domain: int) -> int:

@@ -19,7 +19,7 @@ def could_place(pool: Pool, w: Workload) -> bool:
     """Required topology included."""
     domains = [pool.fleet]
     if w.topology is not None and w.topology.required:
-        domains = next(iter(pool.domains.climb(w.topology, pool.fleet)))
+        domains = next(iter(pool.domains.climb(w.topology, pool.fleet)), [])
     return any(_holds_empty(pool, w, mask) for mask in domains)
 
 

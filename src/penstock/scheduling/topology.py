@@ -30,9 +30,10 @@ class Domains:
 
     @staticmethod
     def of(path: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-        """(level, path) of every domain that a node with this path of labels is in."""
+        """(level, path) of every domain that a node with this path of labels is in; "" is a label that it lacks."""
         path = path[-len(LEVELS) :]
-        return [(LEVELS[len(LEVELS) - len(path) + at], path[: at + 1]) for at in range(len(path))]
+        first = len(LEVELS) - len(path)
+        return [(LEVELS[first + at], path[: at + 1]) for at, label in enumerate(path) if label]
 
     def masks(self, level: str) -> dict[tuple[str, ...], int]:
         return self._masks.get(level, {})

@@ -8,7 +8,16 @@ from penstock.base.errors import Conflict
 from penstock.store.events import CHAIN, GENESIS
 from penstock.store.tables import alembic_version, heads, metadata
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")  # oldest first; the files of migrations/versions
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+)  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 
 

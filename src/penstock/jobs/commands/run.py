@@ -31,7 +31,13 @@ _PLAIN = (  # what goes into the spec as it stands
     "reservation",
 )
 
-_FLAGS = {"gpu_model": "gpus", "labels": "label", "modules": "module"}  # fields whose flags have other names
+_FLAGS = {
+    "gpu_model": "gpus",
+    "exclude_nodes": "exclude-node",
+    "flavors": "flavor",
+    "labels": "label",
+    "modules": "module",
+}  # fields whose flags have other names
 _NAMED = (
     "name",
     "cpus",
@@ -46,6 +52,9 @@ _NAMED = (
     "depends_on",
     "array",
     "label",
+    "placement",
+    "exclude-node",
+    "flavor",
 )
 
 
@@ -56,7 +65,7 @@ def configure(parser: ArgumentParser) -> None:
     add("--procs", type=int, metavar="N", help="ranks on each node (default 1)")
     add("--cpus", metavar="N", help="CPUs on each node: 2, 0.5, 500m (default 1)")
     add("--memory", metavar="SIZE", help="memory on each node: 512Mi, 8Gi; more of it ends the job")
-    add("--gpus", metavar="N[:MODEL]", help="GPUs on each node")
+    add("--gpus", metavar="N[:MODEL]", help="GPUs on each node; of one of several models: 8:H100,H200")
     add("--time-limit", metavar="TIME", help="end it after 30s, 15m, 1h30m, 2d")
     add("--max-restarts", type=int, metavar="N", help="restarts after failures, in place or anew (default 0)")
     add("--env", action="append", metavar="NAME=VALUE", help="a variable; may be repeated")
@@ -86,6 +95,9 @@ def configure(parser: ArgumentParser) -> None:
     add("--priority", type=int, metavar="N", help="higher goes first (default 0)")
     add("--queue", metavar="NAME", help="the queue to wait in (default: the project's)")
     add("--reservation", metavar="NAME", help="a reservation whose nodes it may use")
+    add("--placement", metavar="LEVEL[:required]", help="all nodes in one rack, or block, or as near as can be")
+    add("--flavor", action="append", metavar="NAME", help="a kind of node it may have, best first; may be repeated")
+    add("--exclude-node", action="append", metavar="NODE", help="a node it must not have; may be repeated")
     add("--label", action="append", metavar="NAME=VALUE", help="a label; may be repeated")
     add("--detach", action="store_true", help="do not follow it: print its name and return")
     add("--idempotency-key", metavar="KEY", help="two calls with one key make one job")
@@ -159,6 +171,9 @@ def spec_of(arguments: Namespace, settings: Settings) -> dict[str, Any]:
         "environment": _environment(arguments, settings),
         "depends_on": [_dependency(text) for text in arguments.depends_on or ()],
         "array": _array(arguments.array),
+        "placement": _placement(arguments.placement),
+        "flavors": arguments.flavor,
+        "exclude_nodes": arguments.exclude_node,
         "interactive": arguments.interactive,
     }
     spec |= {name: value for name, value in parts.items() if value}
@@ -190,7 +205,17 @@ def _gpus(text: str | None) -> dict[str, Any]:
     count, _, model = text.partition(":")
     if not count.isdigit() or ":" in model or text.endswith(":"):
         raise InvalidInput(f"--gpus {text!r}: write a number, or a number and a model (2:H100)")
-    return {"gpus": int(count)} | ({"gpu_model": model} if model else {})
+    models = model.split(",") if "," in model else model
+    return {"gpus": int(count)} | ({"gpu_model": models} if model else {})
+
+
+def _placement(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    level, colon, word = text.partition(":")
+    if colon and word != "required":
+        raise InvalidInput(f"--placement {text!r}: write rack, block or host, or rack:required")
+    return {"level": level} | ({"required": True} if colon else {})
 
 
 def _dependency(text: str) -> dict[str, str]:

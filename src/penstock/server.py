@@ -56,7 +56,7 @@ from penstock.jobs.view import Memory
 from penstock.reconcile.clock import SystemClock
 from penstock.reconcile.leadership import Leadership
 from penstock.reconcile.loop import Loop
-from penstock.scheduling import live, reservation_routes
+from penstock.scheduling import live, outlook, reservation_routes
 from penstock.scheduling import routes as queue_routes
 from penstock.store import backup
 from penstock.store.leases import Lease
@@ -364,7 +364,8 @@ def _job_samples(store: Store) -> Callable[[], Any]:
             jobs = [
                 Sample("jobs", "gauge", "Jobs by phase.", {"phase": phase}, counts.get(phase, 0)) for phase in Phase
             ]
-            return [*jobs, *fleet_routes.samples(conn, queries.usage(conn)), *idle.samples(conn)]
+            told = outlook.samples(conn, store.clock())
+            return [*jobs, *told, *fleet_routes.samples(conn, queries.usage(conn)), *idle.samples(conn)]
 
         return await store.read(read)
 

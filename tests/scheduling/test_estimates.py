@@ -92,7 +92,7 @@ def test_the_error_of_estimates() -> None:
     assert error_summary([]) is None
     assert error_summary([(0.0, 0.0)]) == ErrorSummary(1, 0.0, 0.0, 0.0)
     pairs = [(100.0, 100.0 + n) for n in range(-5, 5)] + [(0.0, 1000.0)]
-    assert error_summary(pairs) == ErrorSummary(11, 3.0, 5.0, 1 / 11)
+    assert error_summary(pairs) == ErrorSummary(11, 3.0, 5.0, 1 / 11, 995 / 11)
 
 
 def test_the_first_that_was_told_is_what_counts() -> None:
@@ -102,4 +102,4 @@ def test_the_first_that_was_told_is_what_counts() -> None:
     record.forget("c")
     for id_ in "abc":
         record.started(id_, 90.0)
-    assert record.summary() == ErrorSummary(2, 70.0, 80.0, 1.0)
+    assert record.summary() == ErrorSummary(2, 70.0, 80.0, 1.0, 75.0)

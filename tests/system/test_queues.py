@@ -47,3 +47,23 @@ def test_what_was_borrowed_is_claimed_back(house: House) -> None:
         house.client.jobs.cancel(name)
         house.ended(name)
     house.client.apply_queues(b"queues: [{name: default}]")
+
+
+def test_start_estimates_are_kept_and_measured(house: House) -> None:
+    """Whoever waits is told a start; once it has started, its queue shows how far off that was."""
+    house.client.apply_queues(b"policy: {backfill: easy}")
+    cpus = min(node["capacity"]["cpus"] for node in house.get("nodes")["items"])
+    first = [house.run(["sleep", "6"], resources={"cpus": cpus}, time_limit="9s") for _ in range(2)]
+    for name in first:
+        house.reach(name, "Running")
+    waits = house.run(["true"], resources={"cpus": cpus}, time_limit="1m")
+    house.ended(waits)
+    (row,) = house.client.queues()["items"]
+    error = row["start_error"]
+    assert error["count"] == 1
+    assert 0 < error["median_s"] == error["p90_s"] == -error["bias_s"] < 8
+    metrics = house.client.transport.request("GET", "/metrics").body.decode()
+    assert 'penstock_queue_estimated_starts{queue="default"} 1' in metrics
+    assert "(P90 " in house.cli("queues").stdout
+    for name in first:
+        house.ended(name)

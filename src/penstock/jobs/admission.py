@@ -18,7 +18,7 @@ from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import Phase
 from penstock.jobs.tables import attempts, jobs
 from penstock.jobs.view import Memory, View, node_names, queue_of
-from penstock.scheduling import kept, windows
+from penstock.scheduling import kept, outlook, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import Admit, Evict, Share, Wait
 from penstock.store.store import Tx
@@ -68,11 +68,25 @@ def cycle(tx: Tx, view: View, setting: Setting) -> Done:
     done.evicted += [evict.id for evict in decision.evict if _evict(tx, view, evict)]
     if decision.admit:
         done.admitted = _admit(tx, view, decision.admit, setting)
+        outlook.began(tx, view.outlooks, (admit.id for admit in decision.admit))
     kept.save(tx, scheduler, view.stored, view.tag)
     done.again_at = scheduler.wake_at()
     if _say_why(tx, view, scheduler):
         done.again_at = min(done.again_at, tx.now + AGAIN_S)
     return done
+
+
+def tell_outlooks(tx: Tx, view: View) -> None:
+    """Everybody in line who was told no start yet is, so that it can be measured how right that was. Apart from cycles,
+    since to estimate everybody's start costs more than one.
+    """
+    scheduler = view.scheduler
+    if scheduler is None:
+        return  # the next cycle reads everything, and there is another look after it
+    entries = scheduler.lines.entries
+    line = {id_: (row.attempt + 1, entries[id_].w.queue) for id_, row in view.rows.items() if id_ in entries}
+    if any(id_ not in view.outlooks for id_ in line) or any(id_ not in line for id_ in view.outlooks):
+        outlook.tell(tx, view.outlooks, line, scheduler.start_estimates(tx.now))
 
 
 def _empty_windows(tx: Tx, scheduler: Scheduler) -> list[str]:

@@ -11,7 +11,7 @@ from penstock.base.errors import InvalidInput
 from penstock.base.quantities import format_time
 from penstock.fleet import inventory
 from penstock.jobs import admission, view
-from penstock.scheduling import live
+from penstock.scheduling import live, outlook
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.quota import TreeNode, totals
 from penstock.scheduling.spec import Capacity, parse_setup
@@ -22,11 +22,19 @@ def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
     """By queue, flavor and resource. A queue without quotas has one row, of the GPUs that it uses."""
     seen, scheduler = view.fresh(conn, now, memory)
     waiting = Counter(seen_by_queue(scheduler))
+    errors = outlook.errors(conn, now)
     items = []
     for queue in seen.setup.queues.values():
         rows = _limited(scheduler, queue.name) if queue.limited else [_free(scheduler, queue.name)]
         items += [
-            {"queue": queue.name, "cohort": queue.cohort, "weight": queue.weight, **row, "waiting": waiting[queue.name]}
+            {
+                "queue": queue.name,
+                "cohort": queue.cohort,
+                "weight": queue.weight,
+                **row,
+                "waiting": waiting[queue.name],
+                "start_error": errors.get(queue.name),
+            }
             for row in rows
         ]
     row = live.newest(conn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from penstock.store.store import Store, Tx
 log = logging.getLogger("penstock.jobs")
 ADOPT_AT_ONCE = 32
 REPORTS_KEPT = 20  # over which the pace is taken
+LOOK_AHEAD_S = 2.0  # between a job's arrival in line and its start estimate, at the most where that is quick
+LOOK_AHEAD_SHARE = 0.02  # of the writer's time that estimates may take
 FOLD_S = 0.01  # a start is written this much later, so that a job that is over by then costs one write, not two
 Fence = Callable[[Tx], int]  # raises when leadership is lost; answers the lease's epoch
 
@@ -51,6 +54,7 @@ class JobReconciler:
     _folds: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     _memory: Memory = field(default_factory=Memory)
     _view: View = field(init=False)
+    _look_ahead_s: float = LOOK_AHEAD_S
     _stop_listening: Callable[[], None] | None = None
     _engine_runs: bool = False
     _offers: Sequence[NodeOffer] = ()  # as they were taken over last
@@ -68,6 +72,7 @@ class JobReconciler:
             "schedule": self.schedule,
             "node": self.drain_node,
             "offers": lambda _key: self.sync_nodes(),
+            "outlook": self.look_ahead,
         }
         self.loop.reopen()
         self._offers = ()
@@ -164,7 +169,24 @@ class JobReconciler:
             self.loop.enqueue("job", job_id)
         if done.again_at < math.inf:
             self.loop.enqueue("schedule", "all", max(done.again_at - self.store.clock(), 0.01))
+        self.loop.enqueue("outlook", "all", self._look_ahead_s)
         await asyncio.gather(*(self._submit(job, attempt) for job, attempt in done.admitted))
+
+    async def look_ahead(self, _key: object) -> None:
+        """Tell who waits when it may start; seldom where that takes long."""
+
+        def look(tx: Tx) -> float:
+            self.fence(tx)
+            began = time.perf_counter()
+            admission.tell_outlooks(tx, self._view)
+            return time.perf_counter() - began
+
+        try:
+            took = await self.store.write(look)
+        except BaseException:
+            self._view.forget()
+            raise
+        self._look_ahead_s = max(LOOK_AHEAD_S, took / LOOK_AHEAD_SHARE)
 
     async def _cycle(self, setting: admission.Setting) -> admission.Done:
         """What could not be written was not decided: then the view is made anew from the rows."""

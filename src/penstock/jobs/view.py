@@ -22,7 +22,7 @@ from penstock.fleet.labels import topology
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling import kept, live, patience, restart, windows
+from penstock.scheduling import kept, live, outlook, patience, restart, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Setup, flavor_of
 from penstock.scheduling.state import Ask, Gpu, Held, NodeState, Part, Share, Topology, Workload
@@ -89,6 +89,7 @@ class View:
         self._later: list[tuple[float, str]] = []  # a heap of (not before, id)
         self._parts: dict[tuple[Any, ...], tuple[Part, ...]] = {}
         self.stored = kept.Stored()
+        self.outlooks: outlook.Waits = {}
         self._settled = 0  # so many jobs are left alone by the garbage collector
 
     # -- what changed
@@ -158,6 +159,7 @@ class View:
         for row in conn.execute(_LIVE).all():
             self._job(conn, scheduler, row, now)
         self.stored = kept.load(conn, scheduler, self.tag, now)
+        self.outlooks = outlook.load(conn)
         self.scheduler = scheduler
         self._settled = 0
         self._settle()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput
+from penstock.base.quantities import format_duration
 from penstock.client.verb import Column, Invocation, Verb
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ def _bar(item: Mapping[str, Any], _now: float) -> str:
     return bar + "+" if item["borrowed"] else bar
 
 
+def _error(item: Mapping[str, Any], _now: float) -> str:
+    """The median, and what nine in ten keep within, of so many."""
+    found = item.get("start_error")
+    if not found:
+        return "-"
+    return f"{format_duration(found['median_s'])} (P90 {format_duration(found['p90_s'])}, n={found['count']})"
+
+
 def _figure(title: str, name: str) -> Column:
     return Column(title, lambda item, _: "-" if item[name] is None else f"{item[name]:g}", right=True)
 
@@ -37,6 +46,7 @@ _COLUMNS = [
     _figure("BORROWED", "borrowed"),
     _figure("LENT", "lent"),
     _figure("WAITING", "waiting"),
+    Column("START ERROR", _error, right=True),
     Column("USE", _bar),
 ]
 
@@ -83,6 +93,7 @@ VERBS = {
         "penstock queues\npenstock queues apply -f queues.yaml --dry-run\npenstock queues apply -f queues.yaml",
         _arguments,
         _queues,
-        about="A queue file replaces the one before it; what runs goes on, and counts against its queue.",
+        about="A queue file replaces the one before it; what runs goes on, and counts against its queue. START ERROR is how far "
+        "off the start was that jobs were first told, over a week's starts: the median, and what nine in ten keep within.",
     )
 }

@@ -36,12 +36,15 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class ErrorSummary:
-    """Of estimates against what happened. ``late``: the share that started more than a minute after it."""
+    """Of estimates against what happened. ``late``: the share that started more than a minute after it. ``bias_s``: by
+    how much they started later than told, on average.
+    """
 
     count: int
     median_s: float
     p90_s: float
     late: float
+    bias_s: float = 0.0
 
 
 def estimates(view: Scheduler, now: float, first: int = FIRST) -> dict[str, Estimate]:
@@ -161,7 +164,7 @@ def error_summary(pairs: Iterable[tuple[float, float]]) -> ErrorSummary | None:
         return None
     sizes = sorted(map(abs, errors))
     late = sum(error > 60.0 for error in errors) / len(errors)
-    return ErrorSummary(len(errors), _at(sizes, 0.5), _at(sizes, 0.9), late)
+    return ErrorSummary(len(errors), _at(sizes, 0.5), _at(sizes, 0.9), late, math.fsum(errors) / len(errors))
 
 
 def _at(ordered: list[float], share: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Integer, Table, Text
+from sqlalchemy import Boolean, Column, Float, Index, Integer, Table, Text
 
 from penstock.store.tables import metadata
 
@@ -62,3 +62,17 @@ usage = Table(
     Column("at", Float, nullable=False),
     Column("rate", Float, nullable=False),
 )
+
+# What those who wait were first told of their start, and when they did: how good estimates are.
+outlooks = Table(
+    "scheduling_outlooks",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("told_at", Float, nullable=False),
+    Column("begins", Float, nullable=False),  # as it was told
+    Column("firm", Boolean, nullable=False),  # it was promised
+    Column("began", Float),  # null: not yet
+)
+Index("scheduling_outlooks_by_start", outlooks.c.began)

@@ -56,7 +56,8 @@ from penstock.jobs.view import Memory
 from penstock.reconcile.clock import SystemClock
 from penstock.reconcile.leadership import Leadership
 from penstock.reconcile.loop import Loop
-from penstock.scheduling import live, outlook, reservation_routes
+from penstock.scheduling import live, reservation_routes
+from penstock.scheduling import outlook as start_outlook
 from penstock.scheduling import routes as queue_routes
 from penstock.store import backup
 from penstock.store.leases import Lease
@@ -364,7 +365,7 @@ def _job_samples(store: Store) -> Callable[[], Any]:
             jobs = [
                 Sample("jobs", "gauge", "Jobs by phase.", {"phase": phase}, counts.get(phase, 0)) for phase in Phase
             ]
-            told = outlook.samples(conn, store.clock())
+            told = start_outlook.samples(conn, store.clock())
             return [*jobs, *told, *fleet_routes.samples(conn, queries.usage(conn)), *idle.samples(conn)]
 
         return await store.read(read)

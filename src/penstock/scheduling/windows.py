@@ -139,7 +139,7 @@ def _nodes(conn: Connection, request: Request, problems: list[Problem]) -> list[
             problems.append(Problem(f"nodes[{at}]", f"no node is named {pattern!r} (there are: {there})"))
         found.update(dict.fromkeys(named))
     if request.labels:
-        named = [row.name for row in rows if request.labels.items() <= _labels(row).items()]
+        named = [row.name for row in rows if request.labels.items() <= inventory.labels_of(row).items()]
         if not named:
             asked = ", ".join(f"{key}={value}" for key, value in request.labels.items())
             problems.append(Problem("labels", f"no node has {asked}"))
@@ -147,10 +147,6 @@ def _nodes(conn: Connection, request: Request, problems: list[Problem]) -> list[
     if not request.nodes and not request.labels:
         problems.append(Problem("nodes", "say which nodes, by name, pattern or label"))
     return list(found)
-
-
-def _labels(row: Row[Any]) -> dict[str, str]:
-    return dict(json.loads(row._mapping.get("labels") or "{}"))  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
 def _who(conn: Connection, request: Request) -> Iterator[Problem]:

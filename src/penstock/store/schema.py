@@ -17,6 +17,7 @@ REVISIONS = (
     "0006",
     "0007",
     "0008",
+    "0009",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

@@ -322,7 +322,9 @@ def _application(
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
         *tenancy_routes.endpoints(store),
-        *fleet_routes.endpoints(fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes)),
+        *fleet_routes.endpoints(
+            fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes, idle.idle_now)
+        ),
         *job_routes.endpoints(room, reconciler.jobs_dir),
         *reservation_routes.endpoints(store, lambda conn, one, now: lines.in_the_way(conn, one, now, room.memory)),
         *queue_routes.endpoints(
@@ -334,28 +336,29 @@ def _application(
         *above,
     ]
     gate = Gate(access, decide, settings)
-    pages = console.build(
-        console.Gate(
-            gate.ask,
-            gate.may,
-            lambda request: request.scope.get("penstock.actor"),
-            gate.log_in,
-            gate.log_out,
-            gate.cookie,
-            settings.tls_cert is not None,
-        )
-    )
     app = build(
         endpoints,
         authenticate=access,
         decide=decide,
         settings=settings,
-        extra_mounts=pages,
+        extra_mounts=console.build(_console_gate(gate, secure=settings.tls_cert is not None)),
         public_paths=console.PUBLIC_PATHS,
     )
     gate.app = app
     house.app = app
     return app
+
+
+def _console_gate(gate: Gate, *, secure: bool) -> console.Gate:
+    return console.Gate(
+        gate.ask,
+        gate.may,
+        lambda request: request.scope.get("penstock.actor"),
+        gate.log_in,
+        gate.log_out,
+        gate.cookie,
+        secure,
+    )
 
 
 def _job_samples(store: Store) -> Callable[[], Any]:

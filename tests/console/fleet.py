@@ -178,7 +178,8 @@ class Fleet:
             Endpoint(get, "/api/v1/capacity/replays/{id}", "capacity.read", self._replay, ""),
             Endpoint("DELETE", "/api/v1/capacity/replays/{id}", "capacity.run", self._remove, "", status=204),
             *operations.cost_endpoints(),
-            Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=Query),
+            Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=operations.NodesQuery),
+            Endpoint(get, "/api/v1/fleet", "nodes.read", operations.told(lambda: operations.glance(self.nodes)), ""),
             *(
                 Endpoint("POST", f"/api/v1/nodes/{{name}}/{verb}", "nodes.write", self._change(verb), "", body=Why)
                 for verb in ("cordon", "uncordon", "drain")
@@ -314,8 +315,9 @@ class Fleet:
         await self._replay(call)
         del self.replays[call.path["id"]]
 
-    async def _nodes(self, _call: Call) -> dict[str, Any]:
-        return {"items": self.nodes, "next_cursor": None}
+    async def _nodes(self, call: Call) -> dict[str, Any]:
+        names = call.query.name
+        return {"items": [n for n in self.nodes if not names or n["name"] in names], "next_cursor": None}
 
     async def _verify(self, _call: Call) -> dict[str, Any]:
         return {"ok": True, "rows": len(self.events), "first_bad_seq": None, "problem": None, "head": "0" * 64}

@@ -14,6 +14,11 @@ from penstock.base.routes import Call, Endpoint
 _GIB = 1 << 30
 
 
+class NodesQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: list[str] = []
+
+
 class CostQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
     month: str | None = None
@@ -263,3 +268,55 @@ def cost_endpoints() -> list[Endpoint]:
         Endpoint(get, "/api/v1/budgets", "cost.read", told(lambda: {"items": BUDGETS}), ""),
         Endpoint(get, "/api/v1/projects/{project}/forecast", "cost.read", told(lambda: {"expected": 46100.0}), ""),
     ]
+
+
+def glance(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """As fleet/floor.py has it: of the GPUs that are held every eleventh does nothing."""
+    items, count = [], 0
+    for node in nodes:
+        state = "lost" if not node["ready"] else "cordoned" if node["cordoned"] else "ready"
+        cells = ""
+        for gpu in node["capacity"]["gpus"]:
+            count += 1
+            held = "h" if count % 11 else "i"
+            cells += (
+                "l" if state == "lost" else held if gpu["id"] in node["allocated"]["gpus"] else "fc"[state != "ready"]
+            )
+        items.append(
+            {
+                "name": node["name"],
+                "block": node.get("block", ""),
+                "rack": node.get("rack", ""),
+                "state": state,
+                "cells": cells,
+                "jobs": len(node["jobs"]),
+            }
+        )
+    every = "".join(item["cells"] for item in items)
+    words = {"h": "held", "i": "idle", "f": "free", "c": "cordoned", "l": "lost"}
+    states = [item["state"] for item in items]
+    return {
+        "at": None,
+        "nodes": {"all": len(items)} | {state: states.count(state) for state in ("ready", "cordoned", "lost")},
+        "gpus": {"all": len(every)} | {word: every.count(cell) for cell, word in words.items()},
+        "items": items,
+    }
+
+
+def many_nodes(count: int) -> list[dict[str, Any]]:
+    """A fleet of eights, nine tenths of it held, one node in fifty cordoned, one in ninety lost."""
+    found = []
+    for n in range(count):
+        gpus = [{"id": f"GPU-{n}-{g}", "model": "NVIDIA H200"} for g in range(8)]
+        lost, cordoned = n % 90 == 37, n % 50 == 21
+        held = [] if lost else [gpu["id"] for g, gpu in enumerate(gpus) if (n * 8 + g) * 7919 % 100 < 90]
+        found.append(
+            {
+                "kind": "Node", "name": f"node-{n}", "engine": "simulated",
+                "capacity": {"cpus": 128.0, "memory": 2048 * _GIB, "gpus": gpus},
+                "allocated": {"cpus": 16.0 * len(held), "memory": 256 * _GIB * len(held), "gpus": held},
+                "cordoned": cordoned, "ready": not lost, "reason": "Lost" if lost else "Joined", "message": "",
+                "conditions": [], "jobs": [{"project": "vision", "name": f"job-{n}"}] if held else [],
+            }
+        )  # fmt: skip
+    return found

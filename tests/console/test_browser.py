@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.console.browser import Visit, chromium, served, until, visit
 from tests.console.fleet import TOKEN, Fleet, sample
-from tests.console.operations import replay_record
+from tests.console.operations import many_nodes, replay_record
 from tests.console.test_pages import HOSTILE
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
@@ -206,6 +206,40 @@ def test_every_figure_of_the_bill_leads_to_its_intervals(person: Visit) -> None:
     expect(page.locator(".top")).to_be_hidden()
     expect(page.locator("[data-print]")).to_be_hidden()
     expect(page.locator(".days-chart")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_two_thousand_nodes_fit_a_page(browser: Browser, house: tuple[Fleet, str], width: int) -> None:
+    fleet, base = house
+    fleet.nodes = many_nodes(2000)
+    with visit(browser, base, width=width) as seen:
+        seen.sign_in(TOKEN)
+        page = seen.open("/nodes")
+        expect(page.locator(".racks li")).to_have_count(250)
+        expect(page.locator(".card, .node")).to_have_count(0)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.documentElement.outerHTML.length") < 500_000
+        page.keyboard.press("j")
+        page.keyboard.press("j")
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(re.compile("rack=node-16$"))
+        expect(page.locator(".node")).to_have_count(8)
+        page.click("#node-17 >> text=Cordon")
+        expect(page).to_have_url(re.compile("rack=node-16$"))
+        expect(page.locator("#node-17 .badge")).to_contain_text("Cordoned")
+        page.click(".crumbs a")
+        expect(page.locator(".stats")).to_contain_text("14,2")
+        assert seen.errors == []
+
+
+def test_a_node_of_the_map_leads_to_its_card(person: Visit, house: tuple[Fleet, str]) -> None:
+    house[0].nodes = many_nodes(64)
+    page = person.open("/nodes")
+    page.locator(".map").nth(1).locator("a").nth(3).click()
+    expect(page).to_have_url(re.compile(r"rack=node-8#node-11$"))
+    expect(page.locator("#node-11")).to_be_in_viewport()
+    expect(page.locator(".floor")).to_have_count(0)
 
 
 def test_a_refresh_keeps_place_and_selection(person: Visit, house: tuple[Fleet, str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock.base.quantities import format_time
 from penstock.base.reasons import Reason
 from penstock.console.render import duration, number, relative
-from penstock.fleet.page import node_card, summary
+from penstock.fleet.page import blocks, node_card, racks, summary
 from penstock.jobs.page import (
     PHASES,
     attempt_rows,
@@ -32,7 +32,7 @@ from penstock.jobs.state import FINAL, Phase
 from penstock.jobs.timeline import MAX_LANES, timeline
 from penstock.scheduling.page import cohorts
 from tests.console.fleet import sample
-from tests.console.operations import queue_report, waiting_report
+from tests.console.operations import glance, many_nodes, queue_report, waiting_report
 
 NOW = 1_795_000_000.0
 ages = st.floats(0, 1e6)
@@ -270,3 +270,39 @@ def test_any_report_of_queues_is_drawn(items: list[dict[str, Any]]) -> None:
             for line in queue.lines:
                 assert 0 <= (line.bar.nominal or 0) <= 100 + 1e-6
                 assert all(math.isfinite(part) for part in (line.bar.own, line.bar.lent, line.bar.borrowed))
+
+
+def test_a_rack_is_a_few_paths_however_many_gpus_it_has() -> None:
+    found = racks(glance(many_nodes(2000)))
+    assert len(found) == 250
+    assert found[2].name == "node-16 to node-23"
+    assert found[2].href == "/nodes?rack=node-16"
+    assert found[2].trouble
+    assert "1 cordoned" in found[2].text
+    assert sum(path.count("M") for rack in found for _, path in rack.marks) == 16_000
+    assert all(len(rack.marks) <= 5 for rack in found)
+    assert (found[0].width, found[0].height) == (86, 86)
+
+
+def test_nodes_without_gpus_have_one_cell() -> None:
+    items = [
+        {"name": "b", "state": "ready", "cells": "", "jobs": 1},
+        {"name": "a", "state": "ready", "cells": "", "jobs": 0},
+        {"name": "c", "state": "lost", "cells": "", "jobs": 0},
+        {"name": "d", "state": "cordoned", "cells": "??", "jobs": 0},
+    ]
+    (rack,) = racks({"items": items})
+    assert [node.text for node in rack.nodes] == ["a: 1 free", "b: 1 held", "c: 1 lost", "d: 2 free"]
+    assert racks({"items": []}) == ()
+
+
+def test_racks_and_blocks_that_are_known_are_drawn_as_they_stand() -> None:
+    items = [
+        {"name": f"node-{n}", "block": f"b{n // 50 + 1}", "rack": f"r{n // 5 + 1}", "state": "ready", "cells": "hf"}
+        for n in range(100)
+    ]
+    found = racks({"items": [*reversed(items), {"name": "odd", "state": "ready", "cells": "h"}]})
+    assert [rack.name for rack in found[:3]] == ["odd", "r1", "r2"]
+    assert [(name, len(group)) for name, group in blocks(found)] == [("", 1), ("b1", 10), ("b2", 10)]
+    tall = [{"name": f"n{n}", "rack": "r1", "state": "ready", "cells": "h"} for n in range(40)]
+    assert [rack.name for rack in racks({"items": tall})] == ["r1: n0 to n35", "r1: n36 to n39"]

@@ -104,9 +104,10 @@ class _Console:
         name, verb = request.path_params["name"], request.path_params["verb"]
         if verb not in _NODE_VERBS:
             raise NotFound(f"nodes cannot be {verb!r}")
-        body = _reason(await _fields(request))
-        await self._gate.ask("POST", f"/api/v1/nodes/{quote(name, safe='')}/{verb}", actor, body=body)
-        return RedirectResponse("/nodes", 303)
+        fields = await _fields(request)
+        await self._gate.ask("POST", f"/api/v1/nodes/{quote(name, safe='')}/{verb}", actor, body=_reason(fields))
+        back = own_path(fields.get("next", ""))
+        return RedirectResponse(back if back.startswith("/nodes") else "/nodes", 303)
 
     async def ask_replay(self, request: Request, actor: Actor) -> Response:
         found = await self._draw().ask_replay(request, actor, await _fields(request))

@@ -21,6 +21,7 @@ from penstock.console.gate import Gate
 from penstock.console.render import Renderer, link
 from penstock.console.static import Assets
 from penstock.cost import page as money
+from penstock.fleet import page as floor_plan
 from penstock.fleet.page import node_card, summary
 from penstock.jobs.page import (
     PHASES,
@@ -51,6 +52,8 @@ JOBS_PAGE = 50
 EVENTS_PAGE = 100
 JOB_EVENTS = 200
 BUDGETS_FORECAST = 20  # budgets whose projects' forecasts are asked for
+NODES_LINKED = 300  # in a larger fleet's map racks are links, not nodes
+SLOW_S = 10  # a large fleet's map is asked for again so often
 SPARK_S = 10.0  # how old the sparkline of a job that moves may be
 _SPARKS = 1000  # sparklines kept
 
@@ -335,13 +338,32 @@ class Pages:
         return self._render.respond(request, "cost_rows.html", context)
 
     async def _nodes(self, request: Request, actor: Actor) -> Response:
-        cursor = request.query_params.get("cursor", "")
-        answer = await self._gate.ask("GET", "/api/v1/nodes", actor, {"cursor": cursor} if cursor else {})
+        """A small fleet: a card for each node. A large one: the map, and the cards of the rack that is asked for."""
+        given = request.query_params
+        fleet = await self._gate.ask("GET", "/api/v1/fleet", actor)
+        racks = floor_plan.racks(fleet)
+        known = len(fleet["items"])
+        rack = next((each for each in racks if given.get("rack") and each.nodes[0].name == given["rack"]), None)
+        if given.get("rack") and rack is None:
+            raise NotFound(f"there is no rack that begins with node {given['rack'][:80]!r}")
+        names = [] if rack is None else [node.name for node in rack.nodes]
+        cards = []
+        if names or 0 < known <= floor_plan.CARDS:
+            answer = await self._gate.ask("GET", "/api/v1/nodes", actor, {"name": names or None})
+            cards = [node_card(node) for node in answer["items"]]
+        page = max(0, int(given["page"])) if given.get("page", "").isdecimal() and len(given["page"]) < 6 else 0
+        each = floor_plan.MAPPED // floor_plan.RACK
         context = {
             **self._of(actor),
-            "cards": [node_card(n) for n in answer["items"]],
-            "summary": summary(answer["items"]),
-            "next_cursor": answer.get("next_cursor"),
+            "cards": cards,
+            "summary": summary(answer["items"]) if cards and not names else None,
+            "fleet": fleet,
+            "blocks": () if rack or known == 1 else floor_plan.blocks(racks[page * each : (page + 1) * each]),
+            "rack": rack,
+            "linked": known <= NODES_LINKED,
+            "page": page,
+            "pages": -(-len(racks) // each),
+            "every": SLOW_S if known > NODES_LINKED else 0,
             "may_write": self._gate.may(actor, "nodes.write", ""),
         }
         return self._render.respond(request, "nodes.html", context, part="_nodes.html")

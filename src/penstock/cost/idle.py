@@ -133,6 +133,12 @@ def idle(conn: Connection, by: str, window: Window, projects: Collection[str] | 
     ]
 
 
+def idle_now(conn: Connection) -> frozenset[tuple[str, str]]:
+    """(node, GPU) of those that a job holds and does nothing with."""
+    query = select(idle_usage.c.node, idle_usage.c.gpu).where(idle_usage.c.ended_at.is_(None))
+    return frozenset((node, gpu) for node, gpu in conn.execute(query))
+
+
 def samples(conn: Connection) -> list[Sample]:
     """For /metrics."""
     columns = (idle_usage.c.project, idle_usage.c.user)

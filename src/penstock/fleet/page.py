@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 from urllib.parse import quote
 
@@ -41,6 +43,119 @@ class FleetSummary:
     ready: int
     cordoned: int
     gauges: tuple[Gauge, ...]
+
+
+CELL, GAP = 9, 2  # of the map, in pixels
+CARDS = 24  # up to so many nodes each has a card of its own; of more, those of one rack
+RACK, TALLEST = 8, 36  # nodes drawn together where no rack is known, and at the most of one rack
+MAPPED = 2400  # nodes on one page of the map
+_MARKS = {  # what is drawn of a GPU in each state; the shapes differ too, so that colour says nothing alone
+    "h": "h9v9h-9z",
+    "i": "m1 1h7v7h-7z",
+    "f": "h9v9h-9z",
+    "c": "m0 9l9-9v9z",
+    "l": "l9 9m0-9l-9 9",
+}
+_SAID = {"h": "held", "i": "held, but idle", "f": "free", "c": "cordoned", "l": "lost"}
+
+
+@dataclass(frozen=True, slots=True)
+class MapNode:
+    name: str
+    href: str
+    y: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rack:
+    """Nodes in a row below each other, a cell for each GPU. ``marks``: by state, one path of all its cells."""
+
+    name: str
+    href: str
+    width: int
+    height: int
+    short: str  # where there is little room
+    block: str
+    marks: tuple[tuple[str, str], ...]
+    nodes: tuple[MapNode, ...]
+    text: str
+    trouble: bool  # a node of it is lost or cordoned
+
+
+def racks(fleet: Mapping[str, Any]) -> tuple[Rack, ...]:
+    """By block, rack and name, numbers by their value. Nodes of no rack stand together by eights, in their order; so do
+    those of a rack that would be too tall to draw.
+    """
+    items = sorted(fleet.get("items") or (), key=_place)
+    found = []
+    for (_, rack), group in groupby(items, key=lambda item: (_said(item, "block"), _said(item, "rack"))):
+        nodes, most = list(group), TALLEST if rack else RACK
+        found += [_rack(nodes[at : at + most], len(nodes) > most) for at in range(0, len(nodes), most)]
+    return tuple(found)
+
+
+def blocks(shown: Iterable[Rack]) -> tuple[tuple[str, tuple[Rack, ...]], ...]:
+    """Racks by the block that they stand in."""
+    return tuple((block, tuple(group)) for block, group in groupby(shown, key=lambda rack: rack.block))
+
+
+def _place(item: Mapping[str, Any]) -> tuple[Any, ...]:
+    return _natural(_said(item, "block")), _natural(_said(item, "rack")), _natural(str(item["name"]))
+
+
+def _said(item: Mapping[str, Any], key: str) -> str:
+    return str(item.get(key) or "")
+
+
+def _rack(items: Sequence[Mapping[str, Any]], part: bool) -> Rack:
+    first, last = str(items[0]["name"]), str(items[-1]["name"])
+    span = first if len(items) == 1 else f"{first} to {last}"
+    rack = _said(items[0], "rack")
+    step = CELL + GAP
+    paths: dict[str, list[str]] = {}
+    nodes = []
+    for row, item in enumerate(items):
+        cells = _cells(item)
+        for column, state in enumerate(cells):
+            paths.setdefault(state, []).append(f"M{column * step} {row * step}{_MARKS[state]}")
+        name = str(item["name"])
+        nodes.append(MapNode(name, f"{_at(first)}#{quote(name, safe='')}", row * step, f"{name}: {_told(cells)}"))
+    every = "".join(map(_cells, items))
+    widest = max(len(_cells(item)) for item in items)
+    return Rack(
+        name=(f"{rack}: {span}" if part else rack) if rack else span,
+        short=rack or first,
+        block=_said(items[0], "block"),
+        href=_at(first),
+        width=widest * step - GAP,
+        height=len(items) * step - GAP,
+        marks=tuple((state, "".join(found)) for state, found in sorted(paths.items())),
+        nodes=tuple(nodes),
+        text=f"{span}: {_told(every)}",
+        trouble=any(item.get("state") != "ready" for item in items),
+    )
+
+
+def _at(first: str) -> str:
+    return f"/nodes?rack={quote(first, safe='')}"
+
+
+def _cells(item: Mapping[str, Any]) -> str:
+    """Of a node without GPUs one cell for the whole of it."""
+    found = "".join(cell if cell in _MARKS else "f" for cell in str(item.get("cells") or ""))
+    if found:
+        return found
+    state = item.get("state")
+    return {"lost": "l", "cordoned": "c"}.get(str(state), "h" if item.get("jobs") else "f")
+
+
+def _told(cells: str) -> str:
+    return ", ".join(f"{cells.count(state)} {word}" for state, word in _SAID.items() if state in cells)
+
+
+def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
 
 
 def node_card(node: Mapping[str, Any]) -> NodeCard:

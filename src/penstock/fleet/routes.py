@@ -13,12 +13,14 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.quantities import format_memory, format_time
 from penstock.base.resource import Actor, Condition
 from penstock.base.routes import Call, Endpoint, Sample
-from penstock.fleet import inventory
+from penstock.fleet import floor, inventory
 from penstock.fleet.labels import LEVELS, MOST, topology
+from penstock.store.looks import Look
 from penstock.store.store import Store, Tx
 from penstock.tenancy.plan import visible
 
 NODES = "/api/v1/nodes"
+GLANCE_S = 1.5  # how old a glance at the fleet may be
 Usage = Callable[[Connection], Mapping[str, Mapping[str, Any]]]
 
 
@@ -37,10 +39,20 @@ class Why(BaseModel):
     reason: str = Field(default="", max_length=500)
 
 
+class ListQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: list[str] = Field(default_factory=list, max_length=64, description="only these; may repeat")
+
+
+def _nobody(_conn: Connection) -> Collection[tuple[str, str]]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """``usage(conn)`` says by node what is allocated and to which jobs (jobs/ knows; app.py hands it down);
-    ``lose`` and ``restore`` are the engine's, ``sync`` reads its offers again.
+    ``lose`` and ``restore`` are the engine's, ``sync`` reads its offers again; ``idle(conn)`` names the (node, GPU) pairs
+    that are held and do nothing (cost/ knows).
     """
 
     store: Store
@@ -48,6 +60,7 @@ class Room:
     lose: Callable[[str], Awaitable[None]]
     restore: Callable[[str], Awaitable[None]]
     sync: Callable[[], Awaitable[None]]
+    idle: Callable[[Connection], Collection[tuple[str, str]]] = _nobody
 
 
 def endpoints(room: Room) -> list[Endpoint]:
@@ -60,7 +73,11 @@ def endpoints(room: Room) -> list[Endpoint]:
         return Endpoint("POST", f"{NODES}/{{name}}/{name}", "nodes.write", handler, summary, body=Why)
 
     async def listing(call: Call) -> dict[str, Any]:
-        return {"items": await room.store.read(lambda conn: _all(room, call.actor, conn)), "next_cursor": None}
+        names = frozenset(call.query.name)
+        if not names:
+            return {"items": await room.store.read(lambda conn: _all(room, call.actor, conn)), "next_cursor": None}
+        found = await room.store.read(lambda conn: _some(room, call.actor, conn, names))
+        return {"items": found, "next_cursor": None}
 
     async def get(call: Call) -> dict[str, Any]:
         return await _one(room, call.actor, call.path["name"])
@@ -73,7 +90,10 @@ def endpoints(room: Room) -> list[Endpoint]:
 
     return [
         Endpoint("POST", f"{NODES}/labels", "nodes.write", label, "Label nodes: all of them or none", body=Labels),
-        Endpoint("GET", NODES, "nodes.read", listing, "List nodes"),
+        Endpoint("GET", NODES, "nodes.read", listing, "List nodes", query=ListQuery),
+        Endpoint(
+            "GET", "/api/v1/fleet", "nodes.read", _glance(room), "The whole fleet at a glance, a letter for each GPU"
+        ),
         Endpoint("GET", NODES + "/{name}", "nodes.read", get, "Read a node"),
         act("cordon", "Give a node no new work", _cordon(room, drain=False)),
         act("drain", "Cordon a node and move its jobs elsewhere", _cordon(room, drain=True)),
@@ -118,6 +138,16 @@ async def _one(room: Room, actor: Actor, name: str) -> dict[str, Any]:
 def _all(room: Room, actor: Actor, conn: Connection) -> list[dict[str, Any]]:
     usage = room.usage(conn)
     return [node(row, usage.get(row.name, {}), visible(actor)) for row in inventory.all_nodes(conn)]
+
+
+def _glance(room: Room) -> Callable[[Call], Awaitable[dict[str, Any]]]:
+    look = Look(room.store, lambda conn, _now: floor.floor(conn, room.usage(conn), room.idle(conn)), GLANCE_S)
+
+    async def answer(_call: Call) -> dict[str, Any]:
+        at, found = await look.take()
+        return {"at": format_time(at), **found}
+
+    return answer
 
 
 def _some(room: Room, actor: Actor, conn: Connection, names: Collection[str]) -> list[dict[str, Any]]:

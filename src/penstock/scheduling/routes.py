@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +13,7 @@ from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint
 from penstock.scheduling import live, windows
 from penstock.scheduling.spec import Capacity, parse_setup
+from penstock.store.looks import Look
 from penstock.store.store import Store
 from penstock.tenancy.plan import visible
 
@@ -43,7 +43,7 @@ def endpoints(
     and why they wait, ``fleet(conn, text)`` what there is of each flavor of a queue file: jobs/ knows, and server.py hands
     them down.
     """
-    waiting = _Waiting(store, heads)
+    waiting = _waiting(Look(store, heads, FRESH_S))
 
     async def listing(_call: Call) -> dict[str, Any]:
         return dict(await store.read(lambda conn: report(conn, store.clock())))
@@ -72,7 +72,7 @@ def endpoints(
 
     return [
         Endpoint("GET", QUEUES, "queues.read", listing, "Queues: quotas, what is used of them, who waits"),
-        Endpoint("GET", QUEUES + "/waiting", "queues.read", waiting.answer, "The first in each line, and why they wait"),
+        Endpoint("GET", QUEUES + "/waiting", "queues.read", waiting, "The first in each line, and why they wait"),
         Endpoint("GET", QUEUES + "/setup", "queues.read", setup, "The queue file that holds"),
         Endpoint(
             "PUT", QUEUES + "/setup", "queues.write", apply, "Put a queue file in its place",
@@ -81,26 +81,14 @@ def endpoints(
     ]  # fmt: skip
 
 
-class _Waiting:
-    """One look at the fleet serves everybody who asks within ``FRESH_S``, or within ten times what it took."""
+def _waiting(look: Look[list[dict[str, Any]]]) -> Callable[[Call], Awaitable[dict[str, Any]]]:
+    async def answer(call: Call) -> dict[str, Any]:
+        at, found = await look.take()
+        mine = visible(call.actor)
+        items = [each if mine is None or each["project"] in mine else each | dict(HIDDEN) for each in found]
+        return {"at": format_time(at), "items": items, "next_cursor": None}
 
-    def __init__(self, store: Store, heads: Heads) -> None:
-        self._store, self._heads = store, heads
-        self._lock = asyncio.Lock()
-        self._found: list[dict[str, Any]] = []
-        self._at, self._until = 0.0, -1.0  # the store's clock when it was looked, the loop's until which that is good
-
-    async def answer(self, call: Call) -> dict[str, Any]:
-        async with self._lock:
-            clock = asyncio.get_running_loop().time
-            began = clock()
-            if began > self._until:
-                self._at = self._store.clock()
-                self._found = await self._store.read_long(lambda conn: self._heads(conn, self._at))
-                self._until = clock() + max(FRESH_S, 10 * (clock() - began))
-            mine = visible(call.actor)
-            items = [each if mine is None or each["project"] in mine else each | dict(HIDDEN) for each in self._found]
-            return {"at": format_time(self._at), "items": items, "next_cursor": None}
+    return answer
 
 
 async def _text(call: Call) -> str:

@@ -62,10 +62,13 @@
   // -- refreshing -----------------------------------------------------------------------------------------------
   let seen = null;
   let busy = false;
+  let last = Date.now(); // a page may want to be asked for less often
   function refresh() {
     const live = $("[data-live]");
     if (!live || busy || document.hidden || live.hasAttribute("data-final")) return;
     if (new URLSearchParams(location.search).has("verify")) return; // a verification is asked for, not repeated
+    if (Date.now() - last < Number(live.dataset.every || 0) * 1000) return;
+    last = Date.now();
     busy = true;
     const address = location.pathname + location.search;
     htmx.ajax("GET", address, { source: live, target: live, swap: "patch", headers: seen && seen.address === address ? { "Penstock-Seen": seen.rev } : {} })

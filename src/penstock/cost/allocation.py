@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Literal
+from itertools import chain, pairwise
+from typing import Literal, NamedTuple
 
 from penstock.cost.quota import Weights
 from penstock.cost.spec import CPUS, GIB, GPUS, MEMORY, Prices
@@ -32,8 +33,7 @@ _HOUR = 3600 * _MICRO
 _TO_NANOS = _HOUR * _MILLI * (_PICO // 10**9)
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """``quantity`` units of ``resource`` on ``node`` between two times (epoch s). Capacity has no ``key`` and no id."""
 
     node: str
@@ -79,6 +79,11 @@ class _Pool:
     used: list[tuple[int, int, int, Interval]] = field(default_factory=list)
     commitments: list[tuple[int, int, int, int]] = field(default_factory=list)  # start, end, milli-units, picos
 
+    @property
+    def plain(self) -> bool:
+        """Whether a unit costs ``rate`` at all times, whatever else is there."""
+        return not self.flat and not self.commitments
+
 
 def allocate(
     used: Iterable[Interval], up: Iterable[Interval], prices: Prices, terms: Terms, *, since: float, until: float
@@ -86,14 +91,15 @@ def allocate(
     """The bill of one period and its rows; what lies outside the period is cut off."""
     window = (_micros(since), max(_micros(since), _micros(until)))
     used, up = list(used), list(up)
-    with_gpus = frozenset(each.node for each in (*used, *up) if each.resource.startswith(GPUS))
+    with_gpus = frozenset({each.node for each in (*used, *up) if each.resource.startswith(GPUS)})
     pools: dict[Pool, _Pool] = {}
     _commit(pools, prices, terms, window)
+    places = _Places(terms, window)
     for interval in up:
-        for name, start, end in _placed(interval, terms, window):
+        for name, start, end in places.of(interval):
             _pool(pools, name, prices, terms).ups.append((start, end, _units(interval, name, with_gpus)))
     for interval in used:
-        for name, start, end in _placed(interval, terms, window):
+        for name, start, end in places.of(interval):
             _pool(pools, name, prices, terms).used.append((start, end, _units(interval, name, with_gpus), interval))
     rows: list[Row] = []
     bill = 0
@@ -127,21 +133,45 @@ def _units(interval: Interval, pool: Pool, with_gpus: frozenset[str]) -> int:
     return max(round(quantity * _MILLI), 0)
 
 
-def _placed(interval: Interval, terms: Terms, window: tuple[int, int]) -> Iterable[tuple[Pool, int, int]]:
-    """The interval cut where a commitment for its node begins or ends, each piece with its pool."""
-    start, end = max(_micros(interval.start), window[0]), min(_micros(interval.end), window[1])
-    for commitment in terms.of_node(interval.node):
-        if start >= end:
-            return
-        first, last = max(start, _micros(commitment.start)), min(end, _micros(commitment.end))
-        if first >= last:
-            continue
-        if start < first:
-            yield _usual(interval, terms), start, first
-        yield ("reserved", f"{commitment.name}/{interval.node}"), first, last
-        start = last
-    if start < end:
-        yield _usual(interval, terms), start, end
+@dataclass(slots=True)
+class _Places:
+    """Which pool an interval belongs to. What follows from a node and a resource is worked out once."""
+
+    terms: Terms
+    window: tuple[int, int]
+    committed: dict[str, list[Commitment]] = field(default_factory=dict)
+    usual: dict[tuple[str, str], Pool] = field(default_factory=dict)
+
+    def of(self, interval: Interval) -> Sequence[tuple[Pool, int, int]]:
+        """The interval cut where a commitment for its node begins or ends, each piece with its pool."""
+        node, resource = interval.node, interval.resource
+        start = max(round(interval.start * _MICRO), self.window[0])
+        end = min(round(interval.end * _MICRO), self.window[1])
+        committed = self.committed.get(node)
+        if committed is None:
+            committed = self.committed[node] = self.terms.of_node(node)
+        usual = self.usual.get((node, resource))
+        if usual is None:
+            usual = self.usual[node, resource] = _usual(interval, self.terms)
+        if not committed:
+            return ((usual, start, end),) if start < end else ()
+        return list(self._cut(interval.node, usual, committed, start, end))
+
+    def _cut(
+        self, node: str, usual: Pool, committed: Sequence[Commitment], start: int, end: int
+    ) -> Iterable[tuple[Pool, int, int]]:
+        for commitment in committed:
+            if start >= end:
+                return
+            first, last = max(start, _micros(commitment.start)), min(end, _micros(commitment.end))
+            if first >= last:
+                continue
+            if start < first:
+                yield usual, start, first
+            yield ("reserved", f"{commitment.name}/{node}"), first, last
+            start = last
+        if start < end:
+            yield usual, start, end
 
 
 def _usual(interval: Interval, terms: Terms) -> Pool:
@@ -202,31 +232,40 @@ class _Sweep:
     unused_units: int = 0
 
 
+@dataclass(slots=True)
+class _Share:
+    """What is gathered under one key."""
+
+    cost: int = 0
+    units: int = 0
+    ids: list[str] = field(default_factory=list)
+
+
 def _settle(name: Pool, pool: _Pool) -> tuple[list[Row], int]:
     sweep = _swept(pool)
-    raw: list[tuple[Kind, tuple[str, ...], int, int, str]] = []
-    taken = held = 0
+    shares: dict[tuple[Kind, tuple[str, ...]], _Share] = {}
+    plain, rate, taken, held = pool.plain, pool.rate, 0, 0
     for start, end, units, interval in pool.used:
-        cost = units * (_at(sweep, end) - _at(sweep, start))
+        much = units * (end - start)
+        cost = rate * much if plain else units * (_at(sweep, end) - _at(sweep, start))
         taken += cost
-        held += units * max(end - start, 0)
-        raw.append(("used", interval.key, cost, units * max(end - start, 0), interval.id))
-    raw.append(("idle", (), sweep.covering - taken, sweep.covering_units - held, ""))
-    raw.append(("unused", (), sweep.unused, sweep.unused_units, ""))
+        held += much
+        who: tuple[Kind, tuple[str, ...]] = ("used", interval.key)
+        share = shares.get(who)
+        if share is None:
+            share = shares[who] = _Share()
+        share.cost += cost
+        share.units += much
+        if interval.id:
+            share.ids.append(interval.id)
+    shares["idle", ()] = _Share(sweep.covering - taken, sweep.covering_units - held)
+    shares["unused", ()] = _Share(sweep.unused, sweep.unused_units)
     nanos = _rounded(sweep.covering + sweep.unused)
-    merged: dict[tuple[Kind, tuple[str, ...]], int] = defaultdict(int)
-    ids: dict[tuple[Kind, tuple[str, ...]], list[str]] = defaultdict(list)
-    amounts: dict[tuple[Kind, tuple[str, ...]], int] = defaultdict(int)
-    for kind, key, cost, much, id_ in raw:
-        merged[kind, key] += cost
-        amounts[kind, key] += much
-        if id_:
-            ids[kind, key].append(id_)
-    shares = apportion(nanos, list(merged.values()))
+    parts = apportion(nanos, [share.cost for share in shares.values()])
     rows = [
-        Row(kind, key, name, share, tuple(ids[kind, key]), amounts[kind, key])
-        for (kind, key), share in zip(merged, shares, strict=True)
-        if share or ids[kind, key]
+        Row(kind, key, name, part, tuple(share.ids), share.units)
+        for ((kind, key), share), part in zip(shares.items(), parts, strict=True)
+        if part or share.ids
     ]
     return rows, nanos
 
@@ -242,32 +281,45 @@ def _at(sweep: _Sweep, time: int) -> int:
 def _swept(pool: _Pool) -> _Sweep:
     up: dict[int, int] = defaultdict(int)
     used: dict[int, int] = defaultdict(int)
-    present: dict[int, int] = defaultdict(int)  # whether anything is there at all, for what is paid for as a whole
-    for steps, intervals in ((up, pool.ups), (used, [piece[:3] for piece in pool.used])):
-        for start, end, units in intervals:
-            steps[start] += units
-            steps[end] -= units
-            present[start] += 1
-            present[end] -= 1
+    for start, end, units in pool.ups:
+        up[start] += units
+        up[end] -= units
+    for start, end, units, _ in pool.used:
+        used[start] += units
+        used[end] -= units
     edges = {t for start, end, _, _ in pool.commitments for t in (start, end)}
-    sweep = _Sweep(times=sorted({*present, *edges}))
+    sweep = _Sweep(times=sorted(up.keys() | used.keys() | edges))
+    present = _presence(pool) if pool.flat else {}
+    plain, rate = pool.plain, pool.rate
     now_up = now_used = now_present = integral = 0
-    for index, time in enumerate(sweep.times):
+    for time, following in pairwise(sweep.times):
         sweep.price.append(integral)
-        now_up += up[time]
-        now_used += used[time]
-        now_present += present[time]
-        if index + 1 == len(sweep.times):
-            break
+        now_up += up.get(time, 0)
+        now_used += used.get(time, 0)
         there = max(now_up, now_used)
+        for_this = following - time
+        sweep.covering_units += there * for_this
+        if plain:
+            continue
+        now_present += present.get(time, 0)
         covering, unused, missing = _cost(pool, time, there, bool(now_present))
-        for_this = sweep.times[index + 1] - time
         sweep.covering += covering * for_this
         sweep.unused += unused * for_this
-        sweep.covering_units += there * for_this
         sweep.unused_units += missing * for_this
         integral += covering * for_this // there if there else 0
+    sweep.price.append(integral)
+    if plain:
+        sweep.covering = rate * sweep.covering_units
     return sweep
+
+
+def _presence(pool: _Pool) -> dict[int, int]:
+    """How many intervals begin and end when: whether anything is there at all, for what is paid for as a whole."""
+    present: dict[int, int] = defaultdict(int)
+    for start, end in chain(((u[0], u[1]) for u in pool.ups), ((u[0], u[1]) for u in pool.used)):
+        present[start] += 1
+        present[end] -= 1
+    return present
 
 
 def _cost(pool: _Pool, time: int, there: int, present: bool) -> tuple[int, int, int]:

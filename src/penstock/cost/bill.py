@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, literal, select
 
 from penstock.base.errors import NotFound
 from penstock.cost import focus
@@ -35,9 +35,13 @@ def month(text: str | None, now: float) -> Period:
     return Period(start, min(end, now))
 
 
-def statement(conn: Connection, period: Period, prices: Prices, terms: Terms, rule: str | None = None) -> Statement:
-    """What the fleet cost, and who bears it by ``rule`` (None: what is idle or unused keeps rows of its own)."""
-    made = allocate(used(conn, period), up(conn, period), prices, terms, since=period.since, until=period.until)
+def statement(
+    conn: Connection, period: Period, prices: Prices, terms: Terms, rule: str | None = None, *, by: str | None = None
+) -> Statement:
+    """What the fleet cost, and who bears it by ``rule`` (None: what is idle or unused keeps rows of its own). ``by`` a
+    part of ``KEY`` alone the rows are few, and name no usage intervals; else each names its own.
+    """
+    made = allocate(used(conn, period, by), up(conn, period), prices, terms, since=period.since, until=period.until)
     return made if rule is None else share_out(made, rule, queue_at=KEY.index("queue"), quotas=_weights(conn, rule))
 
 
@@ -45,28 +49,35 @@ def _weights(conn: Connection, rule: str) -> Weights:
     return weights(live.current(conn)) if rule == "quota" else Weights()
 
 
-def used(conn: Connection, period: Period) -> Iterator[Interval]:
-    for row in _within(conn, usage, period):
-        yield Interval(
-            row.node,
-            row.resource,
-            row.quantity,
-            row.started_at,
-            period.until if row.ended_at is None else row.ended_at,
-            (row.project, row.user, row.job, row.node, row.queue),
-            f"{row.job_id}.{row.attempt}/{row.node}/{row.resource}",
-        )
+_SPAN = ("node", "resource", "quantity", "started_at", "ended_at")
+_UP = tuple(capacity.c[name] for name in _SPAN)
+
+
+def used(conn: Connection, period: Period, by: str | None = None) -> Iterator[Interval]:
+    """Usage in a period; a month may have a million rows, so nothing is done here that need not be."""
+    parts = KEY if by is None else (by, "project") if by == "job" else (by,)
+    key_columns = (usage.c[part] if part in parts else literal("").label(f"no_{part}") for part in KEY)
+    columns = [*(usage.c[name].label(f"of_{name}") for name in _SPAN), *key_columns]
+    if by is None:
+        columns += [usage.c.job_id, usage.c.attempt]
+    keys: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for row in _within(conn, usage, columns, period):
+        node, resource, quantity, start, end, *_ = row
+        key = tuple(row[5:10])
+        id_ = f"{row[10]}.{row[11]}/{node}/{resource}" if by is None else ""
+        until = period.until if end is None else end
+        yield Interval(node, resource, quantity, start, until, keys.setdefault(key, key), id_)
 
 
 def up(conn: Connection, period: Period) -> Iterator[Interval]:
-    for row in _within(conn, capacity, period):
-        end = period.until if row.ended_at is None else row.ended_at
-        yield Interval(row.node, row.resource, row.quantity, row.started_at, end)
+    for node, resource, quantity, start, end in _within(conn, capacity, _UP, period):
+        yield Interval(node, resource, quantity, start, period.until if end is None else end)
 
 
-def _within(conn: Connection, table: Any, period: Period) -> Any:
+def _within(conn: Connection, table: Any, columns: Sequence[Any], period: Period) -> Any:
     ended = table.c.ended_at.is_(None) | (table.c.ended_at > period.since)
-    return conn.execute(select(table).where(table.c.started_at < period.until, ended))
+    query = select(*columns).where(table.c.started_at < period.until, ended)
+    return conn.execution_options(yield_per=5000).execute(query)
 
 
 def named(key: tuple[str, ...]) -> Mapping[str, str]:

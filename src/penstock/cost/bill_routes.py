@@ -58,7 +58,7 @@ class BillRoutes:
         self._store, self._prices, self._terms = store, prices, terms
 
     async def bill(self, call: Call) -> dict[str, Any]:
-        statement = await self._statement(call.query)
+        statement = await self._statement(call.query, call.query.by)
         if call.query.by is not None:
             rows = [asdict(each) for each in summed(statement, call.query.by)]
         else:
@@ -90,9 +90,11 @@ class BillRoutes:
         text = await self._store.read_long(read)
         return Reply(text.encode(), 200, "text/plain; charset=utf-8")
 
-    async def _statement(self, query: BillQuery) -> Statement:
+    async def _statement(self, query: BillQuery, by: str | None = None) -> Statement:
         period, rule = bill.month(query.month, self._store.clock()), query.rule or self._terms.idle
-        return await self._store.read_long(lambda conn: bill.statement(conn, period, self._prices, self._terms, rule))
+        return await self._store.read_long(
+            lambda conn: bill.statement(conn, period, self._prices, self._terms, rule, by=by)
+        )
 
     async def list_budgets(self, call: Call) -> dict[str, Any]:
         now, mine = self._store.clock(), visible(call.actor)

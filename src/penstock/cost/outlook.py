@@ -93,7 +93,7 @@ class Outlook:
 
     def _kinds(self, conn: Connection, period: bill.Period) -> dict[str, int]:
         found = dict.fromkeys(KINDS, 0)
-        for row in bill.statement(conn, period, self._prices, self._terms).rows:
+        for row in bill.statement(conn, period, self._prices, self._terms, by="project").rows:
             found[row.kind] += row.nanos
         return found
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from penstock.cost.quota import Weights
@@ -72,17 +72,52 @@ class Statement:
 
 
 @dataclass(slots=True)
+class _Share:
+    """What is gathered under one key."""
+
+    cost: int = 0
+    units: int = 0
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Pool:
+    """``steps`` of what is up and used, by time; pieces of use are kept only where their price hangs on the time."""
+
     rate: int  # picos an hour of one unit; ``flat``: of the whole
     flat: bool = False
-    ups: list[tuple[int, int, int]] = field(default_factory=list)
-    used: list[tuple[int, int, int, Interval]] = field(default_factory=list)
     commitments: list[tuple[int, int, int, int]] = field(default_factory=list)  # start, end, milli-units, picos
+    up: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    used: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    present: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # whether anything is there: if ``flat``
+    shares: dict[tuple[str, ...], _Share] = field(default_factory=dict)
+    pieces: list[tuple[int, int, int, _Share]] = field(default_factory=list)
 
     @property
     def plain(self) -> bool:
         """Whether a unit costs ``rate`` at all times, whatever else is there."""
         return not self.flat and not self.commitments
+
+    def put(self, steps: dict[int, int], start: int, end: int, units: int) -> None:
+        steps[start] += units
+        steps[end] -= units
+        if self.flat:
+            self.present[start] += 1
+            self.present[end] -= 1
+
+    def use(self, start: int, end: int, units: int, interval: Interval) -> None:
+        self.put(self.used, start, end, units)
+        share = self.shares.get(interval.key)
+        if share is None:
+            share = self.shares[interval.key] = _Share()
+        much = units * (end - start)
+        share.units += much
+        if self.plain:
+            share.cost += self.rate * much
+        else:
+            self.pieces.append((start, end, units, share))
+        if interval.id:
+            share.ids.append(interval.id)
 
 
 def allocate(
@@ -90,17 +125,21 @@ def allocate(
 ) -> Statement:
     """The bill of one period and its rows; what lies outside the period is cut off."""
     window = (_micros(since), max(_micros(since), _micros(until)))
-    used, up = list(used), list(up)
-    with_gpus = frozenset({each.node for each in (*used, *up) if each.resource.startswith(GPUS)})
+    up = list(up)
+    with_gpus = {each.node for each in up if each.resource.startswith(GPUS)}
+    if terms.whole_nodes:  # what bears such a node's price hangs on whether it has GPUs: that must be known first
+        used = list(used)
+        with_gpus |= {each.node for each in used if each.resource.startswith(GPUS)}
     pools: dict[Pool, _Pool] = {}
     _commit(pools, prices, terms, window)
     places = _Places(terms, window)
     for interval in up:
         for name, start, end in places.of(interval):
-            _pool(pools, name, prices, terms).ups.append((start, end, _units(interval, name, with_gpus)))
+            pool = _pool(pools, name, prices, terms)
+            pool.put(pool.up, start, end, _units(interval, name, with_gpus))
     for interval in used:
         for name, start, end in places.of(interval):
-            _pool(pools, name, prices, terms).used.append((start, end, _units(interval, name, with_gpus), interval))
+            _pool(pools, name, prices, terms).use(start, end, _units(interval, name, with_gpus), interval)
     rows: list[Row] = []
     bill = 0
     for name in sorted(pools):
@@ -110,7 +149,7 @@ def allocate(
     return Statement(tuple(rows), bill)
 
 
-def _per(row: Row, with_gpus: frozenset[str]) -> str:
+def _per(row: Row, with_gpus: Collection[str]) -> str:
     if row.kind == "unused":
         return "nodes"
     return "gpus" if row.pool[1].rsplit("/", 1)[-1] in with_gpus else "cpus"
@@ -124,7 +163,7 @@ def _picos(rate: Decimal) -> int:
     return int(rate * _PICO)
 
 
-def _units(interval: Interval, pool: Pool, with_gpus: frozenset[str]) -> int:
+def _units(interval: Interval, pool: Pool, with_gpus: Collection[str]) -> int:
     """Thousandths of a unit; of a node that is paid for as a whole its GPUs bear the price, or its cores if it has none."""
     quantity = interval.quantity / GIB if interval.resource == MEMORY else interval.quantity
     whole = pool[0] in ("node", "reserved")
@@ -232,32 +271,13 @@ class _Sweep:
     unused_units: int = 0
 
 
-@dataclass(slots=True)
-class _Share:
-    """What is gathered under one key."""
-
-    cost: int = 0
-    units: int = 0
-    ids: list[str] = field(default_factory=list)
-
-
 def _settle(name: Pool, pool: _Pool) -> tuple[list[Row], int]:
     sweep = _swept(pool)
-    shares: dict[tuple[Kind, tuple[str, ...]], _Share] = {}
-    plain, rate, taken, held = pool.plain, pool.rate, 0, 0
-    for start, end, units, interval in pool.used:
-        much = units * (end - start)
-        cost = rate * much if plain else units * (_at(sweep, end) - _at(sweep, start))
-        taken += cost
-        held += much
-        who: tuple[Kind, tuple[str, ...]] = ("used", interval.key)
-        share = shares.get(who)
-        if share is None:
-            share = shares[who] = _Share()
-        share.cost += cost
-        share.units += much
-        if interval.id:
-            share.ids.append(interval.id)
+    for start, end, units, share in pool.pieces:
+        share.cost += units * (_at(sweep, end) - _at(sweep, start))
+    taken = sum(share.cost for share in pool.shares.values())
+    held = sum(share.units for share in pool.shares.values())
+    shares: dict[tuple[Kind, tuple[str, ...]], _Share] = {("used", key): share for key, share in pool.shares.items()}
     shares["idle", ()] = _Share(sweep.covering - taken, sweep.covering_units - held)
     shares["unused", ()] = _Share(sweep.unused, sweep.unused_units)
     nanos = _rounded(sweep.covering + sweep.unused)
@@ -279,17 +299,9 @@ def _at(sweep: _Sweep, time: int) -> int:
 
 
 def _swept(pool: _Pool) -> _Sweep:
-    up: dict[int, int] = defaultdict(int)
-    used: dict[int, int] = defaultdict(int)
-    for start, end, units in pool.ups:
-        up[start] += units
-        up[end] -= units
-    for start, end, units, _ in pool.used:
-        used[start] += units
-        used[end] -= units
+    up, used, present = pool.up, pool.used, pool.present
     edges = {t for start, end, _, _ in pool.commitments for t in (start, end)}
     sweep = _Sweep(times=sorted(up.keys() | used.keys() | edges))
-    present = _presence(pool) if pool.flat else {}
     plain, rate = pool.plain, pool.rate
     now_up = now_used = now_present = integral = 0
     for time, following in pairwise(sweep.times):
@@ -311,15 +323,6 @@ def _swept(pool: _Pool) -> _Sweep:
     if plain:
         sweep.covering = rate * sweep.covering_units
     return sweep
-
-
-def _presence(pool: _Pool) -> dict[int, int]:
-    """How many intervals begin and end when: whether anything is there at all, for what is paid for as a whole."""
-    present: dict[int, int] = defaultdict(int)
-    for start, end in chain(((u[0], u[1]) for u in pool.ups), ((u[0], u[1]) for u in pool.used)):
-        present[start] += 1
-        present[end] -= 1
-    return present
 
 
 def _cost(pool: _Pool, time: int, there: int, present: bool) -> tuple[int, int, int]:

@@ -77,7 +77,7 @@ def up(conn: Connection, period: Period) -> Iterator[Interval]:
 def _within(conn: Connection, table: Any, columns: Sequence[Any], period: Period) -> Any:
     ended = table.c.ended_at.is_(None) | (table.c.ended_at > period.since)
     query = select(*columns).where(table.c.started_at < period.until, ended)
-    return conn.execution_options(yield_per=5000).execute(query)
+    return conn.execute(query, execution_options={"yield_per": 5000})
 
 
 def named(key: tuple[str, ...]) -> Mapping[str, str]:

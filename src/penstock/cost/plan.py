@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal
+from typing import NamedTuple
 
 from penstock.cost.spec import CPUS, GIB, GPUS, MEMORY, Prices
 
 NANOS = 10**9  # parts of one unit of the currency
-_HOUR = Decimal(3600)
+_HOUR = 3600
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """``unit_seconds`` of one resource (core-seconds, byte-seconds, GPU-seconds) under one key."""
 
     key: tuple[str | int, ...]
@@ -51,13 +50,33 @@ class Bill:
 
 def price(usages: Iterable[Usage], prices: Prices) -> Bill:
     """One line per key. Usage that ends before it began (a clock set back) counts as none."""
-    lines: dict[tuple[str | int, ...], Line] = {}
+    sums: dict[tuple[str | int, ...], list[float]] = {}  # nanos, core-seconds, byte-seconds, GPU-seconds
+    rates: dict[str, tuple[int, float]] = {}
     for usage in usages:
-        line = _line(usage, prices)
-        before = lines.get(usage.key)
-        lines[usage.key] = before.plus(line) if before else line
-    ordered = sorted(lines.values(), key=lambda line: (-line.nanos, tuple(map(str, line.key))))
-    return Bill(tuple(ordered), sum(line.nanos for line in ordered))
+        at, rate = rates.get(usage.resource) or rates.setdefault(usage.resource, _rate(usage.resource, prices))
+        line = sums.get(usage.key)
+        if line is None:
+            line = sums[usage.key] = [0, 0.0, 0.0, 0.0]
+        if at and usage.unit_seconds > 0:
+            line[0] += round(usage.unit_seconds * rate)
+            line[at] += usage.unit_seconds
+    lines = [
+        Line(key, int(nanos), cores / _HOUR, held / _HOUR / GIB, gpus / _HOUR)
+        for key, (nanos, cores, held, gpus) in sums.items()
+    ]
+    lines.sort(key=lambda line: (-line.nanos, tuple(map(str, line.key))))
+    return Bill(tuple(lines), sum(line.nanos for line in lines))
+
+
+def _rate(resource: str, prices: Prices) -> tuple[int, float]:
+    """Where a resource's amount is summed (0: it costs nothing), and what one unit-second of it costs, in nanos."""
+    if resource == CPUS:
+        return 1, float(prices.cpu_hour * NANOS / _HOUR)
+    if resource == MEMORY:
+        return 2, float(prices.memory_gib_hour * NANOS / GIB / _HOUR)
+    if resource.startswith(GPUS):
+        return 3, float(prices.gpu(resource.removeprefix(GPUS)) * NANOS / _HOUR)
+    return 0, 0.0
 
 
 def shorten(bill: Bill, limit: int) -> tuple[Bill, int]:
@@ -74,20 +93,3 @@ def shorten(bill: Bill, limit: int) -> tuple[Bill, int]:
 def amount(nanos: int) -> float:
     """In units of the currency, for JSON."""
     return nanos / NANOS
-
-
-def _line(usage: Usage, prices: Prices) -> Line:
-    hours = Decimal(repr(max(usage.unit_seconds, 0.0))) / _HOUR
-    if usage.resource == CPUS:
-        return Line(usage.key, _nanos(hours * prices.cpu_hour), cpu_hours=float(hours))
-    if usage.resource == MEMORY:
-        gib_hours = hours / GIB
-        return Line(usage.key, _nanos(gib_hours * prices.memory_gib_hour), memory_gib_hours=float(gib_hours))
-    if usage.resource.startswith(GPUS):
-        rate = prices.gpu(usage.resource.removeprefix(GPUS))
-        return Line(usage.key, _nanos(hours * rate), gpu_hours=float(hours))
-    return Line(usage.key, 0)
-
-
-def _nanos(value: Decimal) -> int:
-    return int((value * NANOS).to_integral_value(ROUND_HALF_EVEN))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ def usages(
     *,
     projects: Collection[str] | None = None,
     job_ids: Collection[str] | None = None,
-) -> list[Usage]:
+) -> Iterator[Usage]:
     """What was used in the window, summed under the columns of ``KEYS[by]``; None: every project, every job."""
     columns = [usage.c[name] for name in KEYS[by]]
     query = select(*columns, usage.c.resource, func.sum(usage.c.quantity * seconds(usage, window)))
@@ -48,7 +48,8 @@ def usages(
         query = query.where(usage.c.project.in_(sorted(projects)))
     if job_ids is not None:
         query = query.where(usage.c.job_id.in_(sorted(job_ids)))
-    return [Usage(tuple(row[:-2]), row[-2], float(row[-1] or 0.0)) for row in conn.execute(query)]
+    for row in conn.execute(query, execution_options={"yield_per": 5000}):
+        yield Usage(tuple(row[:-2]), row[-2], float(row[-1] or 0.0))
 
 
 def span(conn: Connection, job_ids: Collection[str]) -> tuple[float | None, float | None, bool]:

@@ -35,6 +35,11 @@ class Terms:
     spot_hour: Mapping[str, Decimal] = field(default_factory=dict)
     idle: str = "own"
 
+    @property
+    def whole_nodes(self) -> bool:
+        """Whether any node is paid for as a whole."""
+        return bool(self.node_hour) or any(commitment.nodes for commitment in self.commitments)
+
     def of_node(self, node: str) -> list[Commitment]:
         """Commitments for this very node, the earliest first."""
         return sorted((c for c in self.commitments if node in c.nodes), key=lambda c: c.start)

@@ -17,7 +17,8 @@ from penstock.cost.tables import UNRECORDED
 from penstock.cost.terms import Terms
 from penstock.scheduling import live
 from penstock.scheduling.spec import Setup, parse_setup
-from penstock.store.store import Tx
+from penstock.store.connect import parse_url, writing_engine
+from penstock.store.migrations.run import upgrade
 from tests.cost.test_budgets import joined
 from tests.cost.test_ledger import ADMIN, PRICES, groups, ledgers, report, started
 from tests.stores import Clock
@@ -80,20 +81,26 @@ def test_usage_from_before_queues_says_so(tmp_path: Path) -> None:
         clock = Clock()
         url = f"sqlite:///{tmp_path}/old.db"
 
-        def age(tx: Tx) -> None:
-            for undo in ("usage DROP COLUMN queue", "attempts DROP COLUMN gpu_idle"):
-                tx.conn.execute(text(f"ALTER TABLE {undo}"))
-            for table in ("idle_usage", "scheduling_reservations"):
-                tx.conn.execute(text(f"DROP TABLE {table}"))
-            tx.conn.execute(text("UPDATE alembic_version SET version_num = '0003'"))
-
-        async with ledgers(url, clock) as store:
-            await store.write(lambda tx: started(tx, "a"))
-            await store.write(age)
+        old = writing_engine(parse_url(url))
+        with old.begin() as conn:
+            upgrade(conn, "0003")
+            row = {
+                "job_id": "j",
+                "attempt": 1,
+                "node": "n0",
+                "resource": "cpus",
+                "project": "p",
+                "user": "u",
+                "job": "a",
+            }
+            columns = ", ".join(f'"{name}"' for name in (*row, "quantity", "started_at"))
+            values = ", ".join(f":{name}" for name in row)
+            conn.execute(text(f"INSERT INTO usage ({columns}) VALUES ({values}, 2.0, {clock.now})"), row)
+        old.dispose()
         async with ledgers(url, clock) as store:
             await store.write(lambda tx: started(tx, "b", queue="prod"))
             clock.now += 3600
             return await report(store, by="queue")
 
     found = asyncio.run(story())
-    assert {item["key"]["queue"]: item["amount"] for item in found["items"]} == {"prod": 4.0, UNRECORDED: 4.0}
+    assert {item["key"]["queue"]: item["amount"] for item in found["items"]} == {"prod": 4.0, UNRECORDED: 2.0}

@@ -57,6 +57,16 @@ def test_every_error_at_once() -> None:
     } - {"reserved[1].until"}
 
 
+def test_each_error_has_its_line() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse(BAD)
+    lines = {problem.path: problem.line for problem in caught.value.details}
+    assert lines["reserved[0].gpu_hour"] == lines["reserved[0].model"] == 3
+    assert lines["reserved[1].why"] == lines["reserved[1]"] == 4
+    assert (lines["spot"], lines["node_hour.n"], lines["idle"]) == (5, 6, 7)
+    assert list(lines.values()) == sorted(lines.values(), key=lambda line: line or 0)
+
+
 def test_a_date_that_no_calendar_has() -> None:
     with pytest.raises(InvalidInput):
         parse("reserved: [{from: 2026-13-45}]")

@@ -46,6 +46,7 @@ def load_both(path: str | None) -> tuple[Prices, Terms]:
         terms = terms_file.parse(text, name)
     except InvalidInput as error:
         problems += error.details
+    problems.sort(key=lambda problem: problem.line or 0)
     if found is None or terms is None:
         raise InvalidInput(f"{name} has {len(problems)} error(s)", details=problems)
     return found, terms

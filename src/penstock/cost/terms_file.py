@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -14,6 +15,7 @@ from penstock.base.text import one_line
 from penstock.cost.terms import RULES, Commitment, Terms
 
 SECTIONS = ("reserved", "spot", "node_hour", "idle")
+_DEEP = 6  # what is deeper is no price
 _RESERVED = ("name", "gpus", "model", "gpu_hour", "nodes", "node_hour", "from", "until")
 
 
@@ -35,8 +37,33 @@ def parse(text: str, name: str = "the price file") -> Terms:
     if found.idle not in RULES:
         problems.append(Problem("idle", f"must be one of {', '.join(RULES)}"))
     if problems:
-        raise InvalidInput(f"{name} has {len(problems)} error(s)", details=problems)
+        lines = dict(_lines(yaml.compose(text, yaml.SafeLoader), ""))
+        told = [replace(problem, line=_line(problem.path, lines)) for problem in problems]
+        told.sort(key=lambda problem: problem.line or 0)
+        raise InvalidInput(f"{name} has {len(told)} error(s)", details=told)
     return found
+
+
+def _lines(node: yaml.Node | None, path: str, depth: int = 0) -> Iterator[tuple[str, int]]:
+    """The line of every path: ``reserved[0].until``."""
+    if node is None or depth > _DEEP:  # an alias may hold itself
+        return
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            where = f"{path}.{key.value}" if path else str(key.value)
+            yield where, key.start_mark.line + 1
+            yield from _lines(value, where, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield f"{path}[{index}]", value.start_mark.line + 1
+            yield from _lines(value, f"{path}[{index}]", depth + 1)
+
+
+def _line(path: str, lines: Mapping[str, int]) -> int | None:
+    """That of a path, or of the nearest above it that is written at all."""
+    while path and path not in lines:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return lines.get(path)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

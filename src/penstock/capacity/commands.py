@@ -6,12 +6,12 @@ import csv
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput, Problem
-from penstock.base.quantities import format_duration, parse_duration, parse_memory
+from penstock.base.quantities import parse_duration, parse_memory
 from penstock.capacity import picture
 from penstock.capacity.pack import picture as pack_picture
 from penstock.capacity.pack import run_files
@@ -197,41 +197,27 @@ def _tell_problems(call: Invocation, trace: Mapping[str, Any]) -> None:
 
 
 def _plan(call: Invocation, arguments: Namespace) -> int:
-
     target, prices = parse_target(arguments.target), load(arguments.prices)
-    note: Callable[[str], None] = call.output.note
-    found = planned(
-        _scenario(arguments), _source(arguments), target, force=arguments.force, note=note, clock=time.perf_counter
-    )
+    live = call.output.live()
+    try:
+        found = planned(
+            _scenario(arguments),
+            _source(arguments),
+            target,
+            force=arguments.force,
+            note=live.show,
+            clock=time.perf_counter,
+        )
+    finally:
+        live.close()
     found["cost"] = None if found["gpus"] is None else costs(found["gpus"], arguments.gpu_model, prices)
     _tell_problems(call, found["trace"])
     if call.output.format != "table":
         call.output.document(found)
         return 0
-    if found["nodes"] is None:
-        call.output.line(f"{arguments.target} is not met by the most nodes that were tried")
-        return 1
-    low, high = found["interval"]["low"], found["interval"]["high"]
-    call.output.line(
-        f"{found['nodes']} nodes ({found['gpus']} GPUs): {target.metric} {format_duration(found['achieved_s'])}"
-    )
-    call.output.line(
-        f"nine times in ten between {low or '?'} and {high or 'more than were tried'}, by the trace's weeks"
-    )
-    for trial in found["trials"]:
-        value = "ended early" if trial["value_s"] is None else f"{trial['value_s']:.0f} s"
-        call.output.line(f"  {trial['nodes']:>6} nodes  {'meets it' if trial['met'] else 'misses it':<10} {value}")
-    for kind in ("on_demand", "reserved", "spot"):
-        price = found["cost"][kind]
-        call.output.line(
-            f"{kind:<10} "
-            + (
-                "no price in the price file"
-                if price is None
-                else f"{price['month']:.2f} {found['cost']['currency']} a month"
-            )
-        )
-    return 0
+    for line in picture.plan(found):
+        call.output.line(line)
+    return 0 if found["nodes"] is not None else 1
 
 
 def _synth(call: Invocation, arguments: Namespace) -> int:

@@ -110,3 +110,44 @@ def reality(found: Mapping[str, Any]) -> Iterator[str]:
             f"  {name:<5} replayed {format_duration(found[f'{key}_replay_s']):>8}, really "
             f"{format_duration(found[f'{key}_real_s']):>8}: {100 * found[f'{key}_error']:.0f}% off"
         )
+
+
+def plan(found: Mapping[str, Any]) -> Iterator[str]:
+    """The answer of ``capacity plan``: how many, how sure, how much; and each replay as a bar."""
+    metric, most = found["target"]["metric"], format_duration(found["target"]["seconds"])
+    if found["nodes"] is None:
+        yield f"{metric} of at most {most} is not met by the most nodes that were tried"
+    else:
+        low, high = found["interval"]["low"], found["interval"]["high"]
+        yield (
+            f"{found['nodes']:,} nodes ({found['gpus']:,} GPUs) are the least that keep {metric} to {most}: "
+            f"with them it is {format_duration(found['achieved_s'])}"
+        )
+        yield (
+            f"Nine times in ten between {'fewer than were tried' if low is None else low} and "
+            f"{'more than were tried' if high is None else high} nodes, drawing the trace's weeks anew"
+        )
+    yield ""
+    yield f"{'NODES':>7}  {metric.upper()}"
+    longest = max((trial["value_s"] for trial in found["trials"] if trial["value_s"] is not None), default=0.0)
+    for trial in found["trials"]:
+        value = trial["value_s"]
+        bar = "█" * round(_BAR * value / longest) if value and longest else ""
+        words = (
+            "ended early: not enough"
+            if value is None
+            else f"{format_duration(value):<8} {'' if trial['met'] else 'x'} {bar}"
+        )
+        yield f"{trial['nodes']:>7}  {words}"
+    if found["cost"] is not None:
+        yield ""
+        for kind, name in (("on_demand", "on demand"), ("reserved", "reserved"), ("spot", "spot")):
+            price = found["cost"][kind]
+            yield f"{name:<10} " + (
+                "no price in the price file"
+                if price is None
+                else f"{price['month']:>14,.2f} {found['cost']['currency']} a month ({price['gpu_hour']:g} a GPU-hour)"
+            )
+
+
+_BAR = 40

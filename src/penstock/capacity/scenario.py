@@ -55,27 +55,35 @@ class Scenario:
     seed: int = 0
 
     def cluster(self) -> Cluster:
-        flavor = self._flavor(parse_setup(self.queues, path="--queues")) if self.queues else "default"
+        flavor = self._flavor(self._queue_file()) if self.queues else "default"
         return Cluster(self.nodes, self.gpus_per_node, self.cpus_per_node, self.memory_per_node, self.gpu_model, flavor)
 
     def _flavor(self, setup: Setup) -> str:
         return flavor_of(setup, (Gpu("0", self.gpu_model),))
 
+    def _queue_file(self) -> Setup:
+        """Raises InvalidInput with everything that is wrong with it, quotas beyond the fleet among that."""
+        per_node = {"gpus": self.gpus_per_node, "cpus": self.cpus_per_node, "memory": self.memory_per_node}
+        has = {name: float(self.nodes * amount) for name, amount in per_node.items() if amount or name == "gpus"}
+        try:
+            setup = parse_setup(self.queues, path="--queues")
+        except InvalidInput:
+            if "flavors" not in self.queues:
+                parse_setup(self.queues, path="--queues", capacity={"default": has})
+            raise
+        flavor = self._flavor(setup)
+        capacity = {name: dict.fromkeys(has, 0.0) for name in setup.flavors} | {flavor: has}
+        try:
+            return parse_setup(self.queues, path="--queues", capacity=capacity)
+        except InvalidInput as wrong:
+            if setup.flavors:
+                wrong.advice = f"Flavors go by --gpu-model: with {self.gpu_model!r} all nodes are {flavor!r}."
+            raise
+
     def setup(self) -> Setup:
         setup = Setup()
         if self.queues:
-            setup = parse_setup(self.queues, path="--queues")
-            per_node = {"gpus": self.gpus_per_node, "cpus": self.cpus_per_node, "memory": self.memory_per_node}
-            has = {name: float(self.nodes * amount) for name, amount in per_node.items() if amount or name == "gpus"}
-            capacity = {name: dict.fromkeys(has, 0.0) for name in setup.flavors} | {self._flavor(setup): has}
-            try:
-                setup = parse_setup(self.queues, path="--queues", capacity=capacity)
-            except InvalidInput as wrong:
-                if setup.flavors:
-                    wrong.advice = (
-                        f"Flavors go by --gpu-model: with {self.gpu_model!r} all nodes are {self._flavor(setup)!r}."
-                    )
-                raise
+            setup = self._queue_file()
         policy = setup.policy
         if self.slurm_conf:
             site = slurm_conf.read(self.slurm_conf)

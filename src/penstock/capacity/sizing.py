@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from penstock.base.errors import Conflict, InvalidInput
@@ -17,8 +18,10 @@ from penstock.capacity.plan import SHARES, WEEK_S, Target, Trial, Week
 from penstock.capacity.replay import Outcome, TraceJob
 from penstock.capacity.scenario import Scenario, Source, simulate
 from penstock.capacity.traces import Findings
+from penstock.scheduling.spec import parse_setup
 
 TRUSTED = 0.25  # above this error of the replay's P95 against what happened, `plan` refuses
+MOST_JOBS = 2_000_000
 Note = Callable[[str], None]
 
 
@@ -41,8 +44,14 @@ class Sizer:
         self.replays = 0
 
     def least(self) -> int:
-        """The largest job needs so many."""
-        return max(-(-math.ceil(job.gpus) // self.scenario.gpus_per_node) for job in self.jobs)
+        """The largest job needs so many, and so do the quotas that a queue file promises."""
+        largest = max(math.ceil(job.gpus) for job in self.jobs)
+        promised = 0.0
+        if self.scenario.queues:
+            setup = parse_setup(self.scenario.queues, path="--queues")
+            every = [one.quotas for one in setup.queues.values()] + [one.quotas for one in setup.cohorts.values()]
+            promised = sum(flavor["gpus"].nominal for by in every for flavor in by.values() if "gpus" in flavor)
+        return -(-max(largest, math.ceil(promised)) // self.scenario.gpus_per_node)
 
     def start(self) -> int:
         """Where to begin: half as much again as the mean demand."""
@@ -92,7 +101,12 @@ def planned(
     """The answer of ``penstock capacity plan``. Raises Conflict where the replay cannot be trusted."""
     began = clock()
     findings = Findings()
-    jobs = list(source.jobs(replace(scenario, nodes=plan.LARGEST), findings))
+    jobs = list(islice(source.jobs(replace(scenario, nodes=plan.LARGEST), findings), MOST_JOBS + 1))
+    if len(jobs) > MOST_JOBS:
+        raise InvalidInput(
+            f"the trace has more than {MOST_JOBS:,} jobs, and plan keeps all in memory",
+            hint="--first N takes the first, --cluster one partition or queue.",
+        )
     if not jobs:
         raise InvalidInput("the trace has no job to replay", details=findings.problems)
     trust = _trust(scenario, jobs, force=force)

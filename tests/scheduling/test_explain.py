@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from penstock.base.reasons import Reason
 from penstock.scheduling.cycle import Scheduler
-from penstock.scheduling.spec import Queue, Quota, Setup
+from penstock.scheduling.spec import Cohort, Queue, Quota, Setup
 from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Policy, Reservation, Topology, Wait, Workload
 
 
@@ -75,7 +75,10 @@ def test_quota_with_its_figures() -> None:
 
 def test_behind_the_head() -> None:
     wait = why([node("a")], job("r", Ask(cpus=2)), job("head", Ask(cpus=4)), job("little", Ask(cpus=1)))
-    assert (wait.reason, wait.message) == (Reason.WaitingBehind, "waits behind head, which is first in line")
+    assert (wait.reason, wait.message) == (
+        Reason.WaitingBehind,
+        "waits behind head, which is first in line and needs 4 CPUs",
+    )
 
 
 def test_what_is_promised_and_what_is_reserved() -> None:
@@ -88,3 +91,96 @@ def test_what_is_promised_and_what_is_reserved() -> None:
     soon = Reservation("disks", 60.0, 120.0, frozenset({"a"}), maintenance=True)
     wait = why([node("a")], job("j", Ask(cpus=1)), setup=Setup(reservations=(soon,)))
     assert wait.message.endswith("; a is kept from 00:01 to 00:02 by maintenance disks")
+
+
+def test_behind_a_higher_priority() -> None:
+    head = replace(job("head", Ask(cpus=4)), priority=5)
+    wait = why([node("a")], replace(job("r", Ask(cpus=2)), priority=9), head, job("little", Ask(cpus=1)))
+    assert (
+        wait.message == "waits behind head, which is first in line by its priority (5, its own is 0) and needs 4 CPUs"
+    )
+
+
+def test_without_a_limit_nothing_is_backfilled() -> None:
+    setup = Setup(policy=Policy(backfill="easy"))
+    made = Scheduler(setup)
+    made.put_node(node("a", gpus=4))
+    made.put_node(node("b", gpus=2))
+    for each in (job("r", Ask(gpus=4)), job("head", Ask(gpus=4))):
+        made.submit(each)
+    made.plan(0.0)
+    made.submit(replace(job("endless", Ask(gpus=4)), limit_s=None))
+    made.put_node(node("c", gpus=4))  # there is room until the next decision
+    wait = made.why("endless", 0.0)
+    assert wait.message == "waits behind head, which is first in line and needs 4 GPUs"
+    assert wait.helps == ("a time limit: with one it may start before its turn, where it delays nobody (backfill)",)
+
+
+def test_whose_turn_it_is_by_fair_share() -> None:
+    setup = Setup(policy=Policy(order="fairshare"))
+    ann, bob = (replace(job(f"{user}-runs", Ask(cpus=cpus)), user=user) for user, cpus in (("ann", 1), ("bob", 2)))
+    first, second = (
+        replace(job(f"{user}-waits", Ask(cpus=cpus)), user=user) for user, cpus in (("ann", 3), ("bob", 1))
+    )
+    wait = why([node("a")], ann, bob, first, second, setup=setup)
+    assert wait.message == (
+        "waits behind ann-waits, which is first in line: by fair share it is the turn of ann "
+        "(12% of the fleet, lately and by its weight; bob: 25%) and needs 3 CPUs"
+    )
+
+
+def test_who_has_still_to_leave() -> None:
+    setup = Setup(policy=Policy(preemption=True))
+    made = Scheduler(setup)
+    made.put_node(node("a", gpus=4))
+    for name in ("low-1", "low-22"):
+        made.submit(replace(job(name, Ask(gpus=2)), grace_s=90.0))
+    made.plan(0.0)
+    made.submit(replace(job("high", Ask(gpus=4)), priority=9))
+    made.plan(30.0)
+    assert made.why("high", 31.0).message == (
+        "2 jobs evicted for it have still to leave: low-1 (by 00:02 at the latest), low-22 (by 00:02 at the latest)"
+    )
+
+
+def test_free_gpus_that_are_scattered() -> None:
+    nodes = [node(f"n{n}", gpus=4) for n in range(3)]
+    setup = Setup(policy=Policy(placement="spread"))
+    wait = why(nodes, *(job(f"r{n}", Ask(gpus=2)) for n in range(3)), job("large", Ask(gpus=4)), setup=setup)
+    assert wait.message == (
+        "needs 4 GPUs; 0 of 3 such nodes have room now; the freest, n0, has 2 of 4 GPUs free; "
+        "6 GPUs are free in all, on 3 nodes, too few on each"
+    )
+
+
+def test_the_best_rack_and_what_is_promised_of_it() -> None:
+    nodes = [node(f"n{i}", gpus=8, path=("block-1", f"rack-{i // 2}")) for i in range(2)]
+    setup = Setup(policy=Policy(backfill="conservative"))
+    head = replace(job("x", Ask(gpus=8)), priority=1)
+    wait = why(
+        nodes, replace(job("a", Ask(gpus=4)), priority=3), replace(job("bb", Ask(gpus=8)), priority=2), head, job("large", Ask(gpus=8), 2, Topology("rack", required=True)),
+        setup=setup,
+    )  # fmt: skip
+    assert wait.message == (
+        "needs 2 nodes with 8 GPUs each in one rack; the best rack, block-1/rack-0, has 4 GPUs free; "
+        "8 GPUs are promised to job x at 00:10"
+    )
+
+
+def test_a_day_is_told_where_it_is_not_soon() -> None:
+    late = Reservation("power", 2 * 86400.0, 3 * 86400.0, frozenset({"a"}), maintenance=True)
+    wait = why([node("a")], replace(job("j", Ask(cpus=1)), limit_s=None), setup=Setup(reservations=(late,)))
+    assert wait.message.endswith(
+        "; a is kept from 03 Jan 00:00 to 04 Jan 00:00 by maintenance power, and it has no time limit"
+    )
+
+
+def test_a_quota_that_others_have_borrowed() -> None:
+    own, other = (Queue(name, "all", {"default": {"gpus": Quota(4)}}) for name in ("default", "other"))
+    setup = Setup(queues={"default": own, "other": other}, cohorts={"all": Cohort("all")})
+    borrower = replace(job("b", Ask(gpus=6)), queue="other", preemptible=False)
+    wait = why([node("a", gpus=8)], borrower, job("mine", Ask(gpus=4)), setup=setup)
+    assert wait.message == (
+        "needs 4 GPUs of default; queue default may have 2 more now (it uses 0, its nominal quota is 4); "
+        "borrowed by others: 2 by other"
+    )

@@ -19,7 +19,7 @@ from penstock.base.resource import Condition
 from penstock.jobs import admission, progression, view
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
-from penstock.jobs.tables import attempts, jobs
+from penstock.jobs.tables import attempts, dependencies, jobs
 from penstock.scheduling import live
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import NodeState, Wait
@@ -284,9 +284,9 @@ def why(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> dic
         wait, evidence = _why_waiting(conn, row, now, memory)
         reason, message, helps = wait.reason, wait.message, list(wait.helps)
     elif row.phase == Phase.PENDING and row.held == "slot":
-        helps = ["a task of the array to end, or a larger max_parallel"]
+        evidence, helps = _why_slot(conn, row), ["a task of the array to end, or a larger max_parallel"]
     elif row.phase == Phase.PENDING and row.held == "dependency":
-        helps = ["`penstock get` shows the jobs that it waits for"]
+        evidence, helps = _why_dependency(conn, row)
     elif row.array_count is not None and row.array_of is None:
         evidence, helps = _why_array(conn, row)
     elif row.phase in ACTIVE:
@@ -318,6 +318,37 @@ def _why_running(conn: Connection, row: Row[Any], now: float, memory: view.Memor
         patience = format_duration(queue.reclaim_after_s)
         helps.append(f"queue {queue.name} lets others have them once all have been idle for {patience}")
     return [found[0]], helps
+
+
+def _why_slot(conn: Connection, row: Row[Any]) -> list[str]:
+    """How many of its array run, and how many may."""
+    parent = conn.execute(select(jobs).where(jobs.c.id == row.array_of)).first()
+    counts = array_counts(conn, parent) if parent is not None else None
+    if parent is None or counts is None:
+        return []
+    array = JobSpec.model_validate_json(parent.spec).array
+    most = (array.max_parallel if array else None) or parent.array_count
+    ready = counts["running"]
+    return [f"{ready} of at the most {most} tasks of {parent.name} run; {counts['pending']} of {counts['total']} wait"]
+
+
+def _why_dependency(conn: Connection, row: Row[Any]) -> tuple[list[str], list[str]]:
+    """The jobs that it waits for, and how each is."""
+    query = (
+        select(dependencies.c.on_name, dependencies.c.condition, jobs.c.phase, jobs.c.message)
+        .select_from(dependencies.outerjoin(jobs, jobs.c.id == dependencies.c.on_job_id))
+        .where(dependencies.c.job_id == row.id)
+        .order_by(dependencies.c.on_name)
+    )
+    rows = conn.execute(query).all()
+    evidence = [
+        f"{one.on_name} is {one.phase or 'deleted'}, must be {one.condition}"
+        + (f": {one.message}" if one.message else "")
+        for one in rows[:20]
+        if one.phase != one.condition
+    ]
+    names = [one.on_name for one in rows if one.phase not in (None, *FINAL)]
+    return evidence, [f"`penstock why {names[0]}` says how far the first of them is"] if names else []
 
 
 def _why_array(conn: Connection, row: Row[Any]) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ Computed on demand for one workload, never in the cycle: a sentence costs more t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from penstock.scheduling.cycle import Scheduler
     from penstock.scheduling.quota import Refusal
 
+SOON_S = 18 * 3600.0  # a time this near needs no date
+
 
 def explain(view: Scheduler, w: Workload, now: float) -> Wait:
     """One queued workload, as things stand in ``view``."""
     awaiting = view.awaiting.get(w.id)
     if awaiting is not None:
-        leaving = len(awaiting.victims)
-        return Wait(w.id, Reason.WaitingForResources, f"{leaving} evicted for it {_have(leaving)} still to leave")
+        return _leaving(view, w, awaiting.victims, now)
     promise = view.promise(w.id)
     start = promise.start if promise is not None else None
     refusal = view.refused(w)
@@ -36,15 +37,47 @@ def explain(view: Scheduler, w: Workload, now: float) -> Wait:
         return _never(view, w)
     within = view.room_within(w, now)
     if view.pool.find(w, within=within) is not None:
-        return _behind(view, w, start)
+        return _behind(view, w, start, now)
     return _no_room(view, w, within, now, start)
 
 
-def _behind(view: Scheduler, w: Workload, start: float | None) -> Wait:
+def _leaving(view: Scheduler, w: Workload, victims: Collection[str], now: float) -> Wait:
+    """``2 jobs evicted for it have still to leave: low-1 (by 14:05 at the latest), low-2``."""
+    held = [view.held[id_].held for id_ in sorted(victims) if id_ in view.held]
+    named = ", ".join(
+        one.workload.name + (f" (by {_clock(one.ready_at, now)} at the latest)" if one.ready_at else "")
+        for one in held[:3]
+    )
+    more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+    count = f"{len(held)} job{'s' if len(held) != 1 else ''} evicted for it {_have(len(held))} still to leave"
+    return Wait(w.id, Reason.WaitingForResources, count + (f": {named}{more}" if named else ""))
+
+
+def _behind(view: Scheduler, w: Workload, start: float | None, now: float) -> Wait:
+    """There is room, but others come first."""
     head = view.blocked.w if view.blocked is not None else None
     if head is None or head.id == w.id:
         return Wait(w.id, Reason.WaitingBehind, "in line: it starts at the next decision", (), start)
-    return Wait(w.id, Reason.WaitingBehind, f"waits behind {head.name}, which is first in line", (), start)
+    message = f"waits behind {head.name}, which is first in line"
+    if w.priority != head.priority:
+        message += f" by its priority ({head.priority}, its own is {w.priority})" if head.priority > w.priority else ""
+    elif view.policy.order == "fairshare":
+        message += _turn(view, head, w, now)
+    message += f" and needs {need(head.parts)}"
+    helps: tuple[str, ...] = ()
+    if view.backfills and w.limit_s is None:
+        helps = ("a time limit: with one it may start before its turn, where it delays nobody (backfill)",)
+    return Wait(w.id, Reason.WaitingBehind, message, helps, start)
+
+
+def _turn(view: Scheduler, head: Workload, w: Workload, now: float) -> str:
+    """Who of the two has used less, where their accounts part: ``: queue a has used 12% of the fleet, its own 40%``."""
+    first, own = view.path_of(head), view.path_of(w)
+    ranks = zip(first, own, view.fair.rank(first, now), view.fair.rank(own, now), strict=False)
+    for one, other, less, more in ranks:
+        if one != other:
+            return f": by fair share it is the turn of {one} ({less:.0%} of the fleet, lately and by its weight; {other}: {more:.0%})"
+    return ""
 
 
 def _quota(view: Scheduler, w: Workload, refusal: Refusal, start: float | None) -> Wait:
@@ -94,15 +127,32 @@ def _no_room(view: Scheduler, w: Workload, within: int | None, now: float, start
     closed = [node for i in islice(bits(shut), 3) if (node := pool.nodes[i]) is not None]
     message = f"needs {need(w.parts)}; {fitting} of {could.bit_count()} such nodes {'has' if fitting == 1 else 'have'} room now"
     if w.topology is not None and w.topology.required:
-        message = f"needs {need(w.parts)} in one {w.topology.level}" + _best_domain(pool, w, left)
+        message = f"needs {need(w.parts)} in one {w.topology.level}" + _best_domain(pool, w, _unpromised(view, w, now))
     elif not fitting:
-        message += _best(pool, part.ask, could)
+        message += _best(pool, part.ask, could) + _scattered(pool, w, left)
     if closed:
         message += "; " + ", ".join(f"{node.name} is {node.why_closed or 'closed'}" for node in closed)
     message += _kept_for_others(view, w, now)
     helps = ["waits for running jobs to end"] if (could & pool.open).bit_count() >= part.count else []
     helps += [f"`penstock uncordon {node.name}`" for node in closed if "cordoned" in node.why_closed]
     return Wait(w.id, Reason.WaitingForResources, message, tuple(helps), start)
+
+
+def _unpromised(view: Scheduler, w: Workload, now: float) -> int:
+    """Nodes that are its to use but for what is promised there, of which the sentence speaks by itself."""
+    found = view.room_within(w, now, promises=False)
+    return view.pool.open if found is None else found
+
+
+def _scattered(pool: Pool, w: Workload, left: int) -> str:
+    """Where enough GPUs are free, and none in one place."""
+    asked = sum(part.count * part.ask.gpus for part in w.parts if not part.ask.mig)
+    usable = pool.candidates(w, left)
+    free = pool.free_gpus(usable)
+    if not asked or free < asked:
+        return ""
+    on = sum(1 for i in bits(usable) if pool.free_bits[i])
+    return f"; {free} GPUs are free in all, on {on} nodes, too few on each"
 
 
 def _hardest(pool: Pool, w: Workload, mask: int) -> Part:
@@ -156,7 +206,7 @@ def _kept_for_others(view: Scheduler, w: Workload, now: float) -> str:
         what = f"{gpus} GPU{'s' if gpus != 1 else ''}" if gpus else f"{len(first.shares)} places"
         entry = view.lines.entries.get(first.id)
         name = entry.w.name if entry is not None else first.id
-        told += f"; {what} {'is' if what == '1 GPU' else 'are'} promised to job {name} at {_clock(first.start)}"
+        told += f"; {what} {'is' if what == '1 GPU' else 'are'} promised to job {name} at {_clock(first.start, now)}"
     told += "".join(
         f"; {_kept(view, one, w, now)}" for one in view.reservations.on(w, now, view.pool.candidates(w))[:2]
     )
@@ -167,13 +217,19 @@ def _kept(view: Scheduler, one: Reservation, w: Workload, now: float) -> str:
     """``node-3 is kept from 14:05 to 15:05 by maintenance dimm-swap``; and whether a time limit would help."""
     names = sorted(name for name in one.nodes if view.pool.state(name) is not None)
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    span = f"until {_clock(one.end)}" if one.start <= now else f"from {_clock(one.start)} to {_clock(one.end)}"
+    span = (
+        f"until {_clock(one.end, now)}"
+        if one.start <= now
+        else f"from {_clock(one.start, now)} to {_clock(one.end, now)}"
+    )
     said = f"{shown} {'is' if len(names) == 1 else 'are'} kept {span} by {one.kind} {one.name}"
     return said + (", and it has no time limit" if one.start > now and w.limit_s is None else "")
 
 
-def _clock(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%H:%M}"
+def _clock(at: float, now: float) -> str:
+    """``14:05``; with the day where it is not soon."""
+    when = datetime.fromtimestamp(at, UTC)
+    return f"{when:%H:%M}" if abs(at - now) < SOON_S else f"{when:%d %b %H:%M}"
 
 
 def need(parts: Sequence[Part]) -> str:

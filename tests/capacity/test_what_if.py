@@ -27,6 +27,18 @@ queues:
 """
 
 
+PRICES = """\
+currency: USD
+cpu_hour: 0.03
+memory_gib_hour: 0.004
+gpu_hour: {A100: 3.0, default: 2.5}
+reserved:
+- {name: a, from: 2026-01-01, until: 2027-01-01, gpus: 8, model: A100, gpu_hour: 1.8}
+- {name: b, from: 2026-01-01, until: 2027-01-01, gpus: 8, model: H100, gpu_hour: 1.2}
+spot: {nodes: ["spot-*"], gpu_hour: {A100: 1.1}}
+"""
+
+
 def files(tmp_path: Path, **texts: str) -> dict[str, str]:
     found = {}
     for name, text in texts.items():
@@ -118,6 +130,10 @@ def test_a_plan_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr()
     assert "12 nodes (96 GPUs) are the least that keep p95-wait to 10m" in said.out
     assert not said.err, "progress is for a terminal"
+    prices = files(tmp_path, prices=PRICES)["prices"]
+    cost = told(capsys, *plan, "p95-wait=10m", "--prices", prices, "--gpu-model", "NVIDIA A100-SXM4-80GB")["cost"]
+    assert [cost[kind]["gpu_hour"] for kind in ("on_demand", "reserved", "spot")] == [3.0, 1.8, 1.1]
+    assert cost["reserved"]["month"] == pytest.approx(96 * 730 * 1.8)
     low = ("plan", paths["trace"], "--gpus-per-node", "1", "--queues", paths["queues"], "--target", "mean-wait=100d")
     assert told(capsys, *low)["nodes"] == 16, "the quotas that are promised must be there"
     for target in ("utilization=0.8", "p95-wait", "p95-wait=soon"):

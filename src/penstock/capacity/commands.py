@@ -21,7 +21,7 @@ from penstock.capacity.sizing import parse_target, planned
 from penstock.capacity.synth import CLUSTERS, FIELDS, synthesize
 from penstock.capacity.traces import Selection
 from penstock.client.verb import Invocation, Progress, Verb
-from penstock.cost.prices import load
+from penstock.cost.prices import load_both
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -197,7 +197,7 @@ def _tell_problems(call: Invocation, trace: Mapping[str, Any]) -> None:
 
 
 def _plan(call: Invocation, arguments: Namespace) -> int:
-    target, prices = parse_target(arguments.target), load(arguments.prices)
+    target, priced = parse_target(arguments.target), load_both(arguments.prices)
     live = call.output.live()
     try:
         found = planned(
@@ -210,7 +210,7 @@ def _plan(call: Invocation, arguments: Namespace) -> int:
         )
     finally:
         live.close()
-    found["cost"] = None if found["gpus"] is None else costs(found["gpus"], arguments.gpu_model, prices)
+    found["cost"] = None if found["gpus"] is None else costs(found["gpus"], arguments.gpu_model, *priced)
     _tell_problems(call, found["trace"])
     if call.output.format != "table":
         call.output.document(found)

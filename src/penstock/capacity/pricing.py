@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from penstock.cost.spec import Prices
+from penstock.cost.terms import Terms
 
 MONTH_H = 730  # hours
+_NONE = Decimal(-1)
 
 
-def costs(gpus: int, model: str, prices: Prices) -> dict[str, Any]:
-    terms = getattr(prices, "terms", None)  # older price files know on-demand prices alone
-    reserved = spot = None
-    if terms is not None:
-        rates = [c.rate for c in terms.commitments if c.gpus and (not model or c.model == model)]
-        reserved = min(rates, default=None)
-        spot = terms.spot_gpu(model, prices) if terms.spot_hour else None
+def costs(gpus: int, model: str, prices: Prices, terms: Terms | None = None) -> dict[str, Any]:
+    """``model`` as its nodes call it; without one, the cheapest reservation and the default price."""
+    reserved: dict[str, Decimal] = {}
+    terms = terms or Terms()
+    for one in terms.commitments:
+        if one.gpus:
+            reserved[one.model] = min(one.rate, reserved.get(one.model, one.rate))
     return {
         "currency": prices.currency,
         "on_demand": _priced(gpus, prices.gpu(model)),
-        "reserved": _priced(gpus, reserved),
-        "spot": _priced(gpus, spot),
+        "reserved": _priced(gpus, _of(model, reserved, prices)),
+        "spot": _priced(gpus, _of(model, terms.spot_hour, prices)),
     }
+
+
+def _of(model: str, rates: Mapping[str, Decimal], prices: Prices) -> Decimal | None:
+    """Names fit as they do on demand."""
+    if not model:
+        return rates.get("default", min(rates.values(), default=None))
+    found = Prices(prices.currency, _NONE, _NONE, rates.get("default", _NONE), rates).gpu(model)
+    return None if found == _NONE else found
 
 
 def _priced(gpus: int, rate: Decimal | None) -> dict[str, float] | None:

@@ -275,7 +275,8 @@ def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: 
         engine.on_change = lambda: loop.enqueue("offers", "all")
     access = Access(store, now=clock.now, monotonic=clock.monotonic)
     rates, terms = prices.load_both(settings.prices)
-    room.refuses = lambda conn, project: budgets.refusal(conn, project, rates, store.clock())
+    purse = budgets.Purse(rates)
+    room.refuses = lambda conn, project: purse.refusal(conn, project, store.clock())
     watch = gpus.GpuWatch(
         store, engine, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
     )
@@ -467,6 +468,6 @@ async def _watch_nodes(house: House) -> None:
             try:
                 await house.reconciler.sync_nodes()
                 await house.gpus.look()
-                await house.store.write(lambda tx: budgets.watch(tx, house.prices))
+                await budgets.look(house.store, house.prices)
             except PenstockError as error:
                 log.warning("cannot take over the nodes: %s", error)

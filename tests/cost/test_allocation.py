@@ -81,13 +81,13 @@ def test_the_bill_is_that_of_an_independent_sum(
             if round(since * 10**6) <= a and b <= round(until * 10**6):
                 held = max(
                     sum(
-                        round(i.quantity / unit * 1000)
+                        round(i.quantity / unit * 10**6)
                         for i in side
                         if i.resource == resource and round(i.start * 10**6) <= a and b <= round(i.end * 10**6)
                     )
                     for side in (up, used)
                 )
-                expected += Fraction(rate) * held * (b - a) / (3600 * 10**9)
+                expected += Fraction(rate) * held * (b - a) / (3600 * 10**12)
     assert abs(bill - expected * 10**9) <= len(sizes)
 
 

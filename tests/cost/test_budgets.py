@@ -56,6 +56,38 @@ def test_warned_once_a_threshold_and_refused(sqlite_url: str) -> None:
     asyncio.run(story())
 
 
+def test_a_burst_of_submissions_costs_one_sum(sqlite_url: str) -> None:
+    async def story() -> None:
+        clock = Clock()
+        async with ledgers(sqlite_url, clock) as store:
+            await store.write(lambda tx: accounts.add_project(tx, "root", "default"))
+            one = budgets.parse("default", "30", [100], refuse=True, contact="")
+            await store.write(lambda tx: budgets.put(tx, one, actor="root"))
+            await store.write(lambda tx: started(tx, "j", groups=groups("n0", gpus=1)))  # 24 an hour
+            purse = budgets.Purse(PRICES)
+
+            async def refused() -> str | None:
+                return await store.read(lambda conn: purse.refusal(conn, "default", clock()))
+
+            assert await refused() is None
+            clock.now += 3600 * 2
+            assert await refused() == "48.00 of 30 EUR are spent this month: ask an administrator for more"
+            clock.now += budgets.FRESH_S / 2
+            more = budgets.parse("default", "48.01", [100], refuse=True, contact="")
+            await store.write(lambda tx: budgets.put(tx, more, actor="root"))
+            assert await refused() is None  # a new budget counts at once, what was spent is some seconds old
+            clock.now += 3600
+            assert await refused() is not None
+            await budgets.look(store, PRICES)
+            await budgets.look(store, PRICES)
+            found = await store.read(lambda conn: events.page(conn, after=0, limit=50, kind="Project"))
+            assert [event.reason for event in found].count(Reason.BudgetExceeded) == 1
+            await store.write(lambda tx: budgets.delete(tx, "default", actor="root"))
+            assert await refused() is None
+
+    asyncio.run(story())
+
+
 def test_capacity_follows_the_nodes_and_the_bill_names_its_intervals(sqlite_url: str) -> None:
     async def story() -> dict[str, Any]:
         clock = Clock()

@@ -3,7 +3,7 @@
 The bill: what was up (node, resource, from, until) at its price, and commitments at theirs whether used or not. A row
 is *used* (an interval of the usage ledger), *idle* (up, nobody's) or *unused* (committed, but not up). Commitments
 for GPUs of a model cover the first GPUs of it that are up; all of that model then bear the blend of both prices.
-Usage where no capacity was recorded counts as capacity. All arithmetic is on whole numbers: microseconds, thousandths
+Usage where no capacity was recorded counts as capacity. All arithmetic is on whole numbers: microseconds, millionths
 of a unit, 1e-12 of the currency; every division rounds down, so that idle, which takes the rest, is never negative.
 """
 
@@ -27,10 +27,10 @@ Pool = tuple[
     str, str
 ]  # how it is paid for: ("on_demand" | "spot", resource), ("node", name), ("reserved", commitment/node)
 _MICRO = 10**6
-_MILLI = 1000
+_PART = 10**6  # of a unit: fine enough that sevenths of a GPU never add up to more than it
 _PICO = 10**12
 _HOUR = 3600 * _MICRO
-_TO_NANOS = _HOUR * _MILLI * (_PICO // 10**9)
+_TO_NANOS = _HOUR * _PART * (_PICO // 10**9)
 
 
 class Interval(NamedTuple):
@@ -54,7 +54,7 @@ class Row:
     pool: Pool
     nanos: int
     intervals: tuple[str, ...] = ()
-    units: int = 0  # thousandths of a unit times microseconds
+    units: int = 0  # millionths of a unit times microseconds
     per: str = (
         ""  # of a node that is paid for as a whole, what its units are: "gpus", "cpus", or "nodes" that were not there
     )
@@ -62,7 +62,7 @@ class Row:
     @property
     def hours(self) -> float:
         """GPU-hours, core-hours, GiB-hours; node-hours of a node that is paid for as a whole and was not there."""
-        return self.units / (_MILLI * _HOUR)
+        return self.units / (_PART * _HOUR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _Pool:
 
     rate: int  # picos an hour of one unit; ``flat``: of the whole
     flat: bool = False
-    commitments: list[tuple[int, int, int, int]] = field(default_factory=list)  # start, end, milli-units, picos
+    commitments: list[tuple[int, int, int, int]] = field(default_factory=list)  # start, end, millionths, picos
     up: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     used: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     present: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # whether anything is there: if ``flat``
@@ -164,12 +164,12 @@ def _picos(rate: Decimal) -> int:
 
 
 def _units(interval: Interval, pool: Pool, with_gpus: Collection[str]) -> int:
-    """Thousandths of a unit; of a node that is paid for as a whole its GPUs bear the price, or its cores if it has none."""
+    """Millionths of a unit; of a node that is paid for as a whole its GPUs bear the price, or its cores if it has none."""
     quantity = interval.quantity / GIB if interval.resource == MEMORY else interval.quantity
     whole = pool[0] in ("node", "reserved")
     if whole and not (interval.resource.startswith(GPUS) if interval.node in with_gpus else interval.resource == CPUS):
         return 0
-    return max(round(quantity * _MILLI), 0)
+    return max(round(quantity * _PART), 0)
 
 
 @dataclass(slots=True)
@@ -254,14 +254,14 @@ def _commit(pools: dict[Pool, _Pool], prices: Prices, terms: Terms, window: tupl
 
 def _bought(commitment: Commitment) -> Iterable[tuple[Pool, int]]:
     if not commitment.nodes:
-        yield ("on_demand", GPUS + commitment.model), commitment.gpus * _MILLI
+        yield ("on_demand", GPUS + commitment.model), commitment.gpus * _PART
     for node in commitment.nodes:
-        yield ("reserved", f"{commitment.name}/{node}"), _MILLI
+        yield ("reserved", f"{commitment.name}/{node}"), _PART
 
 
 @dataclass(slots=True)
 class _Sweep:
-    """The pool's account while time goes on; ``price`` is the integral of what one milli-unit costs."""
+    """The pool's account while time goes on; ``price`` is the integral of what one millionth costs."""
 
     times: list[int] = field(default_factory=list)
     price: list[int] = field(default_factory=list)
@@ -329,7 +329,7 @@ def _cost(pool: _Pool, time: int, there: int, present: bool) -> tuple[int, int, 
     """What one microsecond costs now: of what is there, and of what is committed and not there (and how much that is)."""
     live = [(units, rate) for start, end, units, rate in pool.commitments if start <= time < end]
     if pool.flat:
-        paid = sum(rate * _MILLI for _, rate in live) or (pool.rate * _MILLI if present else 0)
+        paid = sum(rate * _PART for _, rate in live) or (pool.rate * _PART if present else 0)
         return (paid, 0, 0) if present else (0, paid, sum(units for units, _ in live))
     covering = unused = missing = 0
     left = there

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -21,8 +21,10 @@ from penstock.cost.plan import NANOS, price
 from penstock.cost.queries import Window
 from penstock.cost.spec import Prices
 from penstock.cost.tables import budgets
-from penstock.store.store import Tx
+from penstock.store.store import Store, Tx
 from penstock.tenancy import accounts
+
+FRESH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,32 +88,83 @@ def spent(conn: Connection, project: str, prices: Prices, now: float) -> Decimal
     return Decimal(price(queries.usages(conn, "project", window, projects={project}), prices).nanos) / NANOS
 
 
-def refusal(conn: Connection, project: str, prices: Prices, now: float) -> str | None:
+@dataclass(slots=True)
+class Purse:
+    """What projects have spent, ``FRESH_S`` old at most: a burst of submissions costs one sum, not one each."""
+
+    prices: Prices
+    _known: dict[str, tuple[float, Decimal]] = field(default_factory=dict)
+
+    def refusal(self, conn: Connection, project: str, now: float) -> str | None:
+        """As the function below."""
+        return refusal(conn, project, self.prices, now, self._spent)
+
+    def _spent(self, conn: Connection, project: str, prices: Prices, now: float) -> Decimal:
+        at, amount = self._known.get(project, (float("-inf"), Decimal(0)))
+        if not 0 <= now - at < FRESH_S or month_of(at) != month_of(now):
+            amount = spent(conn, project, prices, now)
+            self._known[project] = (now, amount)
+        return amount
+
+
+def refusal(
+    conn: Connection,
+    project: str,
+    prices: Prices,
+    now: float,
+    spent_by: Callable[[Connection, str, Prices, float], Decimal] = spent,
+) -> str | None:
     """Why a project may submit nothing more this month; None where it may."""
     row = conn.execute(select(budgets).where(budgets.c.project == project, budgets.c.refuse)).first()
     if row is None:
         return None
-    budget, used = _budget(row), spent(conn, project, prices, now)
+    budget, used = _budget(row), spent_by(conn, project, prices, now)
     if used < budget.amount:
         return None
     whom = budget.contact or "an administrator"
     return f"{used:.2f} of {budget.amount} {prices.currency} are spent this month: ask {whom} for more"
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A threshold, in percent, that a project's spending has passed and that nobody was told of yet."""
+
+    project: str
+    threshold: int
+    used: Decimal
+    amount: Decimal
+
+
+def reached(conn: Connection, prices: Prices, now: float) -> list[Reached]:
+    """Thresholds that were passed since they were last announced, once a month each."""
+    month, found = _month(now), []
+    for row in conn.execute(select(budgets)).all():
+        budget, used = _budget(row), spent(conn, row.project, prices, now)
+        passed = max((each for each in budget.thresholds if used / budget.amount * 100 >= each), default=0)
+        if passed > (int(row.told.split()[1]) if row.told.startswith(month) else 0):
+            found.append(Reached(row.project, passed, used, budget.amount))
+    return found
+
+
+async def look(store: Store, prices: Prices) -> None:
+    """Sums are made beside the writer, which is asked only where there is something to tell."""
+    if await store.read_long(lambda conn: reached(conn, prices, store.clock())):
+        await store.write(lambda tx: watch(tx, prices))
+
+
+def _month(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
+
+
 def watch(tx: Tx, prices: Prices) -> None:
-    """Announce thresholds that were reached since the last look, once a month each."""
-    month = datetime.fromtimestamp(tx.now, UTC).strftime("%Y-%m")
-    for row in tx.conn.execute(select(budgets)).all():
-        budget, used = _budget(row), spent(tx.conn, row.project, prices, tx.now)
-        share = used / budget.amount * 100
-        reached = max((each for each in budget.thresholds if share >= each), default=0)
-        told = int(row.told.split()[1]) if row.told.startswith(month) else 0
-        if reached <= told:
-            continue
-        tx.conn.execute(budgets.update().where(budgets.c.project == row.project).values(told=f"{month} {reached}"))
+    """Announce what was reached."""
+    for each in reached(tx.conn, prices, tx.now):
+        share = each.used / each.amount * 100
+        told = f"{_month(tx.now)} {each.threshold}"
+        tx.conn.execute(budgets.update().where(budgets.c.project == each.project).values(told=told))
         reason = Reason.BudgetExceeded if share >= 100 else Reason.BudgetWarning
-        message = f"{used:.2f} of {budget.amount} {prices.currency} are spent ({share:.0f}%)"
-        tx.emit(_ref(row.project), reason, message, actor="system", data={"threshold": reached})
+        message = f"{each.used:.2f} of {each.amount} {prices.currency} are spent ({share:.0f}%)"
+        tx.emit(_ref(each.project), reason, message, actor="system", data={"threshold": each.threshold})
 
 
 def to_json(budget: Budget, used: Decimal, currency: str) -> dict[str, Any]:

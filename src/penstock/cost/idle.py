@@ -25,8 +25,8 @@ from penstock.store.store import Store, Tx
 from penstock.tenancy.plan import visible
 
 _OPEN = text(
-    'INSERT INTO idle_usage (job_id, attempt, node, gpu, started_at, resource, project, "user", queue, job)'
-    " VALUES (:job_id, :attempt, :node, :gpu, :started_at, :resource, :project, :user, :queue, :job)"
+    'INSERT INTO idle_usage (job_id, attempt, node, gpu, started_at, quantity, resource, project, "user", queue, job)'
+    " VALUES (:job_id, :attempt, :node, :gpu, :started_at, :quantity, :resource, :project, :user, :queue, :job)"
     " ON CONFLICT DO NOTHING"
 )
 _END: BindParameter[float] = bindparam("end")
@@ -60,7 +60,9 @@ def record(tx: Tx, event: EventRow) -> None:
             "job": event.name,
         }
         rows = [
-            common | {"node": g["node"], "gpu": g["id"], "resource": GPUS + g["model"], "started_at": g["at"]}
+            common
+            | {"node": g["node"], "gpu": g["id"], "resource": GPUS + g["model"], "started_at": g["at"]}
+            | {"quantity": g.get("part", 1.0)}
             for g in data["gpus"]
         ]
         if rows:
@@ -103,7 +105,7 @@ def idle(conn: Connection, by: str, window: Window, projects: Collection[str] | 
     """Those that left GPUs idle, the dearest first; at the price file's prices on demand."""
     names = KEYS[by]
     columns = [idle_usage.c[name] for name in names]
-    seconds = func.sum(queries.seconds(idle_usage, window))
+    seconds = func.sum(func.coalesce(idle_usage.c.quantity, 1.0) * queries.seconds(idle_usage, window))
     open_now = func.sum(case((idle_usage.c.ended_at.is_(None), 1), else_=0))
     query = select(*columns, idle_usage.c.resource, seconds, open_now).group_by(*columns, idle_usage.c.resource)
     query = query.where(idle_usage.c.started_at < window.until)

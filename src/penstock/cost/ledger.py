@@ -10,6 +10,7 @@ from sqlalchemy import BindParameter, bindparam, case, func, select, text, updat
 from penstock.base.reasons import Reason
 from penstock.cost.spec import CPUS, GPUS, MEMORY
 from penstock.cost.tables import UNRECORDED, usage
+from penstock.scheduling.devices import part
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -71,7 +72,8 @@ def _held(group: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield CPUS, float(group.get("cpus") or 0)
     yield MEMORY, float(group.get("memory") or 0)
     for gpu in group.get("gpus") or ():
-        yield GPUS + str(gpu.get("model") or "unknown"), 1.0
+        model = str(gpu.get("model") or "unknown")
+        yield GPUS + model, part(model, gpu.get("milli") or 0, gpu.get("mig") or "")
 
 
 def _time(said: object, otherwise: float) -> float:

@@ -51,6 +51,7 @@ idle_usage = Table(
     Column("queue", Text, nullable=False),
     Column("job", Text, nullable=False),
     Column("ended_at", Double),
+    Column("quantity", Double),  # of a GPU: a share or an instance is a part; null: a whole one
     Index("ix_idle_usage_ended_at", "ended_at"),
 )
 

@@ -26,6 +26,7 @@ from penstock.jobs.state import ACTIVE
 from penstock.jobs.tables import attempts, jobs
 from penstock.jobs.view import Memory, queue_of, told_idle
 from penstock.scheduling import live
+from penstock.scheduling.devices import part
 from penstock.store.store import Store, Tx
 from penstock.telemetry.state import Key, Track, advance, idle_gpus
 from penstock.tenancy.plan import decide
@@ -52,7 +53,7 @@ class Holder:
     queue: str
     patience_s: float | None  # its queue's
     since: float
-    gpus: Mapping[Key, str]
+    gpus: Mapping[Key, tuple[str, float]]  # its model, and how much of it
     told: Mapping[Key, float]
 
 
@@ -111,7 +112,7 @@ class GpuWatch:
             queue = queue_of(setup, self._memory.spec(row), row.project)
             known = setup.queues.get(queue)
             gpus = {
-                (group["node"], gpu["id"]): str(gpu.get("model") or "unknown")
+                (group["node"], gpu["id"]): (str(gpu.get("model") or "unknown"), _part(gpu))
                 for group in json.loads(row.groups)
                 for gpu in group["gpus"]
             }
@@ -174,6 +175,10 @@ def _words(reason: Reason, one: Holder, gpus: Mapping[Key, float], now: float) -
     return f"{gpu_words(len(gpus), len(one.gpus), 'are' if len(gpus) != 1 else 'is')} no longer known to be idle"
 
 
+def _part(gpu: Mapping[str, Any]) -> float:
+    return part(str(gpu.get("model") or ""), gpu.get("milli") or 0, gpu.get("mig") or "")
+
+
 def _data(one: Holder, gpus: Mapping[Key, float]) -> dict[str, Any]:
     return {
         "job_id": one.job_id,
@@ -181,7 +186,7 @@ def _data(one: Holder, gpus: Mapping[Key, float]) -> dict[str, Any]:
         "user": one.user,
         "queue": one.queue,
         "gpus": [
-            {"node": node, "id": gpu, "model": one.gpus[node, gpu], "at": at}
+            {"node": node, "id": gpu, "model": one.gpus[node, gpu][0], "part": one.gpus[node, gpu][1], "at": at}
             for (node, gpu), at in sorted(gpus.items())
         ],
     }

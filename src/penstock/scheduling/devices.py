@@ -123,3 +123,15 @@ def pick_share_gpu(free: Sequence[int], milli: int) -> int | None:
     """The fullest GPU that still holds such a share, the first among equals. Thousandths never add up across GPUs."""
     found = share_gpus(free, milli)
     return found[0][1] if found else None
+
+
+def part(model: str, milli: int = 0, mig: str = "") -> float:
+    """How much of a GPU a share or an instance is, in cost and quota: its thousandths, or its compute slices of the device's.
+
+    Memory decides how many instances fit; compute slices never add up to more than the device, so neither does the cost.
+    """
+    if milli:
+        return milli / WHOLE
+    if mig:
+        return compute_slices(mig) / max((profile.compute for profile in profiles(model)), default=7)
+    return 1.0

@@ -18,6 +18,7 @@ REVISIONS = (
     "0007",
     "0008",
     "0009",
+    "0010",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

@@ -93,3 +93,9 @@ def test_a_table_is_to_be_looked_at(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*command, "--samples", "5", "-o", "json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["timeline"]["gpus"]) == {"a", "b"}
     assert main([*command, "--samples", "0"]) == 2
+    assert main([*command, "--versus", "nodes=2,policy=sjf", "-o", "table"]) == 0
+    assert "makespan                   3h" in capsys.readouterr().out
+    assert main([*command, "--versus", "nodes=2,policy=sjf", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["versus"]["makespan_s"] == 7200
+    for wrong in ("nodes=x", "policy=", "gpus=4,odd", "policy=odd"):
+        assert main([*command, "--versus", wrong]) == 2

@@ -16,7 +16,7 @@ from penstock.capacity import picture
 from penstock.capacity.pack import picture as pack_picture
 from penstock.capacity.pack import run_files
 from penstock.capacity.pricing import costs
-from penstock.capacity.scenario import Scenario, Source, checked, replayed
+from penstock.capacity.scenario import Scenario, Source, changed, checked, replayed
 from penstock.capacity.sizing import parse_target, planned
 from penstock.capacity.synth import CLUSTERS, FIELDS, synthesize
 from penstock.capacity.traces import Selection
@@ -72,6 +72,9 @@ def _configure(parser: ArgumentParser) -> None:
     _trace_arguments(replay)
     replay.add_argument("--nodes", type=int, required=True, metavar="N")
     replay.add_argument("--samples", type=_samples, default=0, metavar="N", help="JSON: a timeline of so many points")
+    replay.add_argument(
+        "--versus", metavar="KEY=VALUE,...", help="once more with these changed: nodes=96,policy=sjf,backfill=easy"
+    )
     _policy_arguments(replay)
     plan = what.add_parser("plan", help="the least number of nodes that meets a target")
     _trace_arguments(plan)
@@ -169,12 +172,20 @@ def _replay(call: Invocation, arguments: Namespace) -> int:
         live.show(Progress(done, words))
 
     scenario, table = _scenario(arguments), call.output.format == "table"
+    other = changed(scenario, arguments.versus) if arguments.versus else None
+    if other is not None and arguments.trace == "-":
+        raise InvalidInput("--versus reads the trace twice: give a file")
     samples = arguments.samples or (picture.SAMPLES if table else 0)
     try:
         found = replayed(scenario, _source(arguments), time.perf_counter, watch=watch, samples=samples)
+        if other is not None:
+            again = replayed(other, _source(arguments), time.perf_counter, watch=watch, samples=samples)
+            found["versus"] = again
     finally:
         live.close()
     _tell_problems(call, found["trace"])
+    if found["not_modelled"]:
+        call.output.note(f"a replay does not follow {', '.join(found['not_modelled'])}")
     if not table:
         call.output.document(found)
         return 0
@@ -182,6 +193,9 @@ def _replay(call: Invocation, arguments: Namespace) -> int:
         call.output.line(line)
     rows = [{"queue": name} | row for name, row in found["by_queue"].items()]
     call.output.table(picture.columns(found), rows, call.now)
+    if "versus" in found:
+        for line in ("", *picture.versus(found, found["versus"], arguments.versus)):
+            call.output.line(line)
     if found["reality"]:
         for line in ("", *picture.reality(found["reality"])):
             call.output.line(line)

@@ -112,6 +112,27 @@ def reality(found: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def versus(one: Mapping[str, Any], other: Mapping[str, Any], changes: str) -> Iterator[str]:
+    """Two replays of one trace side by side."""
+    yield f"{'':<{_NAME}} {'this':>12} {changes:>24}"
+    for name, key in (("mean wait", "mean_wait_s"), ("P50 wait", "p50_wait_s"), ("P95 wait", "p95_wait_s"),
+                      ("mean completion", "mean_completion_s"), ("makespan", "makespan_s")):  # fmt: skip
+        yield f"{name:<{_NAME}} {format_duration(one[key]):>12} {format_duration(other[key]):>24}{_change(one[key], other[key])}"
+    used, again = 100 * one["utilization"], 100 * other["utilization"]
+    yield f"{'utilization':<{_NAME}} {used:>11.1f}% {again:>23.1f}%"
+    for name, key in (("evictions", "evictions"), ("lost GPU-hours", "lost_gpu_hours")):
+        if one[key] or other[key]:
+            yield f"{name:<{_NAME}} {one[key]:>12,.0f} {other[key]:>24,.0f}{_change(one[key], other[key])}"
+    top = max(_most(found["timeline"]["all"]["waiting"]) for found in (one, other))
+    for name, found in (("in line, this", one), ("in line, other", other)):
+        row = found["timeline"]["all"]["waiting"]
+        yield _line(name, row, top, f"most {_most(row):,.0f}, in {format_duration(found['makespan_s'])}")
+
+
+def _change(before: float, after: float) -> str:
+    return f" {100 * (after - before) / before:+6.0f}%" if before else ""
+
+
 def plan(found: Mapping[str, Any]) -> Iterator[str]:
     """The answer of ``capacity plan``: how many, how sure, how much; and each replay as a bar."""
     metric, most = found["target"]["metric"], format_duration(found["target"]["seconds"])

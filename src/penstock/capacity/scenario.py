@@ -143,6 +143,34 @@ def checked(scenario: Scenario) -> Scenario:
     return scenario
 
 
+_COUNTS, _WORDS = ("nodes", "depth"), ("policy", "blocking", "backfill", "placement")
+
+
+def changed(scenario: Scenario, text: str) -> Scenario:
+    """``nodes=96,policy=sjf``: the same with these changed. Raises InvalidInput with all that is wrong."""
+    problems, counts, words = [], dict[str, int](), dict[str, str]()
+    for item in text.split(","):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key in _WORDS and value:
+            words[key] = value
+        elif key in _COUNTS and value.isdigit():
+            counts[key] = int(value)
+        else:
+            problems.append(Problem("versus", f"{item!r}: write {', '.join(_COUNTS + _WORDS)}=VALUE"))
+    if problems:
+        raise InvalidInput("--versus cannot be read", details=problems)
+    found = replace(scenario, nodes=counts.get("nodes", scenario.nodes), depth=counts.get("depth", scenario.depth))
+    return checked(
+        replace(
+            found,
+            policy=words.get("policy", found.policy),
+            blocking=words.get("blocking", found.blocking),
+            backfill=words.get("backfill", found.backfill),
+            placement=words.get("placement", found.placement),
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where jobs come from: a file, read anew at each call."""

@@ -29,6 +29,7 @@ _PLAINLY = {
     "bool_parsing": "must be true or false",
     "dict_type": "must be a mapping (name: value)",
     "model_type": "must be a mapping (name: value)",
+    "too_short": "must not be empty",
 }
 
 

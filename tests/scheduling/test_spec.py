@@ -98,7 +98,11 @@ def test_everything_wrong_is_told_at_once() -> None:
         "line 6: cohorts[0].parent: cohorts go round in a circle: a -> c -> b -> a",
         "line 9: cohorts[3].parent: there is no cohort 'nowhere'",
         "line 13: queues[0].colour: is not a field here",
+        "line 12: queues[0].cohort: there is no cohort 'z'",
+        "line 15: queues[1].cohort: there is no cohort 'nobody'",
         "line 16: queues[1].weight: ",
+        "line 22: queues[2].quotas.b200: there is no flavor 'b200'",
+        "line 24: queues[3].projects: project 'x' is in queue 's' already",
         "line 21: queues[2].quotas.h100.cpus.nominal: ",
         "line 26: queues[3].quotas.h100.memory.nominal: ",
         "line 26: queues[3].quotas.h100.tpus",
@@ -156,3 +160,34 @@ def test_total(value: object) -> None:
     except InvalidInput as error:
         told = error.details
     assert told
+
+
+def test_a_bad_entry_hides_nothing_of_what_is_wrong_with_it_and_others() -> None:
+    text = """
+policy: {order: fastest}
+flavors: [{name: h100, gpu_models: [H100]}]
+cohorts:
+- {name: a, parent: b, weight: 0}
+- {name: b, parent: a}
+queues:
+- {name: q1, cohort: a, quotas: {h100: {gpus: 100}}, projects: [x]}
+- {name: q1, cohort: zzz, quotas: {h100: {gpus: -4}, a100: {gpus: 1}}}
+- {name: q2, weight: 0, projects: [x]}
+reservations:
+- {name: r, start: 5, end: 9, nodes: []}
+"""
+    with pytest.raises(InvalidInput) as caught:
+        parse_setup(text, path="q.yaml", capacity={"h100": {"gpus": 64.0}})
+    assert [(one.line, one.path, one.message) for one in caught.value.details] == [
+        (2, "policy.order", "input should be 'fifo', 'sjf', 'fairshare' or 'multifactor'"),
+        (5, "cohorts[0].weight", "input should be greater than 0"),
+        (5, "cohorts[0].parent", "cohorts go round in a circle: a -> b -> a"),
+        (8, "queues[0].quotas.h100.gpus", "with this, 100 gpus of flavor h100 are promised; the fleet has 64"),
+        (9, "queues[1].quotas.h100.gpus.nominal", "input should be greater than or equal to 0"),
+        (9, "queues[1].name", "'q1' is the name of queues[0] already"),
+        (9, "queues[1].cohort", "there is no cohort 'zzz' in the file (there are: a, b)"),
+        (9, "queues[1].quotas.a100", "there is no flavor 'a100' (there are: h100)"),
+        (10, "queues[2].weight", "input should be greater than 0"),
+        (10, "queues[2].projects", "project 'x' is in queue 'q1' already"),
+        (12, "reservations[0].nodes", "must not be empty"),
+    ]

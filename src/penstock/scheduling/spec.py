@@ -122,12 +122,18 @@ def parse_setup(text: str, *, path: str = "this file", capacity: Capacity | None
 
 @dataclass(slots=True)
 class Item:
-    """One entry of a list. ``form`` is None where it is not what it should be; its name may be known all the same."""
+    """One entry of a list. ``form`` is None where it is not what it should be; what it ``says`` may be known all the same."""
 
     name: str
     form: Any
     path: str
     lines: dict[Path, int]
+    says: Mapping[str, Any]
+
+    def named(self, key: str) -> str | None:
+        """The name that it gives for ``key``, as far as it is one."""
+        found = self.says.get(key)
+        return found if isinstance(found, str) else None
 
     def problem(self, message: str, *where: str) -> Problem:
         line = next((self.lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in self.lines), None)
@@ -173,7 +179,7 @@ class _Reader:
         self.problems += _below(wrong, path)
         name = value.get("name") if isinstance(value, dict) else None
         if isinstance(name, str):
-            self.items[kind].append(Item(name, form, path, lines))
+            self.items[kind].append(Item(name, form, path, lines, value))
 
 
 def _below(problems: Iterable[Problem], path: str) -> list[Problem]:
@@ -189,7 +195,15 @@ class _Checks:
         self.flavors = {item.name for item in items["flavors"]} or {"default"}
 
     def all(self) -> list[Problem]:
-        return [*self._twins(), *self._parents(), *self._cycles(), *self._quotas(), *self._projects(), *self._sums()]
+        return [
+            *self._twins(),
+            *self._parents(),
+            *self._cycles(),
+            *self._quotas(),
+            *self._flavors(),
+            *self._projects(),
+            *self._sums(),
+        ]
 
     def _good(self, *kinds: str) -> Iterator[Item]:
         return (item for kind in kinds for item in self.items[kind] if item.form is not None)
@@ -203,9 +217,12 @@ class _Checks:
                     yield item.problem(f"{item.name!r} is the name of {other.path} already", "name")
 
     def _parents(self) -> Iterator[Problem]:
-        for item in self._good("cohorts", "queues"):
-            key = "cohort" if hasattr(item.form, "cohort") else "parent"
-            parent = getattr(item.form, key)
+        for kind, key in (("cohorts", "parent"), ("queues", "cohort")):
+            yield from self._unknown(self.items[kind], key)
+
+    def _unknown(self, items: Iterable[Item], key: str) -> Iterator[Problem]:
+        for item in items:
+            parent = item.named(key)
             if parent is not None and parent not in self.cohorts:
                 yield item.problem(f"there is no cohort {parent!r} in the file{_known(self.cohorts)}", key)
 
@@ -218,19 +235,24 @@ class _Checks:
             while name is not None and name not in done and name not in seen:
                 seen.append(name)
                 item = self.cohorts.get(name)
-                name = item.form.parent if item is not None and item.form is not None else None
+                name = item.named("parent") if item is not None else None
             if name is not None and name in seen:
                 ring = [*seen[seen.index(name) :], name]
                 yield self.cohorts[name].problem(f"cohorts go round in a circle: {' -> '.join(ring)}", "parent")
             done.update(seen)
+
+    def _flavors(self) -> Iterator[Problem]:
+        for item in (*self.items["cohorts"], *self.items["queues"]):
+            said = item.says.get("quotas")
+            for flavor in said if isinstance(said, dict) else ():
+                if isinstance(flavor, str) and flavor not in self.flavors:
+                    yield item.problem(f"there is no flavor {flavor!r}{_known(self.flavors)}", "quotas", flavor)
 
     def _quotas(self) -> Iterator[Problem]:
         for item in self._good("cohorts", "queues"):
             queue = hasattr(item.form, "cohort")
             alone = (item.form.cohort if queue else item.form.parent) is None
             for flavor, by in item.form.quotas.items():
-                if flavor not in self.flavors:
-                    yield item.problem(f"there is no flavor {flavor!r}{_known(self.flavors)}", "quotas", flavor)
                 for resource, quota in by.items():
                     at = ("quotas", flavor, resource)
                     if queue and quota.lending_limit is not None and quota.lending_limit > quota.nominal + SLACK:
@@ -244,8 +266,9 @@ class _Checks:
 
     def _projects(self) -> Iterator[Problem]:
         first: dict[str, str] = {}
-        for item in self._good("queues"):
-            for project in item.form.projects:
+        for item in self.items["queues"]:
+            said = item.says.get("projects")
+            for project in (one for one in said if isinstance(one, str)) if isinstance(said, list) else ():
                 other = first.setdefault(project, item.name)
                 if other != item.name:
                     yield item.problem(f"project {project!r} is in queue {other!r} already", "projects")

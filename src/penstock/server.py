@@ -212,6 +212,8 @@ def choose_engine(
         settings.simulate_speed,
         settings.simulate_mtbf,
         settings.simulate_repair,
+        cut_nodes=settings.simulate_mig[0] if settings.simulate_mig else 0,
+        cut=settings.simulate_mig[1] if settings.simulate_mig else (),
     )
     return SimulatedEngine(fleet, clock=clock)
 

@@ -21,6 +21,7 @@ class Settings:
     local_nodes: int = 1  # --local-nodes: into how many nodes this machine is split
     simulate: tuple[int, int] | None = None  # --simulate: a simulated fleet: nodes, GPUs on each
     simulate_gpu: str = "NVIDIA H100 80GB HBM3"  # --simulate-gpu: the model of those GPUs
+    simulate_mig: tuple[int, tuple[str, ...]] | None = None  # --simulate-mig: so many nodes' GPUs are cut into these
     simulate_speed: float = 1.0  # --simulate-speed: how many times as fast simulated jobs' own times pass
     simulate_load: float = 0.0  # --simulate-load: made-up jobs ask for about this part of the fleet's GPUs at any time
     simulate_mtbf: float | None = None  # --simulate-mtbf: seconds between two failures of one node

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from penstock.base.errors import InvalidInput
 from penstock.base.quantities import format_memory, parse_duration
 from penstock.client.verb import Invocation, Verb
-from penstock.engines.simulated.shape import parse_shape
+from penstock.engines.simulated.shape import MODEL, parse_cut, parse_shape
+from penstock.scheduling.devices import is_valid, profiles
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _PLAIN = ("host", "port", "database_url", "local_nodes", "job_user")
 _SIMULATED: dict[str, Callable[[str], Any]] = {
     "simulate_gpu": str,
+    "simulate_mig": parse_cut,
     "simulate_speed": float,
     "simulate_load": float,
     "simulate_mtbf": parse_duration,
@@ -77,7 +79,20 @@ def _simulated(arguments: Namespace) -> dict[str, Any]:
     for name in ("simulate_mtbf", "simulate_repair"):
         if given.get(name, 1.0) <= 0:
             raise InvalidInput(f"--{name.replace('_', '-')} {words[name]}: give more than 0, such as 500h")
+    if "simulate_mig" in given:
+        _check_cut(given["simulate_mig"], given["simulate"][0], given.get("simulate_gpu", MODEL))
     return given
+
+
+def _check_cut(given: tuple[int, tuple[str, ...]], nodes: int, model: str) -> None:
+    """Raises InvalidInput for more nodes than there are, and for what the hardware cannot do."""
+    cut_nodes, cut = given
+    if cut_nodes > nodes:
+        raise InvalidInput(f"--simulate-mig: {cut_nodes} nodes are to be cut, and there are {nodes}")
+    if not is_valid(model, cut):
+        known = ", ".join(profile.name for profile in profiles(model))
+        can = f"its profiles are {known}, and not any of them go together" if known else "it knows no MIG"
+        raise InvalidInput(f"--simulate-mig: a {model} cannot be cut into {', '.join(cut)}: {can}")
 
 
 def _up_arguments(parser: ArgumentParser) -> None:
@@ -88,6 +103,11 @@ def _up_arguments(parser: ArgumentParser) -> None:
     add("--local-nodes", type=int, metavar="N", help="split this machine into N nodes")
     add("--simulate", metavar="NxG", help="a simulated fleet of N nodes with G GPUs each: nothing really runs")
     add("--simulate-gpu", metavar="MODEL", help="their model (default NVIDIA H100 80GB HBM3)")
+    add(
+        "--simulate-mig",
+        metavar="N:PROFILES",
+        help="the last N nodes' GPUs are cut into MIG instances: 4:3g.40gb,3g.40gb",
+    )
     add("--simulate-speed", metavar="F", help="the times that jobs state pass F times as fast (default 1)")
     add("--simulate-load", metavar="X", help="make up jobs that ask for about X of all GPUs (0.9), of several projects")
     add("--simulate-mtbf", metavar="TIME", help="mean time between failures of one node, such as 500h (default: none)")

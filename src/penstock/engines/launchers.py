@@ -111,8 +111,14 @@ def hostfile(launch: Launch) -> str:
 
 
 def device_env(group: RankGroup) -> dict[str, str]:
-    """What shows a node's share of its GPUs, and no other; for engines that hand out devices themselves."""
-    return {"CUDA_VISIBLE_DEVICES": ",".join(group.gpus)}
+    """What shows a node's share of its GPUs, and no other; for engines that hand out devices themselves.
+
+    A share of one GPU is bookkeeping: whoever shares it sees all of it, but where NVIDIA's MPS runs, which reads the percentage.
+    """
+    shown = {"CUDA_VISIBLE_DEVICES": ",".join(group.gpus)}
+    if group.gpu_milli:
+        shown["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{group.gpu_milli / 10:g}"
+    return shown
 
 
 def node_env(

@@ -11,10 +11,17 @@ from penstock.base.errors import Problem
 
 
 @dataclass(frozen=True, slots=True)
+class MigInstance:
+    id: str  # what CUDA_VISIBLE_DEVICES takes: its MIG UUID
+    profile: str  # 3g.40gb
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     id: str  # what CUDA_VISIBLE_DEVICES takes: a UUID or an index
     model: str
     memory: int = 0  # bytes
+    mig: tuple[MigInstance, ...] = ()  # what it is cut into; then no job can have it whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,7 @@ class RankGroup:
     cpus: float
     memory: int | None
     gpus: tuple[str, ...] = ()
+    gpu_milli: int = 0  # of the one GPU, where it is not to have all of it
 
 
 @dataclass(frozen=True, slots=True)

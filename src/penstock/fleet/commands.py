@@ -38,8 +38,15 @@ def _memory(node: Node, _now: float = 0.0) -> str:
 
 def _gpus(node: Node, _now: float = 0.0) -> str:
     models = sorted({gpu.get("model") or "" for gpu in node["capacity"]["gpus"]} - {""})
-    counts = f"{len(node['allocated']['gpus'])}/{len(node['capacity']['gpus'])}"
-    return f"{counts} {', '.join(models)}".strip()
+    allocated = node["allocated"]
+    counts = f"{allocated.get('gpu_parts', len(allocated['gpus'])):g}/{len(node['capacity']['gpus'])}"
+    return f"{counts} {', '.join([*models, *_cut(node)])}".strip()
+
+
+def _cut(node: Node) -> list[str]:
+    """``16 x 3g.40gb``: MIG instances, by profile."""
+    found = [one["profile"] for gpu in node["capacity"]["gpus"] for one in gpu.get("mig") or ()]
+    return [f"{found.count(profile)} x {profile}" for profile in dict.fromkeys(found)]
 
 
 def _place(node: Node) -> str:

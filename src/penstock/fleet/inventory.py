@@ -69,7 +69,7 @@ def check_engine(conn: Connection, engine: str) -> None:
 
 
 def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:
-    gpus = [{"id": g.id, "model": g.model, "memory": g.memory} for g in offer.gpus]
+    gpus = _gpus(offer)
     tx.conn.execute(
         nodes.insert().values(
             name=offer.name,
@@ -97,8 +97,17 @@ def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:
     )
 
 
+def _gpus(offer: NodeOffer) -> list[dict[str, Any]]:
+    """What is stored of them; ``mig`` only of those that are cut."""
+    return [
+        {"id": gpu.id, "model": gpu.model, "memory": gpu.memory}
+        | ({"mig": [{"id": one.id, "profile": one.profile} for one in gpu.mig]} if gpu.mig else {})
+        for gpu in offer.gpus
+    ]
+
+
 def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
-    found = [{"id": g.id, "model": g.model, "memory": g.memory} for g in offer.gpus]
+    found = _gpus(offer)
     gpus = json.dumps(found)
     offered = json.dumps(dict(offer.labels))
     has = (offer.cpus, offer.memory, gpus, offer.ready, offered)

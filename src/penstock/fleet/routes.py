@@ -171,6 +171,7 @@ def node(row: Row[Any], used: Mapping[str, Any], seen: frozenset[str] | None) ->
             "cpus": used.get("cpus", 0.0),
             "memory": used.get("memory", 0),
             "gpus": sorted(used.get("gpus", ())),
+            "gpu_parts": used.get("gpu_parts", 0.0),
         },
         "cordoned": bool(row.cordoned),
         "draining": bool(row.draining),
@@ -198,7 +199,7 @@ def samples(conn: Connection, usage: Mapping[str, Mapping[str, Any]]) -> list[Sa
             Sample("node_memory_bytes", "gauge", "Memory of the node.", labels, row.memory),
             Sample("node_memory_allocated_bytes", "gauge", "Memory that jobs hold.", labels, used.get("memory", 0)),
             Sample("node_gpus", "gauge", "GPUs of the node.", labels, len(json.loads(row.gpus))),
-            Sample("node_gpus_allocated", "gauge", "GPUs that jobs hold.", labels, len(used.get("gpus", ()))),
+            Sample("node_gpus_allocated", "gauge", "GPUs that jobs hold.", labels, used.get("gpu_parts", 0.0)),
         ]
     return sorted(found, key=lambda s: s.name)
 

@@ -217,13 +217,22 @@ def _groups(view: View, admit: Admit, spec: JobSpec) -> list[dict[str, Any]]:
     ]
 
 
-def _gpus(view: View, share: Share) -> list[dict[str, str]]:
+def _gpus(view: View, share: Share) -> list[dict[str, Any]]:
+    """Of a part of a GPU also which part: ``milli`` thousandths, or the instance ``mig`` on its ``gpu``."""
     if not share.gpus or view.scheduler is None:
         return []
     pool = view.scheduler.pool
     node = pool.nodes[pool.index(share.node)]
     models: Mapping[str, str] = {gpu.id: gpu.model for gpu in node.gpus} if node is not None else {}
-    return [{"id": gpu, "model": models.get(gpu, "")} for gpu in share.gpus]
+    if not share.ask.mig:
+        part = {"milli": share.ask.gpu_milli} if share.ask.gpu_milli else {}
+        return [{"id": gpu, "model": models.get(gpu, ""), **part} for gpu in share.gpus]
+    found = []
+    for instance in share.gpus:
+        gpu, _, n = instance.rpartition(":")
+        id_ = view.mig[share.node][instance]["id"]
+        found.append({"id": id_, "model": models.get(gpu, ""), "mig": share.ask.mig, "gpu": gpu, "instance": int(n)})
+    return found
 
 
 def _attempt(tx: Tx, row: Row[Any], number: int, groups: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:

@@ -53,7 +53,14 @@ def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Sit
         run_dir=attempt["run_dir"],
         job_dir=posixpath.dirname(attempt["run_dir"]),
         groups=tuple(
-            RankGroup(g["node"], rank, g["cpus"], g["memory"], tuple(gpu["id"] for gpu in g["gpus"]))
+            RankGroup(
+                g["node"],
+                rank,
+                g["cpus"],
+                g["memory"],
+                tuple(gpu["id"] for gpu in g["gpus"]),
+                sum(gpu.get("milli", 0) for gpu in g["gpus"]),
+            )
             for rank, g in enumerate(groups)
         ),
         procs=spec.procs,

@@ -157,7 +157,7 @@ def capacity(conn: Connection, text: str) -> Capacity | None:
     for row in inventory.all_nodes(conn):
         node = seen.node(row)
         has = found.setdefault(node.flavor, {"gpus": 0.0, "cpus": 0.0, "memory": 0.0})
-        has["gpus"] += len(node.gpus)
+        has["gpus"] += sum(len(gpu.mig) or 1 for gpu in node.gpus)  # a MIG instance counts as one
         has["cpus"] += node.cpus
         has["memory"] += node.memory
     return found

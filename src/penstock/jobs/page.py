@@ -266,7 +266,12 @@ def _facts(job: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "Shape", f"{nodes} node{'s' * (nodes > 1)} x {procs} rank{'s' * (procs > 1)}"
     asked = [f"{float(needs.get('cpus') or 1):g} CPU"]
     asked += [str(needs["memory"])] if needs.get("memory") else []
-    asked += [f"{needs['gpus']} GPU"] if needs.get("gpus") else []
+    if needs.get("mig"):
+        asked.append(f"{needs.get('gpus') or 1} x {needs['mig']}")
+    elif needs.get("gpu_share"):
+        asked.append(f"{needs['gpu_share']:g} of a GPU")
+    elif needs.get("gpus"):
+        asked.append(f"{needs['gpus']} GPU")
     yield "Per node", ", ".join(asked)
     if status.get("nodes"):
         yield "Nodes", ", ".join(map(str, status["nodes"]))

@@ -20,7 +20,7 @@ from penstock.jobs import admission, progression, view
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, dependencies, jobs
-from penstock.scheduling import live
+from penstock.scheduling import devices, live
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import NodeState, Wait
 
@@ -110,10 +110,15 @@ def usage(conn: Connection) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in conn.execute(query):
         for group in json.loads(row.groups):
-            node = found.setdefault(group["node"], {"cpus": 0.0, "memory": 0, "gpus": [], "jobs": []})
+            node = found.setdefault(group["node"], {"cpus": 0.0, "memory": 0, "gpus": [], "gpu_parts": 0.0, "jobs": []})
             node["cpus"] = round(node["cpus"] + group["cpus"], 6)
             node["memory"] += group["memory"] or 0
-            node["gpus"] += [gpu["id"] for gpu in group["gpus"]]
+            for gpu in group["gpus"]:
+                id_ = gpu.get("gpu", gpu["id"])
+                node["gpus"] += [id_] if id_ not in node["gpus"] else []
+                node["gpu_parts"] = round(
+                    node["gpu_parts"] + devices.part(gpu["model"], gpu.get("milli", 0), gpu.get("mig", "")), 3
+                )
             node["jobs"].append({"project": row.project, "name": row.name})
     return found
 

@@ -39,12 +39,38 @@ class _Part(BaseModel):
 
 
 class Resources(_Part):
-    """Per node. CPUs in cores (``2``, ``500m``), memory as ``8Gi``; whole GPUs."""
+    """Per node. CPUs in cores (``2``, ``500m``), memory as ``8Gi``; whole GPUs, or a share of one, or MIG instances."""
 
     cpus: Cpus = 1.0
     memory: Memory | None = None
     gpus: int = Field(default=0, ge=0, le=1024)
     gpu_model: Model | tuple[Model, ...] | None = Field(default=None, max_length=100)
+
+    gpu_share: float | None = Field(default=None, gt=0, lt=1)
+    mig: str | None = Field(default=None, pattern=r"^(\d+c\.)?\d{1,2}g\.\d{1,4}gb(\+[a-z.]+)?$", max_length=40)
+
+    @field_validator("gpu_share")
+    @classmethod
+    def _share(cls, value: float | None) -> float | None:
+        if value is not None and abs(value * 1000 - round(value * 1000)) > 1e-6:
+            raise ValueError("a share is counted in thousandths: 0.5, 0.125")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Resources:
+        if self.gpu_share is not None and (self.gpus or self.mig):
+            raise ValueError("gpu_share: is a part of one GPU: name no gpus and no mig beside it")
+        return self
+
+    @property
+    def milli(self) -> int:
+        """Thousandths of the one GPU that it shares; 0: it shares none."""
+        return round((self.gpu_share or 0) * 1000)
+
+    @property
+    def devices(self) -> int:
+        """Whole GPUs, or MIG instances, of which one is meant where no number is given."""
+        return max(self.gpus, 1) if self.mig else self.gpus
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -69,7 +69,9 @@ attempts = Table(
     Column("message", Text, nullable=False),
     Column("engine", Text, nullable=False),
     Column("epoch", Integer, nullable=False),  # of the lease under which it was admitted
-    Column("groups", Text, nullable=False),  # JSON: [{"node","cpus","memory","gpus":[{"id","model"}]}]
+    Column(
+        "groups", Text, nullable=False
+    ),  # JSON: [{"node","cpus","memory","gpus":[{"id","model"}]}]; parts: internals
     Column("run_dir", Text, nullable=False),
     Column("stop_reason", Text),  # somebody asked it to end
     Column("admitted_at", Float, nullable=False),

@@ -9,7 +9,7 @@ import gc
 import heapq
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,6 +79,9 @@ class View:
         self.scheduler: Scheduler | None = None
         self.setup = Setup()
         self.rows: dict[str, Row[Any]] = {}  # of those that wait
+        self.mig: dict[
+            str, dict[str, dict[str, str]]
+        ] = {}  # by node: a planner's name of an instance -> {"id","profile"}
         self.told: dict[str, float] = {}  # when their rows were last made to say why they wait
         self.evictions: dict[str, int] = {}
         self._jobs: set[str] = set()
@@ -240,7 +243,15 @@ class View:
     # -- rows in the planners' words
 
     def node(self, row: Row[Any]) -> NodeState:
-        gpus = tuple(Gpu(gpu["id"], gpu["model"]) for gpu in json.loads(row.gpus))
+        gpus = tuple(
+            Gpu(gpu["id"], gpu["model"], tuple([one["profile"] for one in gpu.get("mig", ())]))
+            for gpu in json.loads(row.gpus)
+        )
+        self.mig.pop(row.name, None)
+        if any(gpu.mig for gpu in gpus):
+            self.mig[row.name] = {
+                f"{gpu['id']}:{n}": one for gpu in json.loads(row.gpus) for n, one in enumerate(gpu.get("mig", ()))
+            }
         why = inventory.closed_because(row)
         labels = inventory.labels_of(row)
         return NodeState(
@@ -275,7 +286,7 @@ class View:
         work = self.workload(row)
         ask = work.parts[0].ask
         shares = tuple(
-            Share(group["node"], replace(ask, gpus=len(group["gpus"])), tuple(gpu["id"] for gpu in group["gpus"]))
+            Share(group["node"], _asked(ask, group["gpus"]), tuple([pool_id(gpu) for gpu in group["gpus"]]))
             for group in json.loads(attempt.groups)
         )
         stop = attempt.stop_reason
@@ -292,6 +303,17 @@ class View:
         """Which version of a job waits: what was promised to another is nothing."""
         row = self.rows.get(job_id)
         return f"{row.generation}.{row.attempt}" if row is not None else ""
+
+
+def _asked(ask: Ask, gpus: Sequence[Mapping[str, Any]]) -> Ask:
+    """What a group of an attempt was given, whatever the spec says by now."""
+    milli, mig = (gpus[0].get("milli", 0), gpus[0].get("mig", "")) if gpus else (0, "")
+    return replace(ask, gpus=0 if milli else len(gpus), gpu_milli=milli, mig=mig)
+
+
+def pool_id(gpu: Mapping[str, Any]) -> str:
+    """A device of a group by the name that the planners know it by: a MIG instance by its GPU and its place on it."""
+    return f"{gpu['gpu']}:{gpu['instance']}" if gpu.get("mig") else str(gpu["id"])
 
 
 def told_idle(stored: str | None) -> dict[tuple[str, str], float]:
@@ -325,7 +347,7 @@ def hold(scheduler: Scheduler, held: Held) -> None:
 def to_workload(setup: Setup, spec: JobSpec, project: str, user: str, speed: float = 1.0) -> Workload:
     """What a spec asks for, in the clock's seconds; the row's own figures are filled in by whoever has a row."""
     need = spec.resources
-    ask = Ask(need.cpus, need.memory or 0, need.gpus, gpu_models=need.models)
+    ask = Ask(need.cpus, need.memory or 0, need.devices, need.milli, need.models, need.mig or "")
     place = spec.placement
     return Workload(
         id="",

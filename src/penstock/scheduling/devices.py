@@ -90,7 +90,7 @@ def is_valid(model: str, geometry: Sequence[str]) -> bool:
 
 def compute_slices(profile: str) -> int:
     """Of the device's compute slices, how many an instance has: what its cost is counted by."""
-    return int(profile.partition("g.")[0])
+    return int(profile.partition("g.")[0].rpartition("c.")[2])  # 1c.3g.40gb: one of three, which it is given whole
 
 
 def free_instances(profile: str, geometry: Sequence[str], used: Collection[int]) -> list[int]:

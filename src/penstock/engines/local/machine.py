@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.engines.spec import Gpu, NodeOffer
+from penstock.engines.spec import Gpu, MigInstance, NodeOffer
+
+_PROFILE = re.compile(r"\bMIG ((?:\d+c\.)?\d+g\.\d+gb\S*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ def _gpus() -> tuple[Gpu, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        return tuple(_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+        found = [gpu_of(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(gpu for gpu in found if gpu is not None)
     except pynvml.NVMLError:
         return ()
     finally:
@@ -97,10 +102,35 @@ def gpu_utilization() -> dict[str, float]:
     return found
 
 
-def _gpu(nvml: Any, index: int) -> Gpu:
+def gpu_of(nvml: Any, index: int) -> Gpu | None:
+    """None: in MIG mode and not cut, so that nothing can run on it."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     name, uuid = (_text(value) for value in (nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)))
-    return Gpu(uuid, name, int(nvml.nvmlDeviceGetMemoryInfo(handle).total))
+    memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    try:
+        cut = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError:  # of a model that knows no MIG
+        cut = False
+    if not cut:
+        return Gpu(uuid, name, memory)
+    instances = tuple(_instances(nvml, handle))
+    return Gpu(uuid, name, memory, instances) if instances else None
+
+
+def _instances(nvml: Any, handle: Any) -> Iterator[MigInstance]:
+    """Its MIG devices, in NVML's order. NVML tells a profile in a device's name (``... MIG 3g.40gb``)."""
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            device = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        except nvml.NVMLError:  # there may be holes
+            continue
+        named = _PROFILE.search(_text(nvml.nvmlDeviceGetName(device)))
+        if named is not None:
+            profile = named[1]
+        else:
+            has = nvml.nvmlDeviceGetAttributes(device)
+            profile = f"{has.gpuInstanceSliceCount}g.{round(has.memorySizeMB / 1024)}gb"
+        yield MigInstance(_text(nvml.nvmlDeviceGetUUID(device)), profile)
 
 
 def _text(value: bytes | str) -> str:

@@ -23,7 +23,7 @@ from penstock.base.reasons import Reason
 from penstock.engines.launchers import LAUNCHERS
 from penstock.engines.simulated import records
 from penstock.engines.simulated.script import Script
-from penstock.engines.simulated.shape import Fleet, offers
+from penstock.engines.simulated.shape import MIG, Fleet, offers
 from penstock.engines.spec import (
     GpuSample,
     JobNeeds,
@@ -117,14 +117,17 @@ class SimulatedEngine:
         return found
 
     async def gpu_samples(self) -> Sequence[GpuSample]:
-        """Of every GPU that a running attempt holds."""
+        """Of every GPU that running attempts hold; those who share one are busy on it together. MIG instances do not tell."""
+        busy: dict[tuple[str, str], float] = {}
+        for run in self._runs.values():
+            for group in run.launch.groups:
+                part = (group.gpu_milli or 1000) / 1000
+                for gpu in group.gpus:
+                    if not gpu.startswith(MIG):
+                        key = (group.node, gpu)
+                        busy[key] = busy.get(key, 0.0) + part * run.script.gpu_busy
         now = self._clock()
-        return [
-            GpuSample(group.node, gpu, 100 * run.script.gpu_busy, now)
-            for run in self._runs.values()
-            for group in run.launch.groups
-            for gpu in group.gpus
-        ]
+        return [GpuSample(node, gpu, min(100 * level, 100.0), now) for (node, gpu), level in busy.items()]
 
     # -- running
 
@@ -341,7 +344,8 @@ def _launch(attempt_id: str, run_dir: str, record: Mapping[str, Any]) -> Launch:
     """As much of it as was kept."""
     job_id, _, number = attempt_id.rpartition(".")
     groups = tuple(
-        RankGroup(group["node"], group["node_rank"], 0.0, None, tuple(group["gpus"])) for group in record["groups"]
+        RankGroup(group["node"], group["node_rank"], 0.0, None, tuple(group["gpus"]), group.get("gpu_milli", 0))
+        for group in record["groups"]
     )
     return Launch(
         attempt_id,

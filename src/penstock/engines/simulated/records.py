@@ -35,7 +35,10 @@ def write_run(launch: Launch, started_at: float, speed: float) -> None:
         "started_at": started_at,
         "speed": speed,
         "command": list(launch.command),
-        "groups": [{"node": group.node, "node_rank": group.node_rank, "gpus": group.gpus} for group in launch.groups],
+        "groups": [
+            {"node": group.node, "node_rank": group.node_rank, "gpus": group.gpus, "gpu_milli": group.gpu_milli}
+            for group in launch.groups
+        ],
         "procs": launch.procs,
         "time_limit_s": launch.time_limit_s,
         "grace_s": launch.grace_s,

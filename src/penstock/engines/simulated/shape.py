@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from penstock.engines.spec import Gpu, NodeOffer
+from penstock.engines.spec import Gpu, MigInstance, NodeOffer
 
 MOST_NODES, MOST_GPUS = 20_000, 16
 MODEL = "NVIDIA H100 80GB HBM3"
 GPU_BYTES = 80 << 30
+MIG = "MIG-"  # how NVIDIA's ids of instances begin
 PER_RACK, RACKS_PER_BLOCK = 8, 4  # a block is a scalable unit of 32 nodes
 BLOCK, RACK = "topology/block", "topology/rack"
 _SHAPE = re.compile(r"(\d{1,6})x(\d{1,3})")
@@ -30,6 +31,8 @@ class Fleet:
     repair_s: float = 1800.0
     cpus: float | None = None  # of a node; None: as its GPUs need
     memory: int | None = None
+    cut_nodes: int = 0  # the last so many nodes: each of their GPUs is cut into these MIG instances
+    cut: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.nodes} nodes x {self.gpus} GPUs"
@@ -50,16 +53,34 @@ def offers(fleet: Fleet) -> tuple[NodeOffer, ...]:
     """Its nodes, all of them well."""
     cpus = fleet.cpus if fleet.cpus is not None else float(max(16 * fleet.gpus, 16))
     memory = fleet.memory if fleet.memory is not None else max(256 * fleet.gpus, 64) << 30
+    whole = fleet.nodes - fleet.cut_nodes
     return tuple(
         NodeOffer(
             f"node-{n}",
             cpus,
             memory,
-            tuple(Gpu(f"SIM-{n}-{g}", fleet.model, GPU_BYTES) for g in range(fleet.gpus)),
+            tuple(
+                Gpu(f"SIM-{n}-{g}", fleet.model, GPU_BYTES, _instances(n, g, fleet.cut if n >= whole else ()))
+                for g in range(fleet.gpus)
+            ),
             labels=labels(n),
         )
         for n in range(fleet.nodes)
     )
+
+
+def _instances(n: int, g: int, profiles: tuple[str, ...]) -> tuple[MigInstance, ...]:
+    return tuple(MigInstance(f"{MIG}SIM-{n}-{g}-{at}", profile) for at, profile in enumerate(profiles))
+
+
+def parse_cut(text: str) -> tuple[int, tuple[str, ...]]:
+    """``"4:3g.40gb,3g.40gb"``: four nodes' GPUs, each cut into these. Raises ValueError."""
+    count, colon, profiles = text.partition(":")
+    if not (colon and count.isdigit() and int(count) and profiles):
+        raise ValueError(
+            f"{text!r} does not say how GPUs are cut: write NODES:PROFILE,PROFILE, such as 4:3g.40gb,3g.40gb"
+        )
+    return int(count), tuple(profiles.split(","))
 
 
 def labels(n: int) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ _PLAIN = (  # what goes into the spec as it stands
 
 _FLAGS = {
     "gpu_model": "gpus",
+    "gpu_share": "gpus",
     "exclude_nodes": "exclude-node",
     "flavors": "flavor",
     "labels": "label",
@@ -43,6 +45,7 @@ _NAMED = (
     "cpus",
     "memory",
     "gpus",
+    "mig",
     "env",
     "workdir",
     "venv",
@@ -65,7 +68,8 @@ def configure(parser: ArgumentParser) -> None:
     add("--procs", type=int, metavar="N", help="ranks on each node (default 1)")
     add("--cpus", metavar="N", help="CPUs on each node: 2, 0.5, 500m (default 1)")
     add("--memory", metavar="SIZE", help="memory on each node: 512Mi, 8Gi; more of it ends the job")
-    add("--gpus", metavar="N[:MODEL]", help="GPUs on each node; of one of several models: 8:H100,H200")
+    add("--gpus", metavar="N[:MODEL]", help="GPUs on each node, or 0.5 of one; of a model: 8:H100,H200")
+    add("--mig", metavar="PROFILE", help="--gpus counts MIG instances of this kind: 3g.40gb (default 1)")
     add("--time-limit", metavar="TIME", help="end it after 30s, 15m, 1h30m, 2d")
     add("--max-restarts", type=int, metavar="N", help="restarts after failures, in place or anew (default 0)")
     add("--env", action="append", metavar="NAME=VALUE", help="a variable; may be repeated")
@@ -164,7 +168,7 @@ def spec_of(arguments: Namespace, settings: Settings) -> dict[str, Any]:
     """The spec that the flags describe, without its snapshot; the server checks what it says."""
     spec: dict[str, Any] = {"command": arguments.command} if arguments.command else {}
     spec |= {name: value for name in _PLAIN if (value := getattr(arguments, name)) is not None}
-    resources = {"cpus": arguments.cpus, "memory": arguments.memory} | _gpus(arguments.gpus)
+    resources = {"cpus": arguments.cpus, "memory": arguments.memory, "mig": arguments.mig} | _gpus(arguments.gpus)
     parts = {
         "resources": {name: value for name, value in resources.items() if value is not None},
         "env": pairs(arguments.env, "--env"),
@@ -203,10 +207,11 @@ def _gpus(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     count, _, model = text.partition(":")
-    if not count.isdigit() or ":" in model or text.endswith(":"):
-        raise InvalidInput(f"--gpus {text!r}: write a number, or a number and a model (2:H100)")
+    part = re.fullmatch(r"0?\.\d+", count)
+    if not (count.isdigit() or part) or ":" in model or text.endswith(":"):
+        raise InvalidInput(f"--gpus {text!r}: write a number, a part of one (0.5), or either and a model (2:H100)")
     models = model.split(",") if "," in model else model
-    return {"gpus": int(count)} | ({"gpu_model": models} if model else {})
+    return ({"gpu_share": float(count)} if part else {"gpus": int(count)}) | ({"gpu_model": models} if model else {})
 
 
 def _placement(text: str | None) -> dict[str, Any] | None:

@@ -117,7 +117,7 @@ def usage(conn: Connection) -> dict[str, dict[str, Any]]:
                 id_ = gpu.get("gpu", gpu["id"])
                 node["gpus"] += [id_] if id_ not in node["gpus"] else []
                 node["gpu_parts"] = round(
-                    node["gpu_parts"] + devices.part(gpu["model"], gpu.get("milli", 0), gpu.get("mig", "")), 3
+                    node["gpu_parts"] + devices.part(gpu["model"], gpu.get("milli", 0), gpu.get("mig", "")), 6
                 )
             node["jobs"].append({"project": row.project, "name": row.name})
     return found

@@ -289,8 +289,8 @@ def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: 
         *outlook.endpoints(store, rates, terms),
         *gpus.endpoints(watch, lambda: leadership.leading),
     )
-    replays = Replays(store, settings.data_dir, history.trace, live.text)
-    what_if = capacity_routes.Room(store, replays, rates, inventory.gpus_by_node, history.extent)
+    replays = Replays(store, settings.data_dir, history.trace, live.text, inventory.gpus_by_node)
+    what_if = capacity_routes.Room(store, replays, rates, history.extent)
     above = (*money, *capacity_routes.endpoints(what_if))
     app = _application(settings, store, engine, reconciler, room, access, above)
     return House(settings, store, engine, loop, reconciler, room, leadership, access, app, rates, watch, replays)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from penstock.base.quantities import parse_duration
+from penstock.capacity.scaling import scaled
 
 MOST_JOBS = 500_000  # of a replay that is run beside a server; the command line has no such bound
 MAX_QUEUES = 1 << 18  # bytes of a queue file that is sent along
@@ -38,7 +39,9 @@ class SourceForm(_Form):
 
 
 class ScenarioForm(_Form):
-    """``queues``: ``today`` (the file that holds), ``none``, or the text of another queue file."""
+    """``queues``: ``today`` (the file that holds, its GPU quotas grown or shrunk with the fleet), ``as-is`` (the same, quotas
+    as they are), ``none``, or the text of another queue file.
+    """
 
     nodes: int = Field(ge=1, le=20_000)
     gpus_per_node: int = Field(ge=1, le=1024)
@@ -61,12 +64,14 @@ class ReplayForm(_Form):
         return [self.a] if self.b is None else [self.a, self.b]
 
 
-def task(form: ReplayForm, today: str) -> dict[str, Any]:
-    """What the process reads: plain values, today's queue file filled in."""
+def task(form: ReplayForm, today: str, gpus: int) -> dict[str, Any]:
+    """What the process reads: plain values, today's queue file filled in; ``gpus``: how many there are today."""
     scenarios = []
     for each in form.scenarios():
         values = each.model_dump(exclude={"queues", "mtbf"})
         values["mtbf_s"] = each.mtbf
-        values["queues"] = {"today": today, "none": ""}.get(each.queues, each.queues)
+        share = each.nodes * each.gpus_per_node / gpus if gpus else 1.0
+        grown = scaled(today, share) if each.queues == "today" else ""
+        values["queues"] = {"today": grown, "as-is": today, "none": ""}.get(each.queues, each.queues)
         scenarios.append(values)
     return {"source": form.source.model_dump(), "scenarios": scenarios}

@@ -185,7 +185,9 @@ def scenario_text(side: Mapping[str, Any]) -> str:
         if side.get("backfill")
         else []
     )
-    words += {"today": [], "none": ["no queues"]}.get(side["queues"], ["another queue file"])
+    words += {"today": [], "as-is": ["quotas as they are"], "none": ["no queues"]}.get(
+        side["queues"], ["another queue file"]
+    )
     words += [f"a node fails every {format_duration(side['mtbf'])}"] if side.get("mtbf") else []
     return ", ".join(words)
 

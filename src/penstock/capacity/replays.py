@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,19 @@ LIMIT_S = 900.0  # of wall time
 HISTORY = "history.csv"
 _LINE_BYTES = 1 << 16
 _FINAL = frozenset({"done", "failed", "cancelled"})
+Fleet = Callable[[Connection], Sequence[tuple[int, str]]]
 Trace = Callable[[Connection, float, float], Iterator[Mapping[str, Any]]]  # (conn, now, since) -> rows
 
 
 class Replays:
-    """``trace`` gives the house's own jobs as rows, ``today`` the queue file that holds: jobs/ and scheduling/ know them."""
+    """``trace`` gives the house's own jobs as rows, ``today`` the queue file that holds, ``fleet`` (GPUs, model) of every
+    node: jobs/, scheduling/ and fleet/ know them.
+    """
 
-    def __init__(self, store: Store, data_dir: str, trace: Trace, today: Callable[[Connection], str]) -> None:
-        self._store, self._trace, self._today = store, trace, today
+    def __init__(
+        self, store: Store, data_dir: str, trace: Trace, today: Callable[[Connection], str], fleet: Fleet
+    ) -> None:
+        self._store, self._trace, self._today, self.fleet = store, trace, today, fleet
         self._folder, self.traces = Path(data_dir, "replays"), Path(data_dir, "traces")
         self._turn = asyncio.Semaphore(1)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -117,7 +122,8 @@ class Replays:
         since = 0.0 if form.source.days is None else now - form.source.days * 86400.0
 
         def work(conn: Connection) -> None:
-            made: dict[str, Any] = task(form, self._today(conn)) | {"parent": os.getpid()}
+            gpus = sum(each for each, _ in self.fleet(conn))
+            made: dict[str, Any] = task(form, self._today(conn), gpus) | {"parent": os.getpid()}
             if form.source.kind == "own":
                 made["rows"] = _write_rows(folder / HISTORY, self._trace(conn, now, since))
             elif form.source.kind == "trace":

@@ -22,12 +22,11 @@ CLUSTERS = ("seren", "kalos", "philly", "helios", "pai")  # capacity/synth has t
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """``fleet(conn)`` lists (GPUs, model) of every node, ``history(conn)`` counts the jobs that have run."""
+    """``history(conn)`` counts the jobs that have run."""
 
     store: Store
     replays: Replays
     prices: Prices
-    fleet: Callable[[Connection], Sequence[tuple[int, str]]]
     history: Callable[[Connection], Mapping[str, Any]]
 
 
@@ -47,7 +46,7 @@ def endpoints(room: Room) -> list[Endpoint]:
 
     async def sources(_call: Call) -> dict[str, Any]:
         def read(conn: Connection) -> dict[str, Any]:
-            return {"fleet": today(room.fleet(conn)), "own": dict(room.history(conn))}
+            return {"fleet": today(room.replays.fleet(conn)), "own": dict(room.history(conn))}
 
         folder = room.replays.traces
         traces = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []

@@ -55,5 +55,7 @@ def trace(conn: Connection, now: float, since: float = 0.0) -> Iterator[dict[str
 def extent(conn: Connection) -> dict[str, Any]:
     """How much of it there is: jobs that have run, and when the first and the last of them was submitted."""
     query = select(func.count(), func.min(jobs.c.created_at), func.max(jobs.c.created_at))
-    count, first, last = conn.execute(query.where(jobs.c.started_at.is_not(None), jobs.c.array_count.is_(None))).one()
+    count, first, last = conn.execute(
+        query.where(jobs.c.started_at.is_not(None), jobs.c.held.is_distinct_from("array"))
+    ).one()
     return {"jobs": int(count), "first": format_time(first), "last": format_time(last)}

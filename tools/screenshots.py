@@ -1,12 +1,13 @@
-"""Take the pictures of docs/screenshots/ from a real server with real jobs: .venv/bin/python tools/screenshots.py
+"""Take the pictures of docs/screenshots/ from real servers: .venv/bin/python tools/screenshots.py [--only machine|fleet]
 
 Starts `penstock up` in a temporary folder, trains examples/digits on two ranks, kills one of them, queues what cannot run
-yet, and photographs the console in Chromium. Takes about two minutes.
+yet, and photographs the console in Chromium; then the same with a simulated fleet under load. Takes about four minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import struct
@@ -34,6 +35,16 @@ PICTURES = (
     ("events-light", "/events", 1280, 800, "light"),
     ("jobs-phone", "/", 375, 760, "dark"),
     ("job-phone", f"/jobs/default/{DEMO}", 375, 760, "light"),
+)
+FLEET = ("--simulate", "64x8", "--simulate-load", "1.1", "--simulate-speed", "300", "--simulate-mtbf", "40d")
+REPLAY = "replay"
+FLEET_PICTURES = (
+    ("nodes-map-dark", "/nodes", 1280, 620, "dark"),
+    ("queues-light", "/queues", 1280, 900, "light"),
+    ("capacity-light", REPLAY, 1280, 1120, "light"),
+    ("what-if-dark", "/capacity", 1280, 660, "dark"),
+    ("cost-light", "/cost", 1280, 860, "light"),
+    ("queues-phone", "/queues", 375, 760, "dark"),
 )
 
 
@@ -76,6 +87,37 @@ def photograph(browser: Browser, server: House, folder: Path, job: str) -> None:
             save(page, folder / f"{name}.png")
 
 
+def live_fleet(server: House) -> str:
+    """A simulated fleet some minutes into its load, with nodes away, budgets set and a replay done; the replay's address."""
+    until(lambda: server.get("capacity/sources")["own"]["jobs"] > 250, "the fleet runs too little", 120)
+    for verb, node in (("cordon", "node-13"), ("drain", "node-42"), ("lose", "node-27")):
+        server.cli(verb, node)
+    server.cli("budget", "set", "language", "--amount", "100")
+    server.cli("budget", "set", "science", "--amount", "2000")
+    scenario = {"nodes": 20, "gpus_per_node": 8, "queues": "none"}
+    asked = {
+        "source": {"kind": "synth", "cluster": "philly", "jobs": 20_000, "seed": 7},
+        "a": scenario,
+        "b": scenario | {"nodes": 24, "backfill": "easy"},
+    }
+    body, headers = json.dumps(asked).encode(), {"content-type": "application/json"}
+    made = server.client.transport.request("POST", "/api/v1/capacity/replays", body=body, headers=headers).json()
+    until(lambda: server.get(f"capacity/replays/{made['id']}")["state"] == "done", "the replay does not end", 120)
+    until(lambda: server.get("queues/waiting")["items"], "nobody waits", 120)
+    return f"/capacity/{made['id']}"
+
+
+def photograph_fleet(browser: Browser, server: House, folder: Path, replay: str) -> None:
+    for name, path, width, height, scheme in FLEET_PICTURES:
+        with visit(browser, server.url, width=width, height=height, color_scheme=scheme) as seen:
+            seen.sign_in(server.token)
+            page = seen.open(replay if path == REPLAY else path)
+            if path == REPLAY:
+                page.wait_for_selector(".pairs canvas")
+            page.wait_for_timeout(1200)
+            save(page, folder / f"{name}.png")
+
+
 def save(page: Page, path: Path) -> None:
     path.write_bytes(squeezed(page.screenshot()))
     size = path.stat().st_size
@@ -103,12 +145,18 @@ def squeezed(png: bytes) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "docs/screenshots")
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--only", choices=("machine", "fleet"))
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with house("--local-nodes", "2") as server, chromium() as browser:
-        submit(server)
-        lose_a_rank(server, "digits")
-        photograph(browser, server, folder, "digits")
+    if arguments.only != "fleet":
+        with house("--local-nodes", "2") as server, chromium() as browser:
+            submit(server)
+            lose_a_rank(server, "digits")
+            photograph(browser, server, folder, "digits")
+    if arguments.only != "machine":
+        with house(*FLEET) as server, chromium() as browser:
+            photograph_fleet(browser, server, folder, live_fleet(server))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_a_table_is_to_be_looked_at(tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["capacity", "replay", str(trace), "--nodes", "1", "--gpus-per-node", "8"]
     assert main([*command, "--queues", str(queues), "-o", "table"]) == 0
     told = capsys.readouterr().out
-    assert "3 jobs on 1 nodes of 8 GPUs, fifo-strict: all had ended after 3h" in told
+    assert "3 jobs on 1 node of 8 GPUs, fifo-strict: all had ended after 3h" in told
     assert "GPUs in use" in told
     assert "█" in told
     assert "IDLE QUOTA" in told

@@ -19,7 +19,15 @@ def _wait(title: str, key: str) -> Column:
 
 
 def _hours(title: str, key: str) -> Column:
-    return Column(title, lambda row, _: "" if row.get(key) is None else f"{row[key]:,.0f}", right=True)
+    return Column(title, lambda row, _: "" if row.get(key) is None else _amount(row[key]), right=True)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.1f}" if 0 < value < 100 else f"{value:,.0f}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _count(title: str, key: str) -> Column:
@@ -50,7 +58,7 @@ def summary(found: Mapping[str, Any], scenario: Scenario) -> Iterator[str]:
     """A few sentences: what was replayed, how long people waited, how much was used, what was lost."""
     gpus = scenario.nodes * scenario.gpus_per_node
     yield (
-        f"{found['jobs']:,} jobs on {scenario.nodes:,} nodes of {scenario.gpus_per_node} GPUs, {found['policy']}: "
+        f"{_many(found['jobs'], 'job')} on {_many(scenario.nodes, 'node')} of {scenario.gpus_per_node} GPUs, {found['policy']}: "
         f"all had ended after {format_duration(found['makespan_s'])}"
     )
     yield (
@@ -104,7 +112,7 @@ def _most(values: Sequence[float | None]) -> float:
 
 def reality(found: Mapping[str, Any]) -> Iterator[str]:
     """The replay against what really happened."""
-    yield f"Against the waits of {found['jobs']:,} jobs that really happened:"
+    yield f"Against the waits of {_many(found['jobs'], 'job')} that really happened:"
     for key, name in (("mean", "mean"), ("p50", "P50"), ("p95", "P95")):
         yield (
             f"  {name:<5} replayed {format_duration(found[f'{key}_replay_s']):>8}, really "

@@ -138,3 +138,22 @@ def test_made_up_work_is_like_the_published(cluster: str) -> None:
         assert values[len(values) // 2] == pytest.approx(median, rel=0.1)
     failed = sum(row["status"] == "Failed" for row in rows) / len(rows)
     assert failed == pytest.approx(of.failed, abs=0.03)
+
+
+@pytest.mark.parametrize("order", ["fifo", "sjf", "fairshare"])
+def test_starts_are_foretold_where_nothing_is_promised_and_nothing_changes_by_it(order: str) -> None:
+    """A limit is kept to the second in the first half and overestimated in the second: so starts are earlier than told."""
+    jobs = [TraceJob(str(n), 10 * n, 1000, 8, limit=1000 if n < 20 else 4000) for n in range(40)]
+    _, plain = run(jobs, 2, Setup(policy=Policy(order=order)))
+    replay = Replay(jobs, Cluster(2, 8), Setup(policy=Policy(order=order)))
+    replay.foretell = True
+    told = replay.run().outcomes
+    assert [(one.job.id, one.start) for one in told] == [(one.job.id, one.start) for one in plain]
+    metrics = Metrics()
+    for one in told:
+        metrics.add(one)
+    found = answer(metrics, replay, 0.0)["start_estimate_error"]
+    assert found["jobs"] == 38
+    if order == "fifo":
+        assert [one.promised for one in told[2:10]] == [one.start for one in told[2:10]]
+        assert found["mean_s"] <= 0

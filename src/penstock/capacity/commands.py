@@ -63,6 +63,7 @@ def _policy_arguments(parser: ArgumentParser) -> None:
     add("--mtbf", metavar="TIME", help="mean time between failures of one node: 500h; a bare number is hours")
     add("--repair", default="4h", metavar="TIME", help="how long a failed node is away (default: 4h)")
     add("--checkpoint-interval", metavar="TIME", help="work since then is lost; without it all of it is")
+    add("--estimates", action="store_true", help="measure start estimates, though nothing is promised: takes longer")
     add("--seed", type=int, default=0)
 
 
@@ -155,6 +156,7 @@ def _scenario(arguments: Namespace) -> Scenario:
             times["repair"] or 0.0,
             times["checkpoint"],
             arguments.seed,
+            arguments.estimates,
         )
     )
 

@@ -76,8 +76,8 @@ def summary(found: Mapping[str, Any], scenario: Scenario) -> Iterator[str]:
         yield f"{found['unplaced']:,} jobs could never start"
     if told := found["start_estimate_error"]:
         yield (
-            f"{told['jobs']:,} were promised a start: half of them started within {format_duration(told['median_abs_s'])} "
-            f"of it, 95% within {format_duration(told['p95_abs_s'])}; {told['later_than_promised']:,} later than promised"
+            f"{told['jobs']:,} were told a start: half of them started within {format_duration(told['median_abs_s'])} "
+            f"of it, 95% within {format_duration(told['p95_abs_s'])}; {told['later_than_promised']:,} later than told"
         )
 
 

@@ -18,6 +18,7 @@ from penstock.scheduling.state import Admit, Ask, Gpu, NodeState, Part, Workload
 
 PATIENCE_S = 366 * 86400.0
 MOST_RESTARTS = 1000  # after so many failures a job is taken to be too long for such a fleet
+LOOKS = 64  # ahead, before they become half as frequent
 _END, _REPAIR, _FAIL, _WAKE = range(4)  # order at one instant
 Part_ = tuple[Part, ...]
 
@@ -155,6 +156,8 @@ class Replay:
         self._heap: list[tuple[float, int, int, str]] = []
         self._down: dict[int, float] = {}
         self._failures = iter(failures)
+        self.foretell = False  # tell starts where nothing is promised too, so that their error is measured
+        self._lines_seen = self._next_look = self._looks = 0
         self._last = 0.0  # when a job last got in line, started or ended
         self._foresee()
 
@@ -230,6 +233,22 @@ class Replay:
             waiting = self._waiting.get(promise.id)
             if waiting is not None and waiting[0].promised is None:
                 waiting[0].promised = promise.start
+        if self.foretell and self._waiting:
+            self._look_ahead(now)
+
+    def _look_ahead(self, now: float) -> None:
+        """Tell those in line who were told nothing when they may start: after fewer and fewer cycles, since a look ahead
+        costs more than a cycle.
+        """
+        self._lines_seen += 1
+        if self._lines_seen < self._next_look:
+            return
+        self._next_look = self._lines_seen + (1 << self._looks // LOOKS)
+        self._looks += 1
+        for id_, told in self.scheduler.start_estimates(now).items():
+            waiting = self._waiting.get(id_)
+            if waiting is not None and waiting[0].promised is None:
+                waiting[0].promised = told.start
 
     def _arrive(self, job: TraceJob, now: float) -> None:
         if job.id in self._waiting or job.id in self._runs:  # ids of different instants may be alike

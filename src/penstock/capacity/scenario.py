@@ -53,6 +53,7 @@ class Scenario:
     repair_s: float = 4 * 3600.0
     checkpoint_s: float | None = None
     seed: int = 0
+    estimates: bool = False  # measure how far off start estimates are, though nothing is promised
 
     def cluster(self) -> Cluster:
         flavor = self._flavor(self._queue_file()) if self.queues else "default"
@@ -193,7 +194,7 @@ def simulate(
 ) -> Replay:
     """Ready to run."""
     cluster = checked(scenario).cluster()
-    return Replay(
+    made = Replay(
         map(slurm_conf.read(scenario.slurm_conf).job(cluster), jobs) if scenario.slurm_conf else jobs,
         cluster,
         scenario.setup(),
@@ -202,6 +203,8 @@ def simulate(
         samples=samples,
         sink=sink,
     )
+    made.foretell = scenario.estimates
+    return made
 
 
 Watch = Callable[[float | None, str], None]  # the fraction done where it is known, and words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,15 +13,25 @@ from penstock.scheduling.spec import Cohort, Queue, Quota, Setup
 from penstock.scheduling.state import Ask, Part
 
 CELLS = [("h100", "gpus"), ("h100", "cpus"), ("a100", "gpus")]
-limits = st.none() | st.integers(0, 8).map(float)
+MOST = 8
+cells = st.integers(0, (1 << len(CELLS)) - 1)
+numbers = st.integers(0, (MOST + 1) * 18 * 18 - 1)  # one draw for three figures: drawing costs more than checking
+
+
+def quota_of(number: int) -> Quota:
+    """A nominal quota, and each limit in half of the cases."""
+    number, nominal = divmod(number, MOST + 1)
+    borrowing, lending = (float(one) if one <= MOST else None for one in divmod(number, 18))
+    return Quota(float(nominal), borrowing, lending)
 
 
 @st.composite
 def quota_maps(draw: st.DrawFn) -> dict[str, dict[str, Quota]]:
     found: dict[str, dict[str, Quota]] = defaultdict(dict)
-    for flavor, resource in draw(st.lists(st.sampled_from(CELLS), unique=True, max_size=3)):
-        nominal = float(draw(st.integers(0, 8)))
-        found[flavor][resource] = Quota(nominal, draw(limits), draw(limits))
+    chosen = draw(cells)
+    for at, (flavor, resource) in enumerate(CELLS):
+        if chosen >> at & 1:
+            found[flavor][resource] = quota_of(draw(numbers))
     return dict(found)
 
 
@@ -42,10 +53,12 @@ steps = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["h100", "a100"]),
 
 
 class Plain:
-    """By definition, from the list of what is held: no state between questions."""
+    """By definition, from the list of what is held: no state between questions but what the setup alone says."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        for static in ("covered", "children", "subtree", "kept"):
+            setattr(self, static, cache(getattr(self, static)))
         self.held: list[tuple[str, str, dict[str, float]]] = []
 
     def parent(self, name: str) -> str | None:

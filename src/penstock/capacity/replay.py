@@ -221,10 +221,11 @@ class Replay:
 
     def _cycle(self, now: float) -> None:
         decision = self.scheduler.plan(now)
-        early = [evict.id for evict in decision.evict if evict.id in self._runs]
-        late = [evict.id for evict in decision.evict if evict.id not in self._runs]  # admitted in this same cycle
-        for id_ in early:
-            self._interrupt(id_, now, evicted=True)  # traces know no grace: it is gone, and in line again
+        evicted = [evict.id for evict in decision.evict] if decision.evict else ()
+        late = [id_ for id_ in evicted if id_ not in self._runs]  # admitted in this same cycle
+        for id_ in evicted:
+            if id_ in self._runs:
+                self._interrupt(id_, now, evicted=True)  # traces know no grace: it is gone, and in line again
         for admit in decision.admit:
             self._start(admit, now)
         for id_ in late:

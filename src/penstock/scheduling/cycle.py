@@ -275,12 +275,13 @@ class Scheduler:
             waiting = (entry.w.parts for entry in self.lines.entries.values())
             self._scorer.weigh(chain(waiting, (holding.held.workload.parts for holding in self.held.values())))
         self.soon = False
-        self.victims.anew()
+        self.victims.anew(now)
         admitted: list[Admit] = []
         evicted: list[Evict] = []
         if self._wake or now >= self._next_at:
             self._fresh.clear()
-            self._serve_awaiting(now, admitted)
+            if self.awaiting:
+                self._serve_awaiting(now, admitted)
             self._serve(now, admitted, evicted)
             candidates: Iterator[Entry] | None = None
         else:
@@ -296,7 +297,8 @@ class Scheduler:
         return Decision(tuple(admitted), tuple(evicted), promises, (), self.blocked.w.id if self.blocked else None)
 
     def _rest(self) -> None:
-        self._fresh = []
+        if self._fresh:
+            self._fresh = []
         if not self.lines.entries:
             self.blocked = None
         self._wake = self.freed_early = False
@@ -331,7 +333,7 @@ class Scheduler:
         self.blocked = None
         self.out_of_quota.clear()
         binding = self.policy.backfill == "conservative"
-        shared = self.lines.shared_path()
+        shared = self.lines.shared_path() if self.policy.order == "fairshare" else 0
         for line in turns(self.lines.lines.values(), lambda line: self._turn(line, now, shared)):
             entry = line.head
             if entry.w.id in self.awaiting:
@@ -423,7 +425,8 @@ class Scheduler:
             self.fair.take(path, asked, max(self.now, held.since))
         end = math.inf if w.limit_s is None else held.since + w.limit_s
         holding = self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
-        patience.mind(self, holding)
+        if held.idle_since is not None:
+            patience.mind(self, holding)
         if held.leaving:
             self.leaving[w.id] = holding
         if self.backfills:

@@ -28,16 +28,22 @@ Rule = tuple[Reason, float]  # by which a queue's holders may go, and the priori
 class Victims:
     """The holders of one cycle, by queue. Those that it admitted are no victims yet."""
 
+    now: float = -math.inf
     just: list[Holding] = field(default_factory=list)
     _by_queue: dict[str, list[Holding]] = field(default_factory=dict)
     _ordered: dict[tuple[str, str], list[Holding]] = field(default_factory=dict)
 
-    def anew(self) -> None:
+    def anew(self, now: float) -> None:
         """Another cycle begins."""
-        for known in (self.just, self._by_queue, self._ordered):
-            known.clear()
+        self.now = now
+        self.just.clear()
+        if self._by_queue or self._ordered:
+            self._by_queue.clear()
+            self._ordered.clear()
 
     def queues(self, view: Scheduler, now: float) -> Mapping[str, list[Holding]]:
+        if now != self.now:
+            self.anew(now)
         if not self._by_queue:
             admitted = set(map(id, self.just))
             for holding in view.held.values():

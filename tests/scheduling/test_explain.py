@@ -88,6 +88,7 @@ def test_what_is_promised_and_what_is_reserved() -> None:
         setup=Setup(policy=policy),
     )  # fmt: skip
     assert wait.message.endswith("; 4 GPUs are promised to job head at 00:10")
+    assert wait.helps[-1].startswith("a time limit: ")
     soon = Reservation("disks", 60.0, 120.0, frozenset({"a"}), maintenance=True)
     wait = why([node("a")], job("j", Ask(cpus=1)), setup=Setup(reservations=(soon,)))
     assert wait.message.endswith("; a is kept from 00:01 to 00:02 by maintenance disks")

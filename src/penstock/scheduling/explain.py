@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from penstock.scheduling.cycle import Scheduler
     from penstock.scheduling.quota import Refusal
 
+A_LIMIT = "a time limit: with one it may start before its turn, where it delays nobody (backfill)"
 SOON_S = 18 * 3600.0  # a time this near needs no date
 
 
@@ -66,7 +67,7 @@ def _behind(view: Scheduler, w: Workload, start: float | None, now: float) -> Wa
     message += f" and needs {need(head.parts)}"
     helps: tuple[str, ...] = ()
     if view.backfills and w.limit_s is None:
-        helps = ("a time limit: with one it may start before its turn, where it delays nobody (backfill)",)
+        helps = (A_LIMIT,)
     return Wait(w.id, Reason.WaitingBehind, message, helps, start)
 
 
@@ -134,6 +135,8 @@ def _no_room(view: Scheduler, w: Workload, within: int | None, now: float, start
         message += "; " + ", ".join(f"{node.name} is {node.why_closed or 'closed'}" for node in closed)
     message += _kept_for_others(view, w, now)
     helps = ["waits for running jobs to end"] if (could & pool.open).bit_count() >= part.count else []
+    if view.backfills and w.limit_s is None and any(id_ != w.id for id_ in view.windows):
+        helps.append(A_LIMIT)
     helps += [f"`penstock uncordon {node.name}`" for node in closed if "cordoned" in node.why_closed]
     return Wait(w.id, Reason.WaitingForResources, message, tuple(helps), start)
 

@@ -320,7 +320,7 @@ def _application(
     async def restore(file: IO[bytes], actor: str) -> dict[str, Any]:
         return await _restore(store, reconciler, file, actor)
 
-    aside = Memory(settings.simulate_speed)  # read in a thread: the room's own belongs to the event loop
+    aside = [Memory(settings.simulate_speed) for _ in range(2)]  # read in threads: the room's own is the event loop's
     house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store),))
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
@@ -332,8 +332,8 @@ def _application(
         *reservation_routes.endpoints(store, lambda conn, one, now: lines.in_the_way(conn, one, now, room.memory)),
         *queue_routes.endpoints(
             store,
-            lambda conn, now: lines.report(conn, now, room.memory),
-            lambda conn, now: lines.heads(conn, now, aside, HEADS_SHOWN),
+            lambda conn, now: lines.report(conn, now, aside[0]),
+            lambda conn, now: lines.heads(conn, now, aside[1], HEADS_SHOWN),
             lines.capacity,
         ),
         *above,

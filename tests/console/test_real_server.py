@@ -101,8 +101,9 @@ def test_what_can_never_run_says_what_would_help(person: Visit, server: House) -
 
 QUEUES = """
 queues:
-  - {name: training, projects: [default], quotas: {default: {cpus: 1}}}
+  - {name: training, quotas: {default: {cpus: 1}}}
   - {name: spare}
+  - {name: default}
 """
 
 
@@ -110,9 +111,9 @@ def test_queues_say_who_waits_and_why(person: Visit, server: House, tmp_path: Pa
     (tmp_path / "queues.yaml").write_text(QUEUES)
     server.cli("queues", "apply", "-f", str(tmp_path / "queues.yaml"))
     try:
-        first = server.run(["sleep", "60"], name="holds-it", resources={"cpus": 1})
+        first = server.run(["sleep", "60"], name="holds-it", queue="training", resources={"cpus": 1})
         server.reach(first, "Running")
-        second = server.run(["true"], name="stands-behind", resources={"cpus": 1})
+        second = server.run(["true"], name="stands-behind", queue="training", resources={"cpus": 1})
         server.run(["true"], name="elsewhere", queue="spare", resources={"cpus": 4096})
         until(lambda: server.job(second)["status"]["reason"] == "QuotaExceeded")
         page = person.open("/queues")

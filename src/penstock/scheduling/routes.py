@@ -45,8 +45,11 @@ def endpoints(
     """
     waiting = _waiting(Look(store, heads, FRESH_S))
 
+    use = Look(store, report, 0.0)
+
     async def listing(_call: Call) -> dict[str, Any]:
-        return dict(await store.read(lambda conn: report(conn, store.clock())))
+        _, found = await use.take()
+        return dict(found)
 
     async def setup(_call: Call) -> dict[str, Any]:
         row = await store.read(live.newest)

@@ -11,10 +11,13 @@ from sqlalchemy.engine import Connection
 from penstock.store.store import Store
 
 T = TypeVar("T")
+LONG_S = 0.1
 
 
 class Look(Generic[T]):
-    """``read(conn, now)`` in a thread; its answer serves everybody within ``fresh_s``, or within ten times what it took."""
+    """``read(conn, now)`` in a thread; its answer serves everybody within ``fresh_s``, or within ten times what it took where
+    that was ``LONG_S`` or more.
+    """
 
     def __init__(self, store: Store, read: Callable[[Connection, float], T], fresh_s: float) -> None:
         self._store, self._read, self._fresh_s = store, read, fresh_s
@@ -27,8 +30,9 @@ class Look(Generic[T]):
         async with self._lock:
             clock = asyncio.get_running_loop().time
             began = clock()
-            if self._found is None or began > self._until:
+            if self._found is None or began >= self._until:
                 at = self._store.clock()
                 self._found = (at, await self._store.read_long(lambda conn: self._read(conn, at)))
-                self._until = clock() + max(self._fresh_s, 10 * (clock() - began))
+                took = clock() - began
+                self._until = began + took + max(self._fresh_s, 10 * took if took >= LONG_S else 0.0)
             return self._found

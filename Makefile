@@ -41,7 +41,7 @@ test-gpu: install ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m 'gpu and not soak' --timeout 600 $(ARGS)
 
 FUZZED = tests/scheduling tests/capacity tests/jobs tests/reconcile tests/tenancy/test_plan.py tests/engines/test_launchers.py \
-  tests/cost/test_plan.py tests/cost/test_allocation.py tests/cost/test_focus.py tests/cost/test_prices.py
+  tests/cost/test_plan.py tests/cost/test_allocation.py tests/cost/test_parts.py tests/cost/test_focus.py tests/cost/test_prices.py
 
 soak: install test-deps ## long fault and fuzz runs; their report is what `make bars` reads
 	@$(call say,'make soak')

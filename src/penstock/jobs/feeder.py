@@ -56,8 +56,9 @@ class Feeder:
 
     @property
     def units(self) -> int:
-        """GPUs of the fleet; of one without any, its CPUs."""
-        return self.fleet.nodes * (self.fleet.gpus or 16)
+        """GPUs of the fleet that jobs can have whole; of one without any, its CPUs."""
+        whole = self.fleet.nodes - self.fleet.cut_nodes
+        return whole * self.fleet.gpus if self.fleet.gpus else self.fleet.nodes * 16
 
     async def run(self) -> None:
         store = self.room.store
@@ -92,7 +93,7 @@ class Feeder:
         missing -= sum(self._asked.values())
         made: list[synthetic.Made] = []
         while missing > 0 and len(made) < AT_ONCE:
-            made.append(synthetic.make(self.fleet.nodes, self.fleet.gpus, self.rng, begun=fresh))
+            made.append(synthetic.make(self.fleet.nodes - self.fleet.cut_nodes, self.fleet.gpus, self.rng, begun=fresh))
             missing -= made[-1].gpus
         if made:
             try:
@@ -141,7 +142,8 @@ def _unfinished(conn: Connection) -> dict[str, int]:
     rows: Any = conn.execute(select(jobs).where(_MINE, jobs.c.array_of.is_(None), jobs.c.phase.not_in(_FINAL)))
     for row in rows:
         spec = JobSpec.model_validate_json(row.spec)
-        found[row.id] = (spec.resources.gpus or 8) * spec.nodes * ((spec.array and spec.array.max_parallel) or 1)
+        gpus = spec.resources.gpus or (1 if spec.resources.milli else 8)
+        found[row.id] = gpus * spec.nodes * ((spec.array and spec.array.max_parallel) or 1)
     return found
 
 

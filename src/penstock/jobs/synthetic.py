@@ -18,6 +18,7 @@ TEAMS = {  # project: its people, and its part of the fleet
     "science": (("gita", "hugo"), 0.2),
 }
 HOUR = 3600.0
+MOST_NODES = 64  # of one job, however large the fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Kind:
     level: str = ""
     tasks: int = 0
     words: tuple[str, ...] = ()
+    milli: int = 0  # of one GPU
 
 
 KINDS = (
@@ -51,6 +53,7 @@ KINDS = (
     Kind("fold", "science", 0.1, 0, 5, nodes=0.06, restarts=3, level="rack"),
     Kind("docking", "science", 0.1, 1, 1, tasks=6),
     Kind("notebook", "vision", 0.05, 1, 4, fails=0.0, words=("idle-gpu",)),
+    Kind("explore", "science", 0.05, 1, 2, fails=0.05, milli=500),
     Kind("sweep", "language", 0.08, 1, 0.7, tasks=10),
 )
 
@@ -82,7 +85,7 @@ def queue_file(units: int, resource: str) -> str:
 def make(nodes: int, gpus_per_node: int, rng: Random, *, begun: bool = False) -> Made:
     """The next job. ``begun``: as if it had been running for a while already, as most would be on a fleet that is at work."""
     kind = rng.choices(KINDS, [kind.share for kind in KINDS])[0]
-    most = max(1, min(round(nodes * kind.nodes), nodes))
+    most = max(1, min(round(nodes * kind.nodes), nodes, MOST_NODES))
     wide = 2 ** rng.randint(0, int(math.log2(most)))
     per_node = min(kind.gpus or gpus_per_node, gpus_per_node)
     run_s = min(max(kind.hours * HOUR * math.exp(rng.gauss(0, kind.spread)), ADJUST_S), 14 * 24 * HOUR)
@@ -102,6 +105,8 @@ def make(nodes: int, gpus_per_node: int, rng: Random, *, begun: bool = False) ->
         "resources": {"cpus": 8.0 * max(per_node, 1), "memory": max(per_node, 1) * (64 << 30), "gpus": per_node},
         "time_limit": limit_s,
     }
+    if kind.milli and gpus_per_node:
+        spec["resources"] |= {"gpus": 0, "gpu_share": kind.milli / 1000}
     if kind.restarts:
         spec["max_restarts"] = kind.restarts
     if kind.priority:

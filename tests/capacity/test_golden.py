@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from penstock.capacity import figures, traces
+from penstock.capacity import scenario as scenario_module
 from penstock.capacity.scenario import Scenario, Source, replayed
 from penstock.capacity.traces import Selection
 
@@ -33,6 +35,13 @@ def test_golden(select: Selection, scenario: Scenario, want: tuple[int, float, f
     found = replay(select, scenario)
     p95 = found["p95_wait_s"] if want[3] is not None else None
     assert (found["jobs"], found["mean_completion_s"], found["mean_wait_s"], p95, found["makespan_s"]) == want
+
+
+def test_streamed_from_disk_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = replay(Selection(VC, 2000), Scenario(16, 8))
+    for module, name in ((traces, "CHUNK"), (scenario_module, "AHEAD"), (figures, "RUN")):
+        monkeypatch.setattr(module, name, 100)
+    assert replay(Selection(VC, 2000), Scenario(16, 8)) == whole
 
 
 def test_the_same_replay_twice_is_the_same() -> None:

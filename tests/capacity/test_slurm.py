@@ -36,6 +36,8 @@ def test_every_row_is_a_job_or_told() -> None:
     assert {job.qos for job in jobs} == {"normal", "high"}
     ids = [job.id for job in jobs]
     assert sorted({id_ for id_ in ids if ids.count(id_) > 1}), "those that were requeued ran twice"
+    (suspended,) = (job for job in jobs if job.id == "142")
+    assert suspended.duration == 10, "for four seconds of them it stood still, and kept its GPU"
     (het,) = (job for job in jobs if "+" in job.id)
     assert (het.gpus, het.nodes, het.cpus) == (4, 2, 2)
     assert {job.duration > 60 for job in jobs if job.limit == 60} == {False}, "one that ran out of time ran longer"

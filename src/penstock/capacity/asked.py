@@ -10,6 +10,7 @@ from penstock.base.quantities import parse_duration
 from penstock.capacity.scaling import scaled
 
 MOST_JOBS = 500_000  # of a replay that is run beside a server; the command line has no such bound
+TRACE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 MAX_QUEUES = 1 << 18  # bytes of a queue file that is sent along
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3.2e9)]
 
@@ -32,9 +33,7 @@ class SourceForm(_Form):
     )
     jobs: int = Field(default=5000, ge=1, le=MOST_JOBS, description="synth: how many; trace: only its first so many")
     seed: int = Field(default=0, ge=0, lt=1 << 31)
-    name: str | None = Field(
-        default=None, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="trace: its file"
-    )
+    name: str | None = Field(default=None, max_length=100, pattern=TRACE_NAME, description="trace: its file")
     preset: Literal["csv", "philly", "openb", "slurm-sacct"] = "csv"
 
 

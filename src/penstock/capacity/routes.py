@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from penstock.base.routes import Call, Endpoint
-from penstock.capacity.asked import ReplayForm
+from penstock.capacity.asked import TRACE_NAME, ReplayForm
 from penstock.capacity.pricing import costs
 from penstock.capacity.replays import Replays
 from penstock.cost.spec import Prices
@@ -49,7 +50,11 @@ def endpoints(room: Room) -> list[Endpoint]:
             return {"fleet": today(room.replays.fleet(conn)), "own": dict(room.history(conn))}
 
         folder = room.replays.traces
-        traces = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        traces = (
+            sorted(path.name for path in folder.iterdir() if re.match(TRACE_NAME, path.name) and path.is_file())
+            if folder.is_dir()
+            else []
+        )
         return await room.store.read(read) | {"traces": traces[:500], "clusters": list(CLUSTERS)}
 
     one = REPLAYS + "/{id}"

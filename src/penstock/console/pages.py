@@ -353,6 +353,7 @@ class Pages:
             cards = [node_card(node) for node in answer["items"]]
         page = max(0, int(given["page"])) if given.get("page", "").isdecimal() and len(given["page"]) < 6 else 0
         each = floor_plan.MAPPED // floor_plan.RACK
+        page = min(page, max(0, -(-len(racks) // each) - 1))
         context = {
             **self._of(actor),
             "cards": cards,

@@ -125,6 +125,7 @@ def test_the_keyboard_is_enough(person: Visit) -> None:
     assert outline != "none"
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile("/jobs/default/digits$"))
+    page.wait_for_load_state("load")  # keys are heard once the page's script has run
     page.keyboard.press("/")
     expect(page.locator("#log-q")).to_be_focused()
     page.keyboard.press("Escape")

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import pwd
-import random
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import uvloop
 
@@ -33,21 +32,17 @@ from penstock.base.resource import Ref
 from penstock.base.routes import Endpoint, Sample
 from penstock.base.settings import Settings
 from penstock.base.version import VERSION
-from penstock.capacity import routes as capacity_routes
-from penstock.capacity.replays import Replays
 from penstock.console import asgi as console
-from penstock.cost import bill_routes, budgets, capacity, idle, ledger, outlook, prices
+from penstock.cost import budgets, capacity, idle, ledger, prices
 from penstock.cost import routes as cost_routes
 from penstock.cost.spec import Prices
+from penstock.cost.terms import Terms
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
-from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.engines.simulated.shape import Fleet
 from penstock.fleet import inventory
 from penstock.fleet import routes as fleet_routes
-from penstock.jobs import gpus, history, lines, queries
+from penstock.jobs import gpus, lines, queries
 from penstock.jobs import routes as job_routes
-from penstock.jobs.feeder import Feeder
 from penstock.jobs.launch import Site
 from penstock.jobs.reconcile import JobReconciler
 from penstock.jobs.room import Room
@@ -56,8 +51,8 @@ from penstock.jobs.view import Memory
 from penstock.reconcile.clock import SystemClock
 from penstock.reconcile.leadership import Leadership
 from penstock.reconcile.loop import Loop
-from penstock.scheduling import live, reservation_routes
 from penstock.scheduling import outlook as start_outlook
+from penstock.scheduling import reservation_routes
 from penstock.scheduling import routes as queue_routes
 from penstock.store import backup
 from penstock.store.leases import Lease
@@ -73,7 +68,12 @@ SERVER_FILE = "server.json"
 FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user nor a mapping names another
 SYNC_NODES_S = 15.0
 HEADS_SHOWN = 5  # of each queue, with why they wait
-AnEngine = LocalEngine | SimulatedEngine
+if TYPE_CHECKING:
+    from penstock import later
+    from penstock.engines.simulated.engine import SimulatedEngine
+    from penstock.simulation import Simulation
+
+    AnEngine = LocalEngine | SimulatedEngine
 
 
 def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> int:
@@ -197,25 +197,31 @@ def job_user(settings: Settings, *, as_root: bool) -> str | None:
     return name
 
 
-def choose_engine(
-    settings: Settings, spawner: Spawner, environ: Mapping[str, str], url: str, clock: Callable[[], float]
-) -> AnEngine:
-    """The machine, or the simulated fleet that was asked for."""
+def simulated(settings: Settings, clock: Callable[[], float]) -> Simulation | None:
+    """The made-up fleet, where one was asked for."""
     if settings.simulate is None:
-        return LocalEngine(spawner, LocalConfig(environ, settings.local_nodes, url=url), clock=clock)
-    spawner.dismiss()
-    nodes, gpus = settings.simulate
-    fleet = Fleet(
-        nodes,
-        gpus,
-        settings.simulate_gpu,
-        settings.simulate_speed,
-        settings.simulate_mtbf,
-        settings.simulate_repair,
-        cut_nodes=settings.simulate_mig[0] if settings.simulate_mig else 0,
-        cut=settings.simulate_mig[1] if settings.simulate_mig else (),
-    )
-    return SimulatedEngine(fleet, clock=clock)
+        return None
+    from penstock.simulation import Simulation  # noqa: PLC0415 - a fleet of this machine does without
+
+    return Simulation(settings, settings.simulate, clock)
+
+
+class Later:
+    """Rooms that are loaded when they are first asked for, in the event loop, which takes them some 50 ms."""
+
+    def __init__(self, settings: Settings, store: Store, rates: Prices, terms: Terms) -> None:
+        self._needs = settings, store, rates, terms
+        self._rooms: later.Rooms | None = None
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        from penstock import later  # noqa: PLC0415 - the server is ready without them
+
+        self._rooms = self._rooms or later.rooms(*self._needs)
+        return self._rooms.endpoints
+
+    async def close(self) -> None:
+        if self._rooms is not None:
+            await self._rooms.close()
 
 
 @dataclass(slots=True)
@@ -233,10 +239,13 @@ class House:
     app: App
     prices: Prices
     gpus: gpus.GpuWatch
-    replays: Replays
+    later: Later
+    simulation: Simulation | None
 
 
-def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: bool) -> House:
+def build_house(
+    settings: Settings, store: Store, engine: AnEngine, simulation: Simulation | None, *, as_root: bool
+) -> House:
     """Wire the rooms; nothing runs yet."""
     clock = SystemClock()
     ledger.attach(store)
@@ -273,8 +282,8 @@ def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: 
         memory=Memory(settings.simulate_speed),
     )
     reconciler.on_progress = room.wake
-    if isinstance(engine, SimulatedEngine):
-        engine.on_change = lambda: loop.enqueue("offers", "all")
+    if simulation is not None:
+        simulation.engine.on_change = lambda: loop.enqueue("offers", "all")
     access = Access(store, now=clock.now, monotonic=clock.monotonic)
     rates, terms = prices.load_both(settings.prices)
     purse = budgets.Purse(rates)
@@ -282,18 +291,16 @@ def build_house(settings: Settings, store: Store, engine: AnEngine, *, as_root: 
     watch = gpus.GpuWatch(
         store, engine, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
     )
+    late = Later(settings, store, rates, terms)
     money = (
         *cost_routes.endpoints(store, rates),
-        *bill_routes.endpoints(store, rates, terms),
         *idle.endpoints(store, rates),
-        *outlook.endpoints(store, rates, terms),
         *gpus.endpoints(watch, lambda: leadership.leading),
     )
-    replays = Replays(store, settings.data_dir, history.trace, live.text, inventory.gpus_by_node)
-    what_if = capacity_routes.Room(store, replays, rates, history.extent)
-    above = (*money, *capacity_routes.endpoints(what_if))
-    app = _application(settings, store, engine, reconciler, room, access, above)
-    return House(settings, store, engine, loop, reconciler, room, leadership, access, app, rates, watch, replays)
+    app = _application(settings, store, engine, reconciler, room, access, (money, late.endpoints))
+    return House(
+        settings, store, engine, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
+    )
 
 
 async def _nothing() -> None:
@@ -307,7 +314,7 @@ def _application(
     reconciler: JobReconciler,
     room: Room,
     access: Access,
-    above: Sequence[Endpoint],
+    above: tuple[Sequence[Endpoint], Callable[[], Sequence[Endpoint]]],
 ) -> App:
     """Every room's endpoints and the console, behind one door."""
 
@@ -336,7 +343,7 @@ def _application(
             lambda conn, now: lines.heads(conn, now, aside[1], HEADS_SHOWN),
             lines.capacity,
         ),
-        *above,
+        *above[0],
     ]
     gate = Gate(access, decide, settings)
     app = build(
@@ -346,6 +353,7 @@ def _application(
         settings=settings,
         extra_mounts=console.build(_console_gate(gate, secure=settings.tls_cert is not None)),
         public_paths=console.PUBLIC_PATHS,
+        late=above[1],
     )
     gate.app = app
     house.app = app
@@ -408,13 +416,19 @@ async def run(
     await bootstrap(store, settings.data_dir)
     if settings.reset_token:
         await reset_token(store, settings.data_dir)
-    engine = choose_engine(settings, spawner, environ, http.url_of(listening, settings), clock.now)
+    simulation = simulated(settings, clock.now)
+    if simulation is None:
+        config = LocalConfig(environ, settings.local_nodes, url=http.url_of(listening, settings))
+        engine: AnEngine = LocalEngine(spawner, config, clock=clock.now)
+    else:
+        spawner.dismiss()
+        engine = simulation.engine
     try:
         await store.read(lambda conn: inventory.check_engine(conn, engine.name))
     except PenstockError:
         await store.close()
         raise
-    house = build_house(settings, store, engine, as_root=as_root)
+    house = build_house(settings, store, engine, simulation, as_root=as_root)
     house.room.start()
     served = http.HttpServer(house.app, listening, settings)
     stop = asyncio.Event()
@@ -428,15 +442,15 @@ async def run(
         try:
             write_server_file(settings.data_dir, served.url, settings.tls_cert)
             print(f"Penstock is ready: {served.url}", flush=True)
-            if isinstance(engine, SimulatedEngine):
-                print(f"simulated: {engine.fleet}; nothing really runs", flush=True)
+            if simulation is not None:
+                print(f"simulated: {simulation.fleet}; nothing really runs", flush=True)
             gc.freeze()
             await stop.wait()
         finally:
             for task in watching:
                 task.cancel()
             await served.stop()
-            await house.replays.close()
+            await house.later.close()
             await house.leadership.close()
             await house.reconciler.close()
             with contextlib.suppress(PenstockError):
@@ -448,14 +462,11 @@ async def run(
 
 def _feeding(house: House) -> list[asyncio.Task[None]]:
     """The made-up load of a simulated fleet, if it has one."""
-    load = house.settings.simulate_load
-    if not isinstance(house.engine, SimulatedEngine) or not load:
+    if house.simulation is None:
         return []
-    rng = random.Random()
-    feeder = Feeder(
-        house.room, house.engine.fleet, load, house.reconciler.jobs_dir, lambda: house.leadership.leading, rng
-    )
-    return [asyncio.create_task(feeder.run())]
+    jobs_dir = house.reconciler.jobs_dir
+    feeds = house.simulation.feeding(house.room, jobs_dir, lambda: house.leadership.leading)
+    return [asyncio.ensure_future(feed) for feed in feeds]
 
 
 def _server_ref() -> Ref:

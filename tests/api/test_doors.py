@@ -47,12 +47,12 @@ def test_every_route_refuses_everything_but_a_good_token(tmp_path: Path) -> None
             "session as bearer": "pss_" + rig.tokens["ann"][4:],
         }
         before = await rig.store.read(lambda conn: conn.exec_driver_sql("select count(*) from events").scalar())
-        for endpoint in rig.app.endpoints:
+        for endpoint in rig.app.endpoints():
             for name, token in bad.items():
                 answer = await knock(rig, endpoint.method, address(endpoint), token)
                 wanted = 200 if endpoint.public else 401
                 assert answer.status == wanted, (endpoint.method, endpoint.path, name, answer.status)
-        assert [e.path for e in rig.app.endpoints if e.public] == ["/healthz"]
+        assert [e.path for e in rig.app.endpoints() if e.public] == ["/healthz"]
         after = await rig.store.read(lambda conn: conn.exec_driver_sql("select count(*) from events").scalar())
         assert before == after and rig.samples.done == []
 
@@ -61,7 +61,7 @@ def test_every_route_refuses_everything_but_a_good_token(tmp_path: Path) -> None
 
 def test_another_projects_token_finds_nothing(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        for endpoint in rig.app.endpoints:
+        for endpoint in rig.app.endpoints():
             if endpoint.public or "{project}" not in endpoint.path:
                 continue
             mine = await knock(rig, endpoint.method, address(endpoint, "p1"), rig.tokens["bob"], body=b"{}")
@@ -77,7 +77,7 @@ def test_another_projects_token_finds_nothing(tmp_path: Path) -> None:
 
 def test_what_a_viewer_and_a_stranger_may_not_do(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        for endpoint in rig.app.endpoints:
+        for endpoint in rig.app.endpoints():
             rule = VERBS[endpoint.verb]
             if endpoint.kind == "websocket" or endpoint.public:
                 continue

@@ -40,7 +40,7 @@ def test_every_operation_is_described(tmp_path: Path) -> None:
         found = answer.json()
         assert found["openapi"] == "3.1.0"
         described = {(method.upper(), path) for path, item in found["paths"].items() for method in item}
-        served_ones = {(e.method, e.path) for e in rig.app.endpoints if e.kind != "websocket"}
+        served_ones = {(e.method, e.path) for e in rig.app.endpoints() if e.kind != "websocket"}
         assert described == served_ones
         text = json.dumps(found)
         for ref in {part.split('"')[0] for part in text.split('"$ref": "')[1:]}:

@@ -87,9 +87,14 @@ def build(
     settings: Settings,
     extra_mounts: Sequence[BaseRoute] = (),
     public_paths: Sequence[str] = (),
+    late: Callable[[], Sequence[Endpoint]] | None = None,
 ) -> App:
-    """``public_paths`` of the mounts need no token: whole paths, or with a closing ``/`` all beneath."""
-    return App(endpoints, authenticate, decide, settings, extra_mounts, public_paths)
+    """``public_paths`` of the mounts need no token: whole paths, or with a closing ``/`` all beneath. ``late``: endpoints, none of
+    them public, that are added when a path of the API is asked for that no other has.
+    """
+    app = App(endpoints, authenticate, decide, settings, extra_mounts, public_paths)
+    app.late = late
+    return app
 
 
 class App:
@@ -102,7 +107,7 @@ class App:
         mounts: Sequence[BaseRoute],
         public_paths: Sequence[str],
     ) -> None:
-        self.endpoints = tuple(endpoints)
+        self.late: Callable[[], Sequence[Endpoint]] | None = None
         self.live = Live()
         self.latencies = Latencies()
         self.cookie = cookie_name(settings)
@@ -110,14 +115,33 @@ class App:
         self._decide = decide
         self._guard = Guard((settings.host, *settings.allowed_hosts))
         self._paths: Paths[_Route] = Paths()
-        for endpoint in self.endpoints:
-            method = _WEBSOCKET if endpoint.kind == "websocket" else endpoint.method
-            self._paths.add(method, endpoint.path, _Route(endpoint, inputs.Query(endpoint.query)))
-        self._open = {e.path.encode() for e in self.endpoints if e.public}
+        self._endpoints: list[Endpoint] = []
+        self._add(endpoints)
+        self._open = {e.path.encode() for e in endpoints if e.public}
         self._open |= {p.encode() for p in public_paths if not p.endswith("/")}
         self._open_below = tuple(p.encode() for p in public_paths if p.endswith("/"))
         self._login = "/login" if b"/login" in self._open else None
         self._mounted = Router(list(mounts), redirect_slashes=False, default=_not_here) if mounts else None
+
+    def _add(self, endpoints: Sequence[Endpoint]) -> None:
+        for endpoint in endpoints:
+            method = _WEBSOCKET if endpoint.kind == "websocket" else endpoint.method
+            self._paths.add(method, endpoint.path, _Route(endpoint, inputs.Query(endpoint.query)))
+        self._endpoints += endpoints
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """All of them, the late ones too."""
+        if self.late is not None:
+            late, self.late = self.late, None
+            self._add(late())
+        return self._endpoints
+
+    def _find(self, raw: bytes) -> tuple[dict[str, _Route], dict[str, str]] | None:
+        found = self._paths.find(raw)
+        if found is None and self.late is not None and raw.startswith(b"/api/"):
+            self.endpoints()
+            found = self._paths.find(raw)
+        return found
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -145,7 +169,7 @@ class App:
         body: Any = None,
     ) -> Any:
         """Call an endpoint from inside the server, with the checks that a request passes. ``path`` is percent-encoded."""
-        found = self._paths.find(path.encode())
+        found = self._find(path.encode())
         if found is None or method not in found[0]:
             raise NotFound(f"there is no {method} {path}")
         route, path_values = found[0][method], found[1]
@@ -182,7 +206,7 @@ class App:
         request.actor = await self._authenticate(*request.shown) if request.shown else None
         if request.actor is None and not self._is_open(raw):
             raise Unauthenticated("this needs a valid token" if request.shown else "this needs a token")
-        found = self._paths.find(raw)
+        found = self._find(raw)
         if found is None:
             await self._serve_mounted(request, raw)
             return
@@ -318,7 +342,7 @@ class App:
         shown: tuple[str, str] | None,
         socket: Socket,
     ) -> None:
-        found = self._paths.find(raw_path(scope))
+        found = self._find(raw_path(scope))
         route = found[0].get(_WEBSOCKET) if found else None
         if found is None or route is None:
             raise NotFound("there is no WebSocket at this path")

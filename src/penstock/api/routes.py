@@ -52,7 +52,7 @@ class _Routes:
 
     async def openapi(self, _call: Call) -> Reply:
         if self._document is None:
-            described = self.house.app.endpoints if self.house.app else ()
+            described = self.house.app.endpoints() if self.house.app else ()
             self._document = openapi.render(described, self.house.version)
         return Reply(self._document)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from penstock.base.routes import Endpoint
+from penstock.base.routes import Call, Endpoint
 from penstock.tenancy.plan import VERBS, Scope
 from tests.api.rig import Answered, Rig, call, rigged
 
@@ -238,5 +238,35 @@ def test_a_header_that_decides_is_not_given_twice(tmp_path: Path) -> None:
 
         await rig.app(scope, asyncio.Queue[Any]().get, send)
         assert sent[0]["status"] == 403
+
+    run(tmp_path, test)
+
+
+def test_late_endpoints_come_with_the_first_request_that_no_early_one_answers(tmp_path: Path) -> None:
+    made: list[list[str]] = []
+
+    async def handler(_call: Call) -> dict[str, str]:
+        return {"came": "late"}
+
+    def late(*paths: str) -> Callable[[], list[Endpoint]]:
+        def come() -> list[Endpoint]:
+            made.append(list(paths))
+            return [Endpoint("GET", path, "jobs.read", handler, "Late") for path in paths]
+
+        return come
+
+    async def test(rig: Rig) -> None:
+        token = rig.tokens["ann"]
+        early = address(rig.app.endpoints()[1]), rig.app.endpoints()[1].path
+        rig.app.late = late("/api/v1/late")
+        await knock(rig, "GET", early[0], token)
+        await knock(rig, "GET", "/api/v1/late", None)  # nobody's question brings nothing
+        assert made == []
+        assert (await knock(rig, "GET", "/api/v1/late", token)).json() == {"came": "late"}
+        assert (await knock(rig, "GET", "/api/v1/later", token)).status == 404
+        assert made == [["/api/v1/late"]]
+        rig.app.late = late(early[1])
+        with pytest.raises(ValueError, match="paths that no early one has"):
+            rig.app.endpoints()
 
     run(tmp_path, test)

@@ -144,3 +144,13 @@ def test_two_projects_do_not_see_each_other(house: House) -> None:
         with pytest.raises(Forbidden):
             red.nodes.cordon("node-0")
         assert {j.project for j in red.jobs.list()} <= {"red"}
+
+
+def test_rooms_that_are_loaded_late_are_there_for_who_asks(house: House) -> None:
+    """A start does without them; the first request for one finds it, and the document describes them all."""
+    code = "import sys, penstock.server; print(*(n for n in sys.modules if n.startswith(('penstock.capacity', 'penstock.engines.simulated'))))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+    assert house.client.bill()["items"] is not None
+    paths = house.client.openapi()["paths"]
+    assert {"/api/v1/jobs", "/api/v1/cost/bill", "/api/v1/capacity/replays"} <= paths.keys()

@@ -132,8 +132,11 @@ class App:
     def endpoints(self) -> Sequence[Endpoint]:
         """All of them, the late ones too."""
         if self.late is not None:
-            late, self.late = self.late, None
-            self._add(late())
+            late, self.late = self.late(), None
+            hidden = [each.path for each in late if self._paths.find(each.path.encode()) is not None]
+            if hidden:  # such a path would answer 405 until something else had brought the late ones
+                raise ValueError(f"endpoints that come late need paths that no early one has: {', '.join(hidden)}")
+            self._add(late)
         return self._endpoints
 
     def _find(self, raw: bytes) -> tuple[dict[str, _Route], dict[str, str]] | None:

@@ -31,7 +31,7 @@ class Rooms:
 def rooms(settings: Settings, store: Store, rates: Prices, terms: Terms) -> Rooms:
     """Bills, the months to come, and replays."""
     replays = Replays(store, settings.data_dir, history.trace, live.text, inventory.gpus_by_node)
-    what_if = capacity_routes.Room(store, replays, rates, history.extent)
+    what_if = capacity_routes.Room(store, replays, rates, terms, history.extent)
     return Rooms(
         (
             *bill_routes.endpoints(store, rates, terms),

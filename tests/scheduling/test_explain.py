@@ -185,3 +185,23 @@ def test_a_quota_that_others_have_borrowed() -> None:
         "needs 4 GPUs of default; queue default may have 2 more now (it uses 0, its nominal quota is 4); "
         "borrowed by others: 2 by other"
     )
+
+
+def test_a_queue_that_takes_no_long_ones() -> None:
+    setup = Setup(queues={"default": Queue("default", max_limit_s=300.0)})
+    wait = why([node("a")], job("long", Ask(cpus=1)), setup=setup)
+    assert wait.message == "its time limit is 10m; queue default takes none above 5m"
+    assert (wait.reason, wait.helps) == (
+        Reason.Unschedulable,
+        ("state a time limit of at most 5m, or use another queue",),
+    )
+    endless = why([node("a")], replace(job("endless", Ask(cpus=1)), limit_s=None), setup=setup)
+    assert endless.message == "has no time limit; queue default takes none above 5m"
+
+
+def test_who_keeps_to_the_queues_limit_passes_one_that_does_not() -> None:
+    scheduler = Scheduler(Setup(queues={"default": Queue("default", max_limit_s=600.0)}))
+    scheduler.put_node(node("a"))
+    scheduler.submit(replace(job("first", Ask(cpus=1)), limit_s=601.0))
+    scheduler.submit(job("second", Ask(cpus=1)))
+    assert [admit.id for admit in scheduler.plan(0.0).admit] == ["second"]

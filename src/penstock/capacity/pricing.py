@@ -13,10 +13,9 @@ MONTH_H = 730  # hours
 _NONE = Decimal(-1)
 
 
-def costs(gpus: int, model: str, prices: Prices, terms: Terms | None = None) -> dict[str, Any]:
+def costs(gpus: int, model: str, prices: Prices, terms: Terms) -> dict[str, Any]:
     """``model`` as its nodes call it; without one, the cheapest reservation and the default price."""
     reserved: dict[str, Decimal] = {}
-    terms = terms or Terms()
     for one in terms.commitments:
         if one.gpus:
             reserved[one.model] = min(one.rate, reserved.get(one.model, one.rate))

@@ -15,6 +15,7 @@ from penstock.capacity.asked import TRACE_NAME, ReplayForm
 from penstock.capacity.pricing import costs
 from penstock.capacity.replays import Replays
 from penstock.cost.spec import Prices
+from penstock.cost.terms import Terms
 from penstock.store.store import Store
 
 REPLAYS = "/api/v1/capacity/replays"
@@ -28,6 +29,7 @@ class Room:
     store: Store
     replays: Replays
     prices: Prices
+    terms: Terms
     history: Callable[[Connection], Mapping[str, Any]]
 
 
@@ -40,7 +42,7 @@ def endpoints(room: Room) -> list[Endpoint]:
 
     async def get(call: Call) -> dict[str, Any]:
         found = await room.replays.get(call.path["id"])
-        return found | {"cost": [_cost(scenario, room.prices) for scenario in _scenarios(found)]}
+        return found | {"cost": [_cost(scenario, room.prices, room.terms) for scenario in _scenarios(found)]}
 
     async def remove(call: Call) -> None:
         await room.replays.remove(call.path["id"], call.actor.user)
@@ -86,6 +88,6 @@ def _scenarios(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [asked["a"]] if asked.get("b") is None else [asked["a"], asked["b"]]
 
 
-def _cost(scenario: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
+def _cost(scenario: Mapping[str, Any], prices: Prices, terms: Terms) -> dict[str, Any]:
     gpus = scenario["nodes"] * scenario["gpus_per_node"]
-    return {"gpus": gpus, **costs(gpus, scenario["gpu_model"], prices)}
+    return {"gpus": gpus, **costs(gpus, scenario["gpu_model"], prices, terms)}

@@ -150,7 +150,7 @@ class View:
     def build(self, conn: Connection, now: float) -> Scheduler:
         """From everything: at the take-over of leadership, after a restore, under another setup."""
         self.setup = live.current(conn)
-        scheduler = Scheduler(self.setup)
+        scheduler = Scheduler(at_speed(self.setup, self.memory.speed))
         for node in inventory.all_nodes(conn):
             scheduler.put_node(self.node(node))
         windows.take_over(conn, scheduler, now)
@@ -342,6 +342,17 @@ def hold(scheduler: Scheduler, held: Held) -> None:
         scheduler.begin(held)
         for node in known:
             scheduler.put_node(node)  # a node that is put books what is held on it unasked
+
+
+def at_speed(setup: Setup, speed: float) -> Setup:
+    """A simulated fleet's clock divides the time limits that jobs state; those that queues take are theirs too."""
+    if speed == 1.0:
+        return setup
+    queues = {
+        name: replace(queue, max_limit_s=None if queue.max_limit_s is None else queue.max_limit_s / speed)
+        for name, queue in setup.queues.items()
+    }
+    return replace(setup, queues=queues)
 
 
 def to_workload(setup: Setup, spec: JobSpec, project: str, user: str, speed: float = 1.0) -> Workload:

@@ -555,10 +555,18 @@ class Scheduler:
         return multifactor(weights, factors) + w.priority
 
     def _can_ever(self, w: Workload, kind: int, asked: Mapping[str, float]) -> bool:
+        if self.beyond(w) is not None:
+            return False
         possible = self._possible.get((kind, w.queue))
         if possible is None:
             possible = self._possible[kind, w.queue] = self._could_run(w, asked)
         return possible
+
+    def beyond(self, w: Workload) -> float | None:
+        """The longest time limit that its queue takes, where its own is longer or not there at all."""
+        queue = self.setup.queues.get(w.queue)
+        most = queue.max_limit_s if queue is not None else None
+        return most if most is not None and (w.limit_s is None or w.limit_s > most) else None
 
     def _could_run(self, w: Workload, asked: Mapping[str, float]) -> bool:
         """On the fleet as it is, with nobody else there."""

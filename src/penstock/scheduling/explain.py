@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from penstock.base.quantities import format_memory
+from penstock.base.quantities import format_duration, format_memory
 from penstock.base.reasons import Reason
 from penstock.scheduling.pool import Pool, bits
 from penstock.scheduling.possible import could_hold, one_of_each
@@ -31,6 +31,9 @@ def explain(view: Scheduler, w: Workload, now: float) -> Wait:
         return _leaving(view, w, awaiting.victims, now)
     promise = view.promise(w.id)
     start = promise.start if promise is not None else None
+    most = view.beyond(w)
+    if most is not None:
+        return _too_long(w, most)
     refusal = view.refused(w)
     if refusal is not None:
         return _quota(view, w, refusal, start)
@@ -40,6 +43,13 @@ def explain(view: Scheduler, w: Workload, now: float) -> Wait:
     if view.pool.find(w, within=within) is not None:
         return _behind(view, w, start, now)
     return _no_room(view, w, within, now, start)
+
+
+def _too_long(w: Workload, most: float) -> Wait:
+    allowed = format_duration(most)
+    states = "has no time limit" if w.limit_s is None else f"its time limit is {format_duration(w.limit_s)}"
+    helps = (f"state a time limit of at most {allowed}, or use another queue",)
+    return Wait(w.id, Reason.Unschedulable, f"{states}; queue {w.queue} takes none above {allowed}", helps)
 
 
 def _leaving(view: Scheduler, w: Workload, victims: Collection[str], now: float) -> Wait:

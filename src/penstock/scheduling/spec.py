@@ -36,7 +36,9 @@ Quotas = Mapping[str, Mapping[str, Quota]]  # flavor -> resource -> quota
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Where workloads wait. No quotas at all: whatever is free. ``reclaim_after_s``: an idle holder may be evicted then."""
+    """Where workloads wait. No quotas at all: whatever is free. ``reclaim_after_s``: an idle holder may be evicted then.
+    ``max_limit_s``: who states no time limit, or a longer one, is never started (a Slurm partition's MaxTime).
+    """
 
     name: str
     cohort: str | None = None

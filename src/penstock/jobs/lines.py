@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection, Row
@@ -11,11 +13,13 @@ from penstock.base.errors import InvalidInput
 from penstock.base.quantities import format_time
 from penstock.fleet import inventory
 from penstock.jobs import admission, view
-from penstock.scheduling import live, outlook
+from penstock.scheduling import lending, live, outlook
 from penstock.scheduling.cycle import Scheduler
-from penstock.scheduling.quota import TreeNode, totals
+from penstock.scheduling.quota import Cell, Quotas, totals
 from penstock.scheduling.spec import Capacity, parse_setup
 from penstock.scheduling.state import Reservation, Workload
+
+Who = tuple[str, Cell]  # a queue, and of what
 
 
 def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
@@ -23,9 +27,12 @@ def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
     seen, scheduler = view.fresh(conn, now, memory)
     waiting = Counter(seen_by_queue(scheduler))
     errors = outlook.errors(conn, now)
+    use = _use(scheduler)
+    lent = _lent(scheduler.quotas, use)
     items = []
     for queue in seen.setup.queues.values():
-        rows = _limited(scheduler, queue.name) if queue.limited else [_free(scheduler, queue.name)]
+        limited = scheduler.quotas.limited(queue.name)
+        rows = _limited(scheduler, queue.name, use, lent) if limited else [_free(scheduler, queue.name)]
         items += [
             {
                 "queue": queue.name,
@@ -87,49 +94,76 @@ def seen_by_queue(scheduler: Scheduler) -> list[str]:
     return [entry.w.queue for entry in (*scheduler.lines.entries.values(), *scheduler.aside.values())]
 
 
-def _limited(scheduler: Scheduler, queue: str) -> list[dict[str, Any]]:
-    node = scheduler.quotas.queues[queue]
+def _limited(scheduler: Scheduler, queue: str, use: _Use, lent: Mapping[Who, float]) -> list[dict[str, Any]]:
     rows = []
-    for cell, quota in node.quotas.items():
-        used = node.usage.get(cell, 0.0)
-        idle = max(0.0, quota.nominal - used)
-        root = _root(node)
-        short = max(0.0, root.usage.get(cell, 0.0) - used) if root is not node else 0.0
-        lendable = idle if quota.lending_limit is None else min(idle, quota.lending_limit)
-        others = _borrowed_by_others(scheduler, queue, cell)
+    for cell, quota in scheduler.quotas.queues[queue].quotas.items():
+        used = use.used[queue, cell]
         rows.append(
             {
                 "flavor": cell[0],
                 "resource": cell[1],
                 "nominal": quota.nominal,
                 "used": used,
+                "promised": use.promised[queue, cell],
                 "borrowed": max(0.0, used - quota.nominal),
-                "lent": min(lendable, others, short),
+                "lent": lent[queue, cell],
             }
         )
     return rows
 
 
-def _borrowed_by_others(scheduler: Scheduler, queue: str, cell: tuple[str, str]) -> float:
-    """What queues of the same tree hold above their nominal."""
-    root = _root(scheduler.quotas.queues[queue])
-    found = 0.0
-    for name, node in scheduler.quotas.queues.items():
-        if name != queue and _root(node) is root and cell in node.quotas:
-            found += max(0.0, node.usage.get(cell, 0.0) - node.quotas[cell].nominal)
+def _lent(quotas: Quotas, use: _Use) -> dict[Who, float]:
+    """By queue and (flavor, resource): each tree of cohorts lends by itself."""
+    stakes: dict[tuple[str, Cell], dict[str, lending.Stake]] = defaultdict(dict)
+    common: dict[tuple[str, Cell], float] = defaultdict(float)
+    for name, node in quotas.queues.items():
+        for cell, quota in node.quotas.items():
+            stake = lending.Stake(quota.nominal, use.used[name, cell], quota.lending_limit)
+            stakes[node.path()[-1].name, cell][name] = stake
+    for node in quotas.cohorts.values():
+        for cell, quota in node.quotas.items():
+            common[node.path()[-1].name, cell] += quota.nominal
+    return {
+        (name, tree[1]): amount
+        for tree, found in stakes.items()
+        for name, amount in lending.lent(found, common[tree]).items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """By queue and (flavor, resource): what is held, by those too who were told to leave and do not count against a quota
+    any more; and what is kept for those for whom they leave.
+    """
+
+    used: defaultdict[Who, float]
+    promised: defaultdict[Who, float]
+
+
+def _use(scheduler: Scheduler) -> _Use:
+    found = _Use(defaultdict(float), defaultdict(float))
+    for holding in scheduler.held.values():
+        _add(found.used, holding.held.workload.queue, holding.flavor, holding.asked)
+    for one in scheduler.awaiting.values():
+        _add(found.promised, one.entry.w.queue, one.flavor, one.entry.asked)
     return found
 
 
-def _root(node: TreeNode) -> TreeNode:
-    while node.parent is not None:
-        node = node.parent
-    return node
+def _add(to: defaultdict[Who, float], queue: str, flavor: str, asked: Mapping[str, float]) -> None:
+    for resource, amount in asked.items():
+        to[queue, (flavor, resource)] += amount
 
 
 def _free(scheduler: Scheduler, queue: str) -> dict[str, Any]:
     held = [holding.held.workload for holding in scheduler.held.values()]
-    used = sum(totals(w.parts).get("gpus", 0.0) for w in held if w.queue == queue)
-    return {"flavor": "default", "resource": "gpus", "nominal": None, "used": used, "borrowed": 0.0, "lent": 0.0}
+    coming = [one.entry.w for one in scheduler.awaiting.values()]
+    used, promised = (
+        sum(totals(w.parts).get("gpus", 0.0) for w in some if w.queue == queue) for some in (held, coming)
+    )
+    return {
+        "flavor": "default", "resource": "gpus", "nominal": None,
+        "used": used, "promised": promised, "borrowed": 0.0, "lent": 0.0,
+    }  # fmt: skip
 
 
 def in_the_way(conn: Connection, window: Reservation, now: float, memory: view.Memory) -> list[dict[str, Any]]:

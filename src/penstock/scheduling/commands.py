@@ -43,6 +43,7 @@ _COLUMNS = [
     Column("RESOURCE", lambda item, _: str(item["resource"])),
     _figure("NOMINAL", "nominal"),
     _figure("USED", "used"),
+    _figure("PROMISED", "promised"),
     _figure("BORROWED", "borrowed"),
     _figure("LENT", "lent"),
     _figure("WAITING", "waiting"),

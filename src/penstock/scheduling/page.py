@@ -138,6 +138,8 @@ def _line(row: Mapping[str, Any], widest: float) -> Line:
     told = f"{_shown(resource, used)} used" + ("" if nominal is None else f" of {_shown(resource, float(nominal))}")
     if borrowed:
         told += f", {_shown(resource, borrowed)} of it borrowed"
+    if _amount(row, "promised"):
+        told += f", {_shown(resource, _amount(row, 'promised'))} kept for who waits until others have left"
     if lent:
         told += f", {_shown(resource, lent)} lent"
     return Line(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.app import main
 from penstock.base.errors import InvalidInput
 from penstock.capacity import traces
 from penstock.capacity.presets import slurm_seconds
@@ -131,3 +132,31 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     except InvalidInput:
         return
     assert len(jobs) + findings.left_out + findings.noted.get("asks no GPU", 0) == findings.rows
+
+
+def test_times_beyond_any_calendar_are_rejected_by_name(tmp_path: Path) -> None:
+    rows = "a,1,1e308,1,q\nb,1e30,10,1,q\nc,nan,10,1,q\nd,1,10,1,q\ne,-1e12,5,1,q\n"
+    jobs, found = read(tmp_path / "t.csv", CSV + rows)
+    assert [job.id for job in jobs] == ["d"]
+    assert found.rejected == {"run time above 100 years": 1, "not in the years 1 to 9999": 3}
+    _, found = read(tmp_path / "t.csv", "submit,duration_s,gpus,limit_s,start\n1,2,1,99999999999,\n1,2,1,,1e30\n")
+    assert found.rejected == {"time limit above 100 years": 1, "not in the years 1 to 9999": 1}
+
+
+@pytest.mark.parametrize("what", [["replay", "--nodes", "2"], ["plan", "--target", "p95-wait=1h"]])
+def test_a_selection_of_nothing_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: list[str]
+) -> None:
+    trace = tmp_path / "t.csv"
+    command = ["capacity", what[0], str(trace), "--gpus-per-node", "8", *what[1:]]
+    trace.write_text(CSV + "a,1,10,1,vision\nb,2,10,1,nlp\n")
+    assert main([*command, "--cluster", "nosuch"]) == 2
+    told = capsys.readouterr().err
+    assert "'nosuch'" in told
+    assert "nlp, vision" in told
+    trace.write_text(CSV + "a,1,1e308,1,vision\n")
+    assert main(command) == 2
+    assert "no row that can be replayed; 1 of 1 left out: run time above 100 years" in capsys.readouterr().err
+    trace.write_text(CSV)
+    assert main(command) == 2
+    assert "the trace has no row" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from penstock.base.errors import InvalidInput, PenstockError
 from penstock.capacity.asked import MOST_JOBS
 from penstock.capacity.scenario import Scenario, Source, replayed
 from penstock.capacity.synth import CLUSTERS, FIELDS, synthesize
-from penstock.capacity.traces import Selection, opened
+from penstock.capacity.traces import NothingToReplay, Selection, opened
 from penstock.engines.local.kernel import die_with, name_process
 
 NICE = 10
@@ -64,21 +64,19 @@ def run(folder: Path, task: Mapping[str, Any], say: Callable[[Mapping[str, Any]]
                 said = time.monotonic()
                 say({"scenario": number, "ended": ended, "of": total})
 
-        answer = replayed(Scenario(**values), source, time.perf_counter, progress=progress, samples=SAMPLES)
+        try:
+            answer = replayed(Scenario(**values), source, time.perf_counter, progress=progress, samples=SAMPLES)
+        except NothingToReplay as nothing:
+            raise InvalidInput(f"{_where(task)}: {nothing}", details=nothing.details, hint=nothing.hint) from nothing
         if not answer["jobs"]:
-            raise InvalidInput(_nothing(task, answer))
+            raise InvalidInput(f"{_where(task)}: {answer['unplaced']} could never start")
         found.append(answer)
     return {"scenarios": found}
 
 
-def _nothing(task: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-    trace = answer["trace"]
-    why = [*trace["noted_by_reason"].items(), *trace["rejected_by_reason"].items()]
-    told = "; ".join(f"{count} of {trace['rows']} left out: {reason}" for reason, count in why)
-    if answer["unplaced"]:
-        told += f"; {answer['unplaced']} could never start"
+def _where(task: Mapping[str, Any]) -> str:
     what = {"own": "this server's history", "synth": "that cluster"}.get(task["source"]["kind"], "that trace")
-    return f"there is no job to replay in {what}" + (f" ({told.removeprefix('; ')})" if told else "")
+    return f"there is no job to replay in {what}"
 
 
 def _source(folder: Path, task: Mapping[str, Any]) -> tuple[Source, int]:

@@ -278,7 +278,8 @@ VERBS = {
     "capacity": Verb(
         "penstock capacity replay jobs.csv --nodes 16 --gpus-per-node 8 --backfill easy\n"
         "penstock capacity plan jobs.csv --gpus-per-node 8 --target p95-wait=1h\n"
-        "sacct -aP -S 2026-01-01 -o ALL | penstock capacity replay - --preset slurm-sacct --nodes 64 --gpus-per-node 8",
+        "sacct -aDPX -S 2026-01-01 -o JobID,User,Account,Partition,Submit,Start,End,Elapsed,Timelimit,State,AllocTRES,NNodes |\n"
+        "  penstock capacity replay - --preset slurm-sacct --nodes 64 --gpus-per-node 8",
         _configure,
         lambda call, arguments: _RUN[arguments.what](call, arguments),
         about="Traces run through the very planners that schedule live. Needs no server.",

@@ -12,6 +12,8 @@ from penstock.base.quantities import parse_duration, parse_memory
 from penstock.capacity.replay import TraceJob
 
 Row = Mapping[str, str]
+LONGEST_S = 100 * 365.25 * 86400.0
+_EARLIEST, _LATEST = -62135596800.0, 253402300800.0  # the years 1 to 9999
 _NONE = frozenset({"", "Unknown", "None", "N/A", "INVALID"})
 
 
@@ -78,6 +80,16 @@ def _time(text: str, name: str) -> float:
     except ValueError:
         raise BadRow("not a time", f"{name} is {text!r}") from None
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def check_times(job: TraceJob) -> None:
+    """Raises BadRow for times that no calendar has and run times that no job has: sums of them would say nothing."""
+    for name, at in (("its submission", job.submit), ("its start", job.started)):
+        if at is not None and not _EARLIEST <= at < _LATEST:
+            raise BadRow("not in the years 1 to 9999", f"{name} is {at:g} s after 1970")
+    for name, seconds in (("run time", job.duration), ("time limit", job.limit)):
+        if seconds is not None and not (seconds <= LONGEST_S or (name == "time limit" and seconds == math.inf)):
+            raise BadRow(f"{name} above 100 years", f"its {name} is {seconds:g} s")
 
 
 def _positive(gpus: float) -> int:

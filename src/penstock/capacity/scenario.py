@@ -241,11 +241,14 @@ def replayed(
     """The answer of one replay; with ``samples`` it has a timeline of about so many points (``Series.to_dict``).
 
     ``progress`` is told how many jobs have ended, ``watch`` how far it is and in words.
+    Raises NothingToReplay.
     """
     findings, metrics = Findings(), Metrics()
     stream = source.jobs(checked(scenario), findings, watch=reading(watch) if watch else None)
     began = clock()
     ahead = list(islice(stream, AHEAD))
+    if not ahead:
+        raise traces.nothing(findings, source.select)
     read_s = clock() - began
     most = len(ahead)
     if most == AHEAD:  # more follow: at the most so many

@@ -17,7 +17,7 @@ from penstock.capacity.metrics import Metrics, reality
 from penstock.capacity.plan import SHARES, WEEK_S, Target, Trial, Week
 from penstock.capacity.replay import Outcome, TraceJob
 from penstock.capacity.scenario import Scenario, Source, simulate
-from penstock.capacity.traces import Findings
+from penstock.capacity.traces import Findings, nothing
 from penstock.scheduling.spec import parse_setup
 
 TRUSTED = 0.25  # above this error of the replay's P95 against what happened, `plan` refuses
@@ -108,7 +108,7 @@ def planned(
             hint="--first N takes the first, --cluster one partition or queue.",
         )
     if not jobs:
-        raise InvalidInput("the trace has no job to replay", details=findings.problems)
+        raise nothing(findings, source.select)
     trust = _trust(scenario, jobs, force=force)
     sizer = Sizer(scenario, jobs, target, note)
     best, known = plan.size(sizer.attempt, sizer.start(), sizer.least())

@@ -29,6 +29,7 @@ from penstock.capacity.presets import BadRow, Preset, Row
 from penstock.capacity.replay import TraceJob
 
 SHOWN = 10  # problems kept with their lines
+NAMED = 20  # clusters kept to be named where the one asked for is not there
 CHUNK = 100_000  # rows sorted in memory at once
 WATCHED = 10_000  # rows between two words on how far it is
 _ORDER = attrgetter("submit", "line")
@@ -47,6 +48,7 @@ class Findings:
     noted: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)  # the first rejected rows
     oddities: list[Problem] = field(default_factory=list)  # the first noted ones
+    clusters: set[str] = field(default_factory=set)  # others than the one that was selected, some of them
 
     def reject(self, why: str, line: int, what: str) -> None:
         self.rejected[why] = self.rejected.get(why, 0) + 1
@@ -76,6 +78,10 @@ class Findings:
         }
 
 
+class NothingToReplay(InvalidInput):
+    """Not one row of a trace is a job that was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which jobs of a trace: of one cluster, the first of those, of these the ones up to a size."""
@@ -84,6 +90,19 @@ class Selection:
     first: int | None = None
     max_gpus: int | None = None
     pool_gpus: int | None = None  # jobs larger than this can never start
+
+
+def nothing(findings: Findings, select: Selection) -> NothingToReplay:
+    """Why there is no job: no such cluster, or no row that can be used."""
+    if findings.clusters:
+        return NothingToReplay(
+            f"no job of the trace is of the cluster {one_line(select.cluster or '', 100)!r}",
+            hint=f"It has {', '.join(one_line(name, 60) for name in sorted(findings.clusters))}"
+            + (" and others." if len(findings.clusters) == NAMED else "."),
+        )
+    why = [*findings.rejected.items(), *findings.noted.items()]
+    told = "".join(f"; {count} of {findings.rows} left out: {reason}" for reason, count in why)
+    return NothingToReplay(f"the trace has no row that can be replayed{told}", details=findings.problems)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -171,6 +190,7 @@ def _parsed(rows: Iterable[tuple[int, Row]], form: Preset, findings: Findings) -
             if not row:
                 raise BadRow("wrong number of columns", "the row has fewer or more columns than the first line")
             job = form.job(row, line)
+            presets.check_times(job)
         except BadRow as bad:
             if bad.skip:
                 findings.noted[bad.why] = findings.noted.get(bad.why, 0) + 1
@@ -231,6 +251,8 @@ def _selected(jobs: Iterable[TraceJob], select: Selection, form: Preset, finding
     taken, at, seen = 0, -1.0, set[object]()
     for job in jobs:
         if select.cluster is not None and select.cluster not in (job.queue, job.partition):
+            if len(findings.clusters) < NAMED:
+                findings.clusters.update(filter(None, (job.queue, job.partition)))
             continue
         if select.first is not None and taken >= select.first:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from importlib import import_module
 from pathlib import Path
 
@@ -39,7 +40,17 @@ def reference() -> str:
 
 def _verb(entry: Entry) -> str:
     parser = parser_of(entry, import_module(entry.module).VERBS[entry.name], WIDTH)
-    return f"### penstock {entry.name}\n\n```text\n{parser.format_help().rstrip()}\n```\n"
+    helps = [parser.format_help().rstrip()]
+    for action in parser._actions:  # noqa: SLF001 - argparse tells of its subcommands nowhere else
+        if isinstance(action.choices, dict):
+            helps += [_sub(each, parser) for each in action.choices.values()]
+    return f"### penstock {entry.name}\n\n" + "\n".join(f"```text\n{text}\n```\n" for text in helps)
+
+
+def _sub(sub: argparse.ArgumentParser, parser: argparse.ArgumentParser) -> str:
+    """A subcommand's help, less the options of every verb, which stand above."""
+    sub.formatter_class = parser.formatter_class
+    return sub.format_help().split("\noptions of every verb:")[0].rstrip()
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ log = logging.getLogger("penstock")
 SERVER_FILE = "server.json"
 FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user nor a mapping names another
 SYNC_NODES_S = 15.0
+Priced = tuple[Prices, Terms]  # the price file
 HEADS_SHOWN = 5  # of each queue, with why they wait
 if TYPE_CHECKING:
     from penstock import later
@@ -85,12 +86,13 @@ def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> in
     gc.enable()
     as_root = os.geteuid() == 0 and settings.simulate is None  # what never really runs needs no other user
     http.check_exposure(settings)
+    priced = prices.load_both(settings.prices)  # what is wrong with it is told before anything is made
     prepare_folders(settings, as_root=as_root)
     lock = hold(settings.data_dir)
     try:
         listening = http.bind(settings.host, settings.port)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(run(settings, spawner, listening, environ, as_root=as_root))
+            return runner.run(run(settings, spawner, listening, environ, priced, as_root=as_root))
     finally:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(settings.data_dir, SERVER_FILE))
@@ -244,7 +246,7 @@ class House:
 
 
 def build_house(
-    settings: Settings, store: Store, engine: AnEngine, simulation: Simulation | None, *, as_root: bool
+    settings: Settings, store: Store, engine: AnEngine, simulation: Simulation | None, priced: Priced, *, as_root: bool
 ) -> House:
     """Wire the rooms; nothing runs yet."""
     clock = SystemClock()
@@ -285,7 +287,7 @@ def build_house(
     if simulation is not None:
         simulation.engine.on_change = lambda: loop.enqueue("offers", "all")
     access = Access(store, now=clock.now, monotonic=clock.monotonic)
-    rates, terms = prices.load_both(settings.prices)
+    rates, terms = priced
     purse = budgets.Purse(rates)
     room.refuses = lambda conn, project: purse.refusal(conn, project, store.clock())
     watch = gpus.GpuWatch(
@@ -406,7 +408,13 @@ async def _restore(store: Store, reconciler: JobReconciler, file: IO[bytes], act
 
 
 async def run(
-    settings: Settings, spawner: Spawner, listening: socket.socket, environ: Mapping[str, str], *, as_root: bool
+    settings: Settings,
+    spawner: Spawner,
+    listening: socket.socket,
+    environ: Mapping[str, str],
+    priced: Priced,
+    *,
+    as_root: bool,
 ) -> int:
     """Open the store, take over what runs, serve until told to stop; then let go of everything but the jobs."""
     clock = SystemClock()
@@ -428,7 +436,7 @@ async def run(
     except PenstockError:
         await store.close()
         raise
-    house = build_house(settings, store, engine, simulation, as_root=as_root)
+    house = build_house(settings, store, engine, simulation, priced, as_root=as_root)
     house.room.start()
     served = http.HttpServer(house.app, listening, settings)
     stop = asyncio.Event()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.base.errors import InvalidInput
-from penstock.capacity.scenario import Scenario
+from penstock.capacity.scenario import Scenario, changed
 
 QUEUES = """\
 policy: {order: fairshare, backfill: easy, depth: 7, decay_half_life: 1d, max_evictions: 1}
@@ -32,3 +32,13 @@ def test_the_nodes_model_is_their_flavor() -> None:
     assert "--gpu-model" in told.value.advice
     with pytest.raises(InvalidInput, match="1 thing"):
         Scenario(1, 4, queues=QUEUES, gpu_model="H100").setup()
+
+
+def test_versus_changes_a_thing_once() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        changed(Scenario(4, 8), "nodes=12,nodes=13,policy=sjf,policy=fifo,what=1")
+    assert [problem.message for problem in caught.value.details][:2] == [
+        "nodes is given twice",
+        "policy is given twice",
+    ]
+    assert len(caught.value.details) == 3

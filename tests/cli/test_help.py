@@ -98,3 +98,15 @@ def test_wrong_calls_are_told_what_is_wrong(cli: Cli, argv: list[str], words: st
     assert ran.err.startswith("error: ")
     assert words in ran.err
     assert "\nhint: " in ran.err
+
+
+def test_a_value_that_begins_with_a_dash_is_told_how_to_be_written(cli: Cli) -> None:
+    ran = cli("capacity", "replay", "t.csv", "--nodes", "1", "--gpus-per-node", "1", "--mtbf", "-5h")
+    assert ran.code == 2
+    assert "--mtbf has no value; one that begins with a dash is written --mtbf=-VALUE" in ran.err
+
+
+def test_subcommands_are_in_the_reference() -> None:
+    page = cli_reference.reference()
+    for text in ("--backfill", "--target", "--per-day", "--tune"):
+        assert text in page

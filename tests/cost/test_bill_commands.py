@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from penstock.app import main
 from penstock.base.errors import NotFound
 from penstock.base.routes import Call
 from penstock.cost import capacity
@@ -39,8 +40,12 @@ def test_every_row_leads_to_its_usage_and_the_sums_to_the_bill(sqlite_url: str) 
                 traced = await routes.trace(Call(ADMIN, {}, query))
                 assert [each["id"] for each in traced["items"]] == row["intervals"]
                 assert traced["nanos"] == row["nanos"]
-            with pytest.raises(NotFound):
+            with pytest.raises(NotFound, match="has no row") as caught:
                 await routes.trace(Call(ADMIN, {}, TraceQuery(month=None, rule=None, row="used/none")))
+            assert "cost bill --rows" in caught.value.advice
+            with pytest.raises(NotFound, match="no bill of") as caught:
+                await routes.bill(Call(ADMIN, {}, SumQuery(month="2199-01")))
+            assert "2026-11" in caught.value.advice
             found = await ForecastRoutes(store, PRICES).forecast(Call(ADMIN, {"project": "default"}))
             assert found["expected"] == found["spent"] > 0  # nothing runs, and no whole day has passed
             assert found["low"] is None
@@ -62,3 +67,23 @@ def test_bars_and_sparklines() -> None:
 def test_no_cell_is_a_formula() -> None:
     row = {"id": "x", "kind": "used", "key": {"user": "=1+1"}, "paid": ["spot", "cpus"], "hours": 1.0, "nanos": 1}
     assert "'=1+1" in as_csv({"items": [row], "currency": "EUR"})
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["bill", "--since", "1h"], "`cost bill` does not take --since; it takes --by, --all-projects, --month"),
+        (["bill", "--rows", "--by", "job"], "`cost bill --rows` does not take --by"),
+        (["export", "--by", "job"], "`cost export` does not take --by"),
+        (["export", "--rule", "own"], "--rule does not go with FOCUS"),
+        (["forecast", "--month", "2026-11"], "`cost forecast` does not take --month; it takes nothing"),
+        (["--job", "j", "--since", "1h"], "`cost report --job` does not take --since"),
+        (["report", "row"], "does not take ROW"),
+        (["bill", "--month", "2026-13"], "--month '2026-13' is no month: write it like 2026-11"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], command: list[str], told: str
+) -> None:
+    assert main(["cost", *command, "--url", "http://127.0.0.1:1"]) == 2
+    assert told in capsys.readouterr().err

@@ -97,3 +97,12 @@ def test_every_row_keeps_the_rules(case: tuple[list[Interval], list[Interval], T
 def test_months() -> None:
     assert focus.month_of(1795536000.0) == (1793491200.0, 1796083200.0)  # 2026-11
     assert focus.month_of(1796083200.0) == (1796083200.0, 1798761600.0)  # 2026-12, into the next year
+
+
+def test_an_amount_rounded_to_a_nano_makes_no_price_of_its_own() -> None:
+    """A second of a core: 0.00001 by the price, and a contracted price above the list price by the amount's rounding."""
+    since = 1_796_000_000.0
+    used = [Interval("n1", "cpus", 1.0, since, since + 1.7, ("p", "u", "j", "n1", "q"), "a.1/n1/cpus")]
+    bill = allocate(used, [], PRICES, Terms(), since=since, until=since + 60)
+    (row,) = csv.DictReader(io.StringIO(focus.export(bill, PRICES, since=since, until=since + 60)))
+    assert Decimal(row["ContractedUnitPrice"]) == Decimal(row["ListUnitPrice"]) == PRICES.cpu_hour

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from penstock.base.errors import InvalidInput, TooLarge
 from penstock.cost import prices
 from penstock.cost.spec import Prices
+from tests.system.house import PENSTOCK
 
 GOOD = """
 currency: EUR
@@ -129,3 +131,13 @@ def outcome(text: str) -> Prices | str:
 )
 def test_any_mapping_is_prices_or_a_clear_refusal(values: dict[str, Any]) -> None:
     assert outcome(yaml.safe_dump(values))
+
+
+def test_a_server_reads_it_before_anything_is_made(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("currency: euro\n")
+    folder = tmp_path / "new"
+    words = [PENSTOCK, "up", "--data-dir", str(folder), "--port", "0", "--prices", str(bad)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "three capital letters" in done.stderr) == (2, True)
+    assert not folder.exists()

@@ -61,8 +61,17 @@ def _policy_arguments(parser: ArgumentParser) -> None:
     add("--slurm-conf", metavar="FILE", help="take multifactor weights and backfill from a slurm.conf")
     add("--failures", metavar="FILE", help="CSV of node, at_s, until_s")
     add("--mtbf", metavar="TIME", help="mean time between failures of one node: 500h; a bare number is hours")
-    add("--repair", default="4h", metavar="TIME", help="how long a failed node is away (default: 4h)")
-    add("--checkpoint-interval", metavar="TIME", help="work since then is lost; without it all of it is")
+    add(
+        "--repair",
+        default="4h",
+        metavar="TIME",
+        help="how long a failed node is away (default: 4h); a bare number is seconds",
+    )
+    add(
+        "--checkpoint-interval",
+        metavar="TIME",
+        help="work since then is lost, all of it without; a bare number is seconds",
+    )
     add("--estimates", action="store_true", help="measure start estimates, though nothing is promised: takes longer")
     add("--seed", type=int, default=0)
 
@@ -278,10 +287,10 @@ VERBS = {
     "capacity": Verb(
         "penstock capacity replay jobs.csv --nodes 16 --gpus-per-node 8 --backfill easy\n"
         "penstock capacity plan jobs.csv --gpus-per-node 8 --target p95-wait=1h\n"
-        "sacct -aDPX -S 2026-01-01 -o JobID,User,Account,Partition,Submit,Start,End,Elapsed,Timelimit,State,AllocTRES,NNodes |\n"
-        "  penstock capacity replay - --preset slurm-sacct --nodes 64 --gpus-per-node 8",
+        "penstock capacity replay history.txt --preset slurm-sacct --slurm-conf site.txt --nodes 64 --gpus-per-node 8",
         _configure,
         lambda call, arguments: _RUN[arguments.what](call, arguments),
-        about="Traces run through the very planners that schedule live. Needs no server.",
+        about="Traces run through the very planners that schedule live. Needs no server. "
+        "docs/capacity.md says how `sacct` writes a history, and what else of Slurm is taken.",
     )
 }

@@ -152,7 +152,9 @@ def changed(scenario: Scenario, text: str) -> Scenario:
     problems, counts, words = [], dict[str, int](), dict[str, str]()
     for item in text.split(","):
         key, _, value = (part.strip() for part in item.partition("="))
-        if key in _WORDS and value:
+        if key in words or key in counts:
+            problems.append(Problem("versus", f"{key} is given twice"))
+        elif key in _WORDS and value:
             words[key] = value
         elif key in _COUNTS and value.isdigit():
             counts[key] = int(value)

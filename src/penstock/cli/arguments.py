@@ -22,7 +22,11 @@ class Parser(argparse.ArgumentParser):
         return super().add_subparsers(parser_class=_Sub, **keywords)
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidInput(message, hint=f"`{self.prog} --help` explains the verb, with an example.")
+        hint = f"`{self.prog} --help` explains the verb, with an example."
+        if message.endswith("expected one argument"):
+            name = message.removeprefix("argument ").split(":")[0].split("/")[-1]
+            message = f"{name} has no value; one that begins with a dash is written {name}=-VALUE"
+        raise InvalidInput(message, hint=hint)
 
 
 class _Sub(Parser):

@@ -17,6 +17,8 @@ from penstock.cost.tables import capacity, usage
 from penstock.cost.terms import Terms
 from penstock.scheduling import live
 
+_HINT = "Name a month that has begun, like 2026-11; without one the present month's bill is read."
+
 
 @dataclass(frozen=True, slots=True)
 class Period:
@@ -31,7 +33,7 @@ def month(text: str | None, now: float) -> Period:
     except (ValueError, OverflowError):
         start = end = -1.0
     if not 0 <= start < now:
-        raise NotFound(f"there is no bill of {text}: months from 1970-01 to the present one have one")
+        raise NotFound(f"there is no bill of {text}: months from 1970-01 to the present one have one", hint=_HINT)
     return Period(start, min(end, now))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ def _money(item: Item, _now: float = 0.0) -> str:
 
 
 def _month(arguments: Namespace) -> dict[str, str]:
+    if arguments.month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", arguments.month):
+        raise InvalidInput(f"--month {arguments.month!r} is no month: write it like 2026-11")
     given = {"month": arguments.month, "rule": arguments.rule}
     return {key: value for key, value in given.items() if value}
 
@@ -79,9 +82,10 @@ def _plain(name: str) -> Column:
 
 
 def _export(call: Invocation, arguments: Namespace) -> int:
-    if arguments.format == "focus":
-        month = {"month": arguments.month} if arguments.month else {}
-        text = call.client.bill("focus", **month)
+    if arguments.format != "csv":
+        if arguments.rule:
+            raise InvalidInput("--rule does not go with FOCUS, which keeps idle capacity in rows of its own")
+        text = call.client.bill("focus", **_month(arguments))
     else:
         text = as_csv(call.client.bill(**_month(arguments)))
     if not arguments.out:

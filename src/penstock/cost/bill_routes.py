@@ -71,7 +71,8 @@ class BillRoutes:
         statement = await self._statement(call.query)
         row = next((each for each in statement.rows if _id(each) == call.query.row), None)
         if row is None:
-            raise NotFound(f"the bill of that month has no row {call.query.row!r}")
+            hint = "`penstock cost bill --rows`, with the same --month and --rule, lists the rows' ids."
+            raise NotFound(f"the bill of that month has no row {call.query.row!r}", hint=hint)
         named = frozenset(row.intervals)
 
         def read(conn: Connection) -> list[dict[str, Any]]:

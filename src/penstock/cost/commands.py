@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from penstock.base.errors import InvalidInput
 from penstock.client.verb import Column, Invocation, Verb
 from penstock.cost.bill_commands import BILL, budget
 
@@ -52,7 +53,45 @@ def show(call: Invocation, report: Mapping[str, Any]) -> int:
     return 0
 
 
+_TAKES = {  # besides what each answers without being asked: `bill` and `idle` are of all projects
+    "report": {"--by", "--job", "--since", "--until", "--all-projects"},
+    "bill": {"--by", "--month", "--rule", "--rows", "--all-projects"},
+    "trace": {"ROW", "--month", "--rule"},
+    "export": {"--month", "--rule", "--format", "--out"},
+    "forecast": set(),
+    "idle": {"--by", "--since", "--until", "--all-projects"},
+}
+_EVERY = (
+    "ROW",
+    "--by",
+    "--job",
+    "--since",
+    "--until",
+    "--all-projects",
+    "--month",
+    "--rule",
+    "--rows",
+    "--format",
+    "--out",
+)
+
+
+def _refuse_unused(arguments: Namespace) -> None:
+    """Raises InvalidInput for what was given and would change nothing: an answer to another question is a wrong one."""
+    what = arguments.what
+    given = [name for name in _EVERY if getattr(arguments, name.strip("-").lower().replace("-", "_"))]
+    takes = {"--job"} if what == "report" and arguments.job else _TAKES[what]
+    if what == "bill" and arguments.rows:
+        takes = takes - {"--by"}
+    wrong = [name for name in given if name not in takes]
+    if wrong:
+        which = f"cost {what}" + "".join(f" {name}" for name in ("--job", "--rows") if name in given and name in takes)
+        known = ", ".join(name for name in _EVERY if name in takes) or "nothing"
+        raise InvalidInput(f"`{which}` does not take {', '.join(wrong)}; it takes {known}")
+
+
 def _cost(call: Invocation, arguments: Namespace) -> int:
+    _refuse_unused(arguments)
     if arguments.what != "report":
         return BILL[arguments.what](call, arguments)
     if arguments.job:
@@ -67,7 +106,7 @@ def _arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("what", nargs="?", default="report", choices=("report", *BILL), help=f"report (default), {', '.join(BILL)}")
     add("row", nargs="?", metavar="ROW", help="trace: the id of a row of the bill")
-    add("--by", choices=("project", "user", "queue", "job", "node"), help="report, bill: default: project")
+    add("--by", choices=("project", "user", "queue", "job", "node"), help="report, bill: default: project; idle: user")
     add("--job", metavar="JOB", help="one job, by attempt and node")
     add("--since", metavar="WHEN", help="7d (ago), or a time: 2026-01-31T12:00:00Z")
     add("--until", metavar="WHEN", help="likewise; default: now")
@@ -76,10 +115,10 @@ def _arguments(parser: ArgumentParser) -> None:
     add(
         "--rule",
         choices=("usage", "quota", "own"),
-        help="bill, trace: who bears idle capacity; default: the price file's",
+        help="bill, trace, export csv: who bears idle capacity; default: the price file's",
     )
     add("--rows", action="store_true", help="bill: each row with its id, not summed")
-    add("--format", choices=("focus", "csv"), default="focus", help="export: default focus")
+    add("--format", choices=("focus", "csv"), help="export: default focus")
     add("--out", metavar="FILE", help="export: where to write it (default: standard output)")
 
 

@@ -116,6 +116,8 @@ def _amounts(row: Row, billed: str, prices: Prices) -> dict[str, str]:
     hours = Decimal(f"{row.hours:.9f}")
     paid = (Decimal(row.nanos) / 10**9 / hours).quantize(_PRICE) if hours else Decimal(0)
     rate = _list_rate(row, prices)
+    if rate is not None and abs(Decimal(row.nanos) / 10**9 - rate * hours) <= (2 + rate) * _PRICE:
+        paid = rate  # all that is between them is the rounding of the amount, and of the hours
     listed = paid if rate is None else rate
     return {
         **dict.fromkeys(("BilledCost", "EffectiveCost", "PricingCurrencyEffectiveCost"), billed),

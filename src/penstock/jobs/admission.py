@@ -133,17 +133,8 @@ def _say_why(tx: Tx, view: View, scheduler: Scheduler) -> bool:
             told[id_] = tx.now
             row = view.rows.get(id_)
             if row is not None:
-                view.rows[id_] = _write_wait(tx, row, wait(view, scheduler, id_, tx.now, estimate=False))
+                view.rows[id_] = _write_wait(tx, row, scheduler.why(id_, tx.now, estimate=False))
     return not (scheduler.aside.keys() <= told.keys() and told.keys() >= set(heads))
-
-
-def wait(view: View, scheduler: Scheduler, id_: str, now: float, *, estimate: bool = True) -> Wait:
-    """Why one waits; the queue it names may not exist."""
-    entry = scheduler.aside.get(id_)
-    if entry is not None and entry.w.queue not in view.setup.queues:
-        there = ", ".join(sorted(view.setup.queues))
-        return Wait(id_, Reason.Unschedulable, f"there is no queue {entry.w.queue!r}", (f"name one of: {there}",))
-    return scheduler.why(id_, now, estimate=estimate)
 
 
 def _write_wait(tx: Tx, row: Row[Any], why: Wait) -> Row[Any]:

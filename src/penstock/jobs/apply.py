@@ -184,7 +184,7 @@ def _forecast(room: Room, conn: Connection, document: JobDocument) -> list[str]:
         return [head, "wait for " + ", ".join(d.job for d in spec.depends_on)]
     if mine is not None:
         return [head, f"admit at once {admission.where(mine)}"]
-    wait = admission.wait(seen, scheduler, NEW, now)
+    wait = scheduler.why(NEW, now)
     return [
         head,
         f"{wait.reason}: {wait.message}",

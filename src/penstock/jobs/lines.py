@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.errors import InvalidInput
 from penstock.base.quantities import format_time
 from penstock.fleet import inventory
-from penstock.jobs import admission, view
+from penstock.jobs import view
 from penstock.scheduling import lending, live, outlook
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.quota import Cell, Quotas, totals
@@ -67,12 +67,12 @@ def heads(conn: Connection, now: float, memory: view.Memory, most: int) -> list[
         if row is None or taken[queue] >= most:
             continue
         taken[queue] += 1
-        found.append(_head(seen, scheduler, row, entry.w, now) | {"place": taken[queue]})
+        found.append(_head(scheduler, row, entry.w, now) | {"place": taken[queue]})
     return found
 
 
-def _head(seen: view.View, scheduler: Scheduler, row: Row[Any], w: Workload, now: float) -> dict[str, Any]:
-    wait = admission.wait(seen, scheduler, w.id, now)
+def _head(scheduler: Scheduler, row: Row[Any], w: Workload, now: float) -> dict[str, Any]:
+    wait = scheduler.why(w.id, now)
     return {
         "queue": w.queue,
         "project": w.project,

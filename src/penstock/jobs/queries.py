@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 from collections.abc import Collection, Mapping
@@ -16,14 +17,17 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_duration, format_memory, format_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Condition
-from penstock.jobs import admission, progression, view
+from penstock.jobs import progression, view
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, dependencies, jobs
 from penstock.scheduling import devices, live
 from penstock.scheduling.cycle import Scheduler
+from penstock.scheduling.explain import IN_LINE
+from penstock.scheduling.pool import Pool
 from penstock.scheduling.state import NodeState, Wait
 
+NODES_SHOWN = 5  # as evidence
 AnyRow = Row[Any] | SimpleNamespace  # a job's row, read or just written
 _GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}
 
@@ -365,33 +369,49 @@ def _why_array(conn: Connection, row: Row[Any]) -> tuple[list[str], list[str]]:
 
 
 def _why_waiting(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> tuple[Wait, list[str]]:
-    seen, scheduler = view.fresh(conn, now, memory)
-    lines = [_free(scheduler, node) for node in itertools.islice(scheduler.pool.states(), 20)]
+    _, scheduler = view.fresh(conn, now, memory)
     if row.next_at is not None and row.next_at > now:
         wait = Wait(row.id, Reason.BackingOff, f"{row.message}; {row.next_at - now:.0f} s to go")
-        return wait, lines
+        return wait, _freest(scheduler)
     scheduler.plan(now)
+    lines = _freest(scheduler)
     if row.id in scheduler.held:
-        return Wait(row.id, Reason.WaitingBehind, "in line: it starts at the next decision"), lines
+        return Wait(row.id, Reason.WaitingBehind, IN_LINE), lines
     ahead = sum(1 for _ in itertools.takewhile(lambda entry: entry.w.id != row.id, scheduler.lines.in_order()))
-    own = admission.wait(seen, scheduler, row.id, now)
+    own = scheduler.why(row.id, now)
     if own.start_estimate is not None:
         told = format_time(own.start_estimate)
         firm = scheduler.promise(row.id) is not None
         lines.insert(0, f"it is promised a start at {told} at the latest" if firm else f"it may start about {told}")
     if own.reason is Reason.Unschedulable or not ahead:
         return own, lines
-    behind = f"{ahead} job{'s are' if ahead != 1 else ' is'} before it in line; by itself it {own.message}"
+    behind = f"{ahead} job{'s are' if ahead != 1 else ' is'} before it in line"
+    if own.message != IN_LINE:
+        behind += (
+            f"; by itself it {own.message}" if own.message.startswith(("needs ", "waits ")) else f"; {own.message}"
+        )
     return Wait(row.id, Reason.WaitingBehind, behind, own.helps), [f"{ahead} ahead in line", *lines]
 
 
-def _free(scheduler: Scheduler, node: NodeState) -> str:
+def _freest(scheduler: Scheduler) -> list[str]:
+    """The nodes with most room, those that take work before those that do not, and how many more there are."""
     pool = scheduler.pool
-    i = pool.index(node.name)
+
+    def room(node: NodeState) -> tuple[object, ...]:
+        i = pool.index(node.name)
+        return not node.open, -pool.free_bits[i].bit_count(), -pool.free_cpus[i], -pool.free_memory[i], i
+
+    shown = [_free(pool, node) for node in heapq.nsmallest(NODES_SHOWN, pool.states(), key=room)]
+    more = pool.fleet.bit_count() - len(shown)
+    return [*shown, f"and {more} more node{'s' if more != 1 else ''}"] if more else shown
+
+
+def _free(pool: Pool, node: NodeState) -> str:
+    i, gpus = pool.index(node.name), len(node.gpus)
     return (
-        f"node {node.name}: {max(pool.free_cpus[i], 0):g} of {node.cpus:g} CPUs, "
+        f"node {node.name}: {max(pool.free_cpus[i], 0):g} of {node.cpus:g} CPU{'s' if node.cpus != 1 else ''}, "
         f"{format_memory(max(pool.free_memory[i], 0))} of {format_memory(node.memory)} memory, "
-        f"{pool.free_bits[i].bit_count()} of {len(node.gpus)} GPUs free"
+        f"{pool.free_bits[i].bit_count()} of {gpus} GPU{'s' if gpus != 1 else ''} free"
         + (f", {node.why_closed}" if node.why_closed else "")
     )
 

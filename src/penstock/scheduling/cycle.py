@@ -554,6 +554,11 @@ class Scheduler:
         }
         return multifactor(weights, factors) + w.priority
 
+    def could_ever(self, w: Workload) -> bool:
+        """Whether the fleet and its queue could ever let it start."""
+        asked, kind = self._analyse(w)
+        return self._can_ever(w, kind, asked)
+
     def _can_ever(self, w: Workload, kind: int, asked: Mapping[str, float]) -> bool:
         if self.beyond(w) is not None:
             return False
@@ -574,11 +579,14 @@ class Scheduler:
         if queue is None:
             return False
         if self.quotas.limited(w.queue):
-            flavors = self.flavors_for(queue, w)
-            refusals = [self.quotas.check(w.queue, flavor, asked) for flavor in flavors]
-            if not flavors or all(refusal is not None and refusal.never for refusal in refusals):
-                return False
+            masks = map(self.pool.flavor_mask, self.within_reach(queue, w, asked))
+            return any(self.pool.could_place(w, mask) for mask in masks)
         return self.pool.could_place(w)
+
+    def within_reach(self, queue: Queue, w: Workload, asked: Mapping[str, float]) -> list[str]:
+        """Flavors of which its queue could have what it asks for, if nobody used anything."""
+        checks = ((flavor, self.quotas.check(w.queue, flavor, asked)) for flavor in self.flavors_for(queue, w))
+        return [flavor for flavor, refusal in checks if refusal is None or not refusal.never]
 
 
 def _shape(node: NodeState) -> tuple[object, ...]:

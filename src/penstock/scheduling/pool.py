@@ -147,6 +147,11 @@ class Pool:
     def flavor_mask(self, flavor: str) -> int:
         return self._flavors.get(flavor, 0)
 
+    def known(self) -> dict[str, list[str]]:
+        """The flavors, GPU models and MIG profiles that the fleet's nodes have."""
+        kinds = {"flavor": self._flavors, "model": self._models, "mig": self._mig}
+        return {kind: sorted(name for name, mask in masks.items() if mask) for kind, masks in kinds.items()}
+
     # -- search
 
     def candidates(self, w: Workload, within: int | None = None) -> int:
@@ -326,9 +331,9 @@ class Pool:
         need = 1 if ask.gpu_milli else ask.gpus
         return sum(1 for gpu in node.gpus if not gpu.mig and self._model_ok(ask, gpu)) >= need
 
-    def could_place(self, w: Workload) -> bool:
+    def could_place(self, w: Workload, within: int | None = None) -> bool:
         """Whether the nodes, closed ones included, hold it when empty; required topology included."""
-        return could_place(self, w)
+        return could_place(self, w, within)
 
     def _holds_rest(self, ask: Ask, i: int) -> bool:
         return self.free_cpus[i] + EPSILON >= ask.cpus and self.free_memory[i] >= ask.memory
@@ -340,10 +345,7 @@ class Pool:
     def _suitable(self, ask: Ask, i: int) -> int:
         """Free whole GPUs of an allowed model, as bits."""
         free = self.free_bits[i]
-        node = self.nodes[i]
-        if not ask.gpu_models or node is None:
-            return free
-        return sum(1 << at for at, gpu in enumerate(node.gpus) if free >> at & 1 and gpu.model in ask.gpu_models)
+        return free & self.model_bits(ask, i) if ask.gpu_models else free
 
     def _free_instances(self, profile: str, i: int) -> list[tuple[int, int]]:
         node = self.nodes[i]

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from penstock.scheduling.state import Ask, NodeState, Workload
 
 
-def could_place(pool: Pool, w: Workload) -> bool:
-    """Required topology included."""
-    domains = [pool.fleet]
+def could_place(pool: Pool, w: Workload, within: int | None = None) -> bool:
+    """Required topology included; ``within``: on these nodes alone."""
+    fleet = pool.fleet if within is None else pool.fleet & within
+    domains = [fleet]
     if w.topology is not None and w.topology.required:
-        domains = next(iter(pool.domains.climb(w.topology, pool.fleet)), [])
+        domains = next(iter(pool.domains.climb(w.topology, fleet)), [])
     return any(_holds_empty(pool, w, mask) for mask in domains)
 
 

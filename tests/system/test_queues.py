@@ -41,9 +41,7 @@ def test_what_was_borrowed_is_claimed_back(house: House) -> None:
     assert sorted("Reclaimed" in house.reasons(name) for name in borrowers) == [False, True]
     by = {item["key"]["queue"] for item in house.get("cost/report?by=queue")["items"]}
     assert {"default", "research"} <= by
-    lost = house.run(["true"], queue="nowhere")
-    assert "no queue 'nowhere'" in house.get(f"projects/default/jobs/{lost}/why")["message"]
-    for name in (*borrowers, lost):
+    for name in borrowers:
         house.client.jobs.cancel(name)
         house.ended(name)
     house.client.apply_queues(b"queues: [{name: default}]")
@@ -67,3 +65,24 @@ def test_start_estimates_are_kept_and_measured(house: House) -> None:
     assert "(P90 " in house.cli("queues").stdout
     for name in first:
         house.ended(name)
+
+
+def test_a_queue_that_names_projects_is_theirs_alone(house: House) -> None:
+    """Administrators' jobs are no exception. Who waits in a queue that is closed to its project stays there, and says why."""
+    house.client.apply_queues(b"queues: [{name: default}, {name: theirs, projects: [other]}, {name: open}]")
+    for queue, words in (("theirs", "is not for project 'default'"), ("nowhere", "there is no queue 'nowhere'")):
+        with pytest.raises(InvalidInput) as caught:
+            house.run(["true"], queue=queue)
+        (problem,) = caught.value.details
+        assert problem.path == "spec.queue"
+        assert words in problem.message
+        assert problem.message.endswith("'default' may use default, open")
+    assert house.ended(house.run(["true"], queue="open"))["status"]["phase"] == "Succeeded"
+    waits = house.run(["true"], queue="open", resources={"cpus": 100000})
+    house.client.apply_queues(b"queues: [{name: default}, {name: open, projects: [other]}]")
+    told = house.get(f"projects/default/jobs/{waits}/why")
+    assert told["reason"] == "Unschedulable"
+    assert told["message"] == "queue 'open' is not for project 'default'"
+    assert "name one of: default" in told["helps"]
+    house.client.jobs.cancel(waits)
+    house.client.apply_queues(b"queues: [{name: default}]")

@@ -19,8 +19,9 @@ from penstock.engines.spec import Engine
 from penstock.jobs import queries, submit
 from penstock.jobs.launch import needs
 from penstock.jobs.spec import JobSpec
-from penstock.jobs.view import Memory
-from penstock.scheduling import windows
+from penstock.jobs.view import Memory, queue_of
+from penstock.scheduling import live, windows
+from penstock.scheduling.rights import may_use
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -113,6 +114,10 @@ class Room:
             refused = windows.refusal(conn, spec.reservation, project, actor.user, self.store.clock())
             if refused is not None:
                 problems.append(Problem(f"{path}.reservation", refused))
+        setup = live.current(conn)
+        forbidden = may_use(setup, queue_of(setup, spec, project), project)
+        if forbidden is not None:
+            problems.append(Problem(f"{path}.queue", forbidden.message))
         if spec.workdir is not None and spec.snapshot is None and ".." in spec.workdir.split("/"):
             problems.append(Problem(f"{path}.workdir", "give a path without '..'"))
         try:

@@ -20,6 +20,7 @@ from penstock.scheduling.lines import Entry, Line, Lines, Turn, turns
 from penstock.scheduling.pool import Pool
 from penstock.scheduling.quota import Quotas, Refusal, Short, totals
 from penstock.scheduling.reservations import Reservations
+from penstock.scheduling.rights import forbidden
 from penstock.scheduling.spec import Queue, Setup
 from penstock.scheduling.state import (
     Admit,
@@ -560,7 +561,7 @@ class Scheduler:
         return self._can_ever(w, kind, asked)
 
     def _can_ever(self, w: Workload, kind: int, asked: Mapping[str, float]) -> bool:
-        if self.beyond(w) is not None:
+        if self.beyond(w) is not None or forbidden(self.setup, w.queue, w.project) is not None:
             return False
         possible = self._possible.get((kind, w.queue))
         if possible is None:

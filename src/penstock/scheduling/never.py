@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from penstock.base.quantities import format_duration
 from penstock.base.reasons import Reason
 from penstock.scheduling.possible import could_hold
+from penstock.scheduling.rights import forbidden, usable
 from penstock.scheduling.state import Ask, Part, Wait, Workload
 from penstock.scheduling.wording import amount, each, fleet, how_many, need, quota_asked, some
 
@@ -29,9 +30,10 @@ def explain(view: Scheduler, w: Workload) -> Wait | None:
 
 def _queue(view: Scheduler, w: Workload) -> Words | None:
     """What its queue takes from nobody."""
-    queue = view.setup.queues.get(w.queue)
-    if queue is None:
-        return f"there is no queue {w.queue!r}", (f"name one of: {', '.join(sorted(view.setup.queues))}",)
+    closed = forbidden(view.setup, w.queue, w.project)
+    if closed is not None:
+        return closed, (f"name one of: {', '.join(usable(view.setup, w.project))}",)
+    queue = view.setup.queues[w.queue]
     most = view.beyond(w)
     if most is not None:
         allowed = format_duration(most)

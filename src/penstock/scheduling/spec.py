@@ -45,7 +45,7 @@ class Queue:
     quotas: Quotas = field(default_factory=dict)
     weight: float = 1.0
     user_weights: Mapping[str, float] = field(default_factory=dict)
-    projects: tuple[str, ...] = ()  # whose jobs go here by default
+    projects: tuple[str, ...] = ()  # whose jobs go here by default, and whose alone may; none named: anybody's
     reclaim_within_cohort: str = "any"  # never | lower_priority | any
     preempt_within_queue: str = "never"  # never | lower_priority
     reclaim_after_s: float | None = None

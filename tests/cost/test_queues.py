@@ -25,7 +25,7 @@ from tests.stores import Clock
 
 QUEUES = """
 flavors:
-  - {name: big, gpu_models: [NVIDIA H100 80GB HBM3]}
+  - {name: big, gpu_models: [h100]}
   - {name: small, gpu_models: [T4]}
   - {name: plain}
 queues:

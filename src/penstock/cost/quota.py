@@ -8,10 +8,12 @@ nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from penstock.base.models import any_means
 from penstock.cost.spec import CPUS, GPUS, MEMORY
 from penstock.scheduling.spec import Flavor, Setup
 
@@ -21,30 +23,39 @@ _KINDS = {CPUS: "cpus", MEMORY: "memory"}
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Thousandths of a unit by resource and queue; ``gpus`` of everything that ``of`` has nothing for."""
+    """Thousandths of a unit by resource and queue; ``gpus`` of everything that nothing else has something for."""
 
     of: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     anything: Mapping[str, int] = field(default_factory=dict)  # GPUs of models that no flavor names
     gpus: Mapping[str, int] = field(default_factory=dict)
+    named: Mapping[tuple[str, ...], Mapping[str, int]] = field(default_factory=dict)  # by the names that flavors give
 
     def bearers(self, how: str, resource: str) -> Mapping[str, int]:
         """Who bears a pool that is paid ``how`` (allocation.Pool); nobody where no queue has a quota."""
         if how in ("node", "reserved"):
             return self.gpus
-        found = self.of.get(resource) or (self.anything if resource.startswith(GPUS) else None)
-        return found or self.gpus
+        if not resource.startswith(GPUS):
+            return self.of.get(resource) or self.gpus
+        found: Counter[str] = Counter()
+        for names, amounts in self.named.items():
+            if any_means(names, resource.removeprefix(GPUS)):
+                found.update(amounts)
+        return found or self.anything or self.gpus
 
 
 def weights(setup: Setup) -> Weights:
     """Of the queues that a setup has."""
-    models = sorted({model for flavor in setup.flavors.values() for model in flavor.gpu_models})
-    of = {GPUS + model: _sums(setup, "gpus", partial(_names, model)) for model in models}
-    of |= {resource: _sums(setup, kind, lambda _: True) for resource, kind in _KINDS.items()}
-    return Weights(of, _sums(setup, "gpus", lambda flavor: not flavor.gpu_models), _sums(setup, "gpus", lambda _: True))
+    names = sorted({flavor.gpu_models for flavor in setup.flavors.values() if flavor.gpu_models})
+    return Weights(
+        {resource: _sums(setup, kind, lambda _: True) for resource, kind in _KINDS.items()},
+        _sums(setup, "gpus", lambda flavor: not flavor.gpu_models),
+        _sums(setup, "gpus", lambda _: True),
+        {one: _sums(setup, "gpus", partial(_names, one)) for one in names},
+    )
 
 
-def _names(model: str, flavor: Flavor) -> bool:
-    return model in flavor.gpu_models
+def _names(names: tuple[str, ...], flavor: Flavor) -> bool:
+    return flavor.gpu_models == names
 
 
 def _sums(setup: Setup, kind: str, fits: Callable[[Flavor], bool]) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+
+from penstock.base.models import means, words
 
 CPUS = "cpus"  # cores
 MEMORY = "memory_bytes"
@@ -28,12 +29,7 @@ class Prices:
 
         "A100 80GB" is thus the price of an "NVIDIA A100-SXM4-80GB", and "A100" that of every other A100.
         """
-        words = _words(model)
-        fitting = [name for name in self.gpu_models if _words(name) <= words]
+        fitting = [name for name in self.gpu_models if means(name, model)]
         if not fitting:
             return self.gpu_hour
-        return self.gpu_models[max(fitting, key=lambda name: (len(_words(name)), name))]
-
-
-def _words(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z0-9]+", name.lower()))
+        return self.gpu_models[max(fitting, key=lambda name: (len(words(name)), name))]

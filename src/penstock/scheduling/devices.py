@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from penstock.base.models import any_means
+
 WHOLE = 1000  # thousandths of a GPU
 
 
@@ -111,11 +113,11 @@ def recut(model: str, geometry: Sequence[str], used: Collection[int], wanted: Se
 
 
 def share_gpus(
-    free: Sequence[int], milli: int, models: Sequence[str] = (), allowed: Collection[str] = ()
+    free: Sequence[int], milli: int, models: Sequence[str] = (), allowed: tuple[str, ...] = ()
 ) -> list[tuple[int, int]]:
     """(thousandths free, position) of the GPUs that hold such a share, the fullest first."""
     return sorted(
-        (left, at) for at, left in enumerate(free) if left >= milli and (not allowed or models[at] in allowed)
+        (left, at) for at, left in enumerate(free) if left >= milli and (not allowed or any_means(allowed, models[at]))
     )
 
 

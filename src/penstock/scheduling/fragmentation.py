@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from penstock.base.models import any_means
 from penstock.scheduling.devices import share_gpus
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _fitting(shape: Shape, models: Models, free: Free) -> Iterable[tuple[int, in
     """(what is free, position) of the GPUs that the shape could use."""
     allowed, alike = shape.models, len(models) == 1
     for at, left in enumerate(free):
-        if left >= shape.milli and (not allowed or models[0 if alike else at] in allowed):
+        if left >= shape.milli and (not allowed or any_means(allowed, models[0 if alike else at])):
             yield left, at
 
 

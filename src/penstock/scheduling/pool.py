@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import or_
 
+from penstock.base.models import any_means
 from penstock.scheduling.booking import Placed
 from penstock.scheduling.masks import bits
 from penstock.scheduling.possible import capacity, could_place
@@ -301,10 +302,7 @@ class Pool:
     def narrow(self, ask: Ask, mask: int) -> int:
         """Nodes that have the ask's kind of device at all."""
         if ask.gpu_models:
-            models = 0
-            for model in ask.gpu_models:
-                models |= self._models.get(model, 0)
-            mask &= models
+            mask &= reduce(or_, (on for model, on in self._models.items() if any_means(ask.gpu_models, model)), 0)
         if ask.mig:
             mask &= self._mig.get(ask.mig, 0)
         return mask
@@ -340,7 +338,7 @@ class Pool:
 
     @staticmethod
     def _model_ok(ask: Ask, gpu: Gpu) -> bool:
-        return not ask.gpu_models or gpu.model in ask.gpu_models
+        return not ask.gpu_models or any_means(ask.gpu_models, gpu.model)
 
     def _suitable(self, ask: Ask, i: int) -> int:
         """Free whole GPUs of an allowed model, as bits."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.base.errors import InvalidInput, Problem
+from penstock.base.models import any_means
 from penstock.base.quantities import format_memory
 from penstock.documents import Path, bounded, read, show, summary, validate
 from penstock.scheduling.forms import FORMS, PolicyForm
@@ -93,7 +94,7 @@ def flavor_of(setup: Setup, gpus: Sequence[Gpu], labels: Mapping[str, str] | Non
     models = {gpu.model for gpu in gpus}
     has = labels or {}
     for flavor in setup.flavors.values():
-        if flavor.gpu_models and not models.intersection(flavor.gpu_models):
+        if flavor.gpu_models and not any(any_means(flavor.gpu_models, model) for model in models):
             continue
         if all(has.get(key) == value for key, value in flavor.labels.items()):
             return flavor.name

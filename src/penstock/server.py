@@ -44,6 +44,7 @@ from penstock.fleet import routes as fleet_routes
 from penstock.jobs import gpus, lines, queries
 from penstock.jobs import routes as job_routes
 from penstock.jobs.launch import Site
+from penstock.jobs.orphans import orphans
 from penstock.jobs.reconcile import JobReconciler
 from penstock.jobs.room import Room
 from penstock.jobs.state import Phase
@@ -344,6 +345,7 @@ def _application(
             lambda conn, now: lines.report(conn, now, aside[0]),
             lambda conn, now: lines.heads(conn, now, aside[1], HEADS_SHOWN),
             lines.capacity,
+            orphans,
         ),
         *above[0],
     ]

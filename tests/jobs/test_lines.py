@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from penstock.base.errors import InvalidInput
+from penstock.base.quantities import parse_time
 from penstock.engines.spec import Gpu, NodeOffer
 from penstock.fleet import inventory
 from penstock.jobs import admission, lines, submit
+from penstock.jobs.orphans import orphans
 from penstock.jobs.spec import JobSpec, Resources
 from penstock.jobs.view import Memory, View
-from penstock.scheduling import live
+from penstock.scheduling import checks, live
+from penstock.scheduling.spec import parse_setup
 from penstock.store.store import Store
 from tests.stores import Clock, opened
 
@@ -85,5 +89,78 @@ def test_who_waits_for_others_to_leave_uses_nothing_yet(tmp_path: Path) -> None:
                 "a": (12, 0), "b": (0, 4), "c": (0, 0),
             }  # fmt: skip
             assert sum(row["lent"] for row in rows.values()) == rows["a"]["borrowed"] == 6
+
+    asyncio.run(main())
+
+
+def test_who_would_be_left_without_a_queue_is_counted_and_goes_on_being_shown(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(f"sqlite:///{tmp_path}/p.db", clock := Clock()) as store:
+            house = House(store, clock)
+            await house.begin("queues: [{name: default}, {name: a}, {name: b}]")
+            await house.submit("a", 4, 4, 4, 2)
+            await house.submit("b", 1)
+
+            async def left(queues: str) -> list[str]:
+                return await store.read(lambda conn: orphans(conn, parse_setup(queues)))
+
+            closed = "queues: [{name: default}, {name: a, projects: [other]}, {name: b}]"
+            gone = "queues: [{name: default}, {name: b}]"
+            waits = "1 job waits in it and could not start any more"
+            runs = "3 run in it and could not start again"
+            assert await left(closed) == [f"queue a stays, but not for all who are in it: {waits}; {runs}"]
+            assert await left(gone) == [f"queue a goes: {waits}; {runs}"]
+            assert await left("queues: [{name: a}, {name: b, projects: [default]}]") == []
+            await store.write(lambda tx: live.replace(tx, gone, actor="admin"))
+            assert await left("queues: [{name: b}]") == []  # those of a are lost already
+            row = (await house.report())["a"]
+            assert (row["in_file"], row["used"], row["waiting"], row["nominal"]) == (False, 12, 1, None)
+
+    asyncio.run(main())
+
+
+def test_quotas_above_a_fleet_that_shrank_are_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(f"sqlite:///{tmp_path}/p.db", clock := Clock()) as store:
+            house = House(store, clock)
+            await house.begin()
+
+            async def warnings() -> list[str]:
+                found = await store.read(lambda conn: lines.report(conn, clock.now, Memory()))
+                return list(found["warnings"])
+
+            assert await warnings() == []
+            offers = [NodeOffer("n0", 64.0, 1 << 36, (Gpu("0", ""), Gpu("1", "")))]
+            await store.write(lambda tx: inventory.sync(tx, "simulated", offers))
+            (told,) = await warnings()
+            assert told.startswith("12 gpus of flavor default are promised; the fleet has 2 now")
+
+    asyncio.run(main())
+
+
+def test_a_queue_file_is_held_against_the_fleet_when_it_is_applied(tmp_path: Path) -> None:
+    """A window that was over already is refused, one that is over since only told; nobody's nodes and projects are told."""
+    window = "reservations: [{name: w, start: %s, end: %s, nodes: [n0, n9]}]\nqueues: [{name: a, projects: [ghost]}]"
+    past, soon = (
+        parse_setup(window % times)
+        for times in (
+            ("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z"),
+            ("2030-01-01T00:00:00Z", "2030-01-02T00:00:00Z"),
+        )
+    )
+
+    async def main() -> None:
+        async with opened(f"sqlite:///{tmp_path}/p.db", clock := Clock()) as store:
+            await House(store, clock).begin()
+            now = parse_time("2025-01-01T00:00:00Z")
+            with pytest.raises(InvalidInput) as caught:
+                await store.read(lambda conn: checks.check(conn, past, now))
+            assert caught.value.details[0].path == "reservations[0].end"
+            unknown = ["reservation w: the fleet has no node 'n9'", "queue a: there is no project 'ghost'"]
+            assert await store.read(lambda conn: checks.check(conn, soon, now)) == unknown
+            text = window % ("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z")
+            await store.write(lambda tx: live.replace(tx, text, actor="admin"))
+            told = await store.read(lambda conn: checks.check(conn, past, now))
+            assert told == ["reservation w is over since 2020-01-02T00:00:00.000Z", *unknown]
 
     asyncio.run(main())

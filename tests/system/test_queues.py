@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.base.errors import InvalidInput
+from penstock.base.errors import Conflict, InvalidInput
 from tests.system.house import House
 
 QUEUES = b"""
@@ -79,7 +79,12 @@ def test_a_queue_that_names_projects_is_theirs_alone(house: House) -> None:
         assert problem.message.endswith("'default' may use default, open")
     assert house.ended(house.run(["true"], queue="open"))["status"]["phase"] == "Succeeded"
     waits = house.run(["true"], queue="open", resources={"cpus": 100000})
-    house.client.apply_queues(b"queues: [{name: default}, {name: open, projects: [other]}]")
+    closed = b"queues: [{name: default}, {name: open, projects: [other]}]"
+    foreseen = house.client.apply_queues(closed, dry_run=True)["warnings"]
+    with pytest.raises(Conflict, match="queue open stays, but not for all who are in it: 1 job waits in it"):
+        house.client.apply_queues(closed)
+    assert foreseen == house.client.apply_queues(closed, force=True)["warnings"]
+    assert foreseen[0] == "queue open: there is no project 'other'"
     told = house.get(f"projects/default/jobs/{waits}/why")
     assert told["reason"] == "Unschedulable"
     assert told["message"] == "queue 'open' is not for project 'default'"

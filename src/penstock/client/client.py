@@ -136,9 +136,9 @@ class Client:
         """Each queue's quotas, what is used, borrowed and lent of them, and who waits."""
         return dict(self._get("queues"))
 
-    def apply_queues(self, text: bytes, *, dry_run: bool = False) -> dict[str, Any]:
-        """Puts a queue file in the place of the one that holds."""
-        query = {"dry_run": "true"} if dry_run else {}
+    def apply_queues(self, text: bytes, *, dry_run: bool = False, force: bool = False) -> dict[str, Any]:
+        """Puts a queue file in the place of the one that holds; with ``force`` though jobs are left without a queue."""
+        query = ({"dry_run": "true"} if dry_run else {}) | ({"force": "true"} if force else {})
         headers = {"Content-Type": "application/yaml"}
         return dict(
             self.transport.request("PUT", f"{API}/queues/setup", query=query, body=text, headers=headers).json()

@@ -16,21 +16,24 @@ from penstock.jobs import view
 from penstock.scheduling import lending, live, outlook
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.quota import Cell, Quotas, totals
-from penstock.scheduling.spec import Capacity, parse_setup
+from penstock.scheduling.spec import Capacity, Queue, beyond, parse_setup
 from penstock.scheduling.state import Reservation, Workload
 
 Who = tuple[str, Cell]  # a queue, and of what
 
 
 def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
-    """By queue, flavor and resource. A queue without quotas has one row, of the GPUs that it uses."""
+    """By queue, flavor and resource. A queue without quotas has one row, of the GPUs that it uses; so has one that the file
+    does not name any more, while jobs run or wait in it.
+    """
     seen, scheduler = view.fresh(conn, now, memory)
     waiting = Counter(seen_by_queue(scheduler))
     errors = outlook.errors(conn, now)
     use = _use(scheduler)
     lent = _lent(scheduler.quotas, use)
     items = []
-    for queue in seen.setup.queues.values():
+    gone = sorted({*waiting, *(who[0] for who in use.used)} - seen.setup.queues.keys())
+    for queue in (*seen.setup.queues.values(), *map(Queue, gone)):
         limited = scheduler.quotas.limited(queue.name)
         rows = _limited(scheduler, queue.name, use, lent) if limited else [_free(scheduler, queue.name)]
         items += [
@@ -38,6 +41,7 @@ def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
                 "queue": queue.name,
                 "cohort": queue.cohort,
                 "weight": queue.weight,
+                "in_file": queue.name in seen.setup.queues,
                 **row,
                 "waiting": waiting[queue.name],
                 "start_error": errors.get(queue.name),
@@ -49,6 +53,7 @@ def report(conn: Connection, now: float, memory: view.Memory) -> dict[str, Any]:
         "policy": seen.setup.policy.name,
         "generation": row.generation if row is not None else 0,
         "items": items,
+        "warnings": _too_much(conn, seen),
         "next_cursor": None,
     }
 
@@ -180,6 +185,12 @@ def in_the_way(conn: Connection, window: Reservation, now: float, memory: view.M
     return sorted(found, key=lambda item: (item["project"], item["name"]))
 
 
+def _too_much(conn: Connection, seen: view.View) -> list[str]:
+    """Quotas that were within the fleet when they were applied, and are not since it shrank."""
+    has = _has(conn, seen)
+    return [f"{words} now; jobs that are within their quota may wait for nodes" for words in beyond(seen.setup, has)]
+
+
 def capacity(conn: Connection, text: str) -> Capacity | None:
     """What the fleet has of each flavor of a queue file; of a bad file, nothing: parsing it again tells what is wrong."""
     seen = view.View(view.Memory())
@@ -187,6 +198,10 @@ def capacity(conn: Connection, text: str) -> Capacity | None:
         seen.setup = parse_setup(text)
     except InvalidInput:
         return None
+    return _has(conn, seen)
+
+
+def _has(conn: Connection, seen: view.View) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for row in inventory.all_nodes(conn):
         node = seen.node(row)

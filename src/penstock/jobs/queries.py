@@ -75,11 +75,17 @@ def _filtered(query: Select[Any], projects: Collection[str] | None, text: str | 
     return query
 
 
-def _of_queue(conn: Connection, queue: str) -> ColumnElement[bool]:
-    """Those whose spec names it, and of those that name none the ones whose project's jobs go there now."""
+def named_queue(conn: Connection) -> ColumnElement[str]:
+    """The queue that a job's spec names, if any."""
     sqlite = conn.dialect.name == "sqlite"  # its JSON is text, and PostgreSQL wants to be told that text is JSON
     spec = type_coerce(jobs.c.spec, JSON) if sqlite else cast(jobs.c.spec, JSON)
-    named = spec["queue"].as_string()
+    named: ColumnElement[str] = spec["queue"].as_string()
+    return named
+
+
+def _of_queue(conn: Connection, queue: str) -> ColumnElement[bool]:
+    """Those whose spec names it, and of those that name none the ones whose project's jobs go there now."""
+    named = named_queue(conn)
     setup = live.current(conn)
     owners = {project: each.name for each in setup.queues.values() for project in each.projects}
     here: ColumnElement[bool] = jobs.c.project.in_([project for project, name in owners.items() if name == queue])

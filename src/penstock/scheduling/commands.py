@@ -37,7 +37,7 @@ def _figure(title: str, name: str) -> Column:
 
 
 _COLUMNS = [
-    Column("QUEUE", lambda item, _: str(item["queue"])),
+    Column("QUEUE", lambda item, _: f"{item['queue']}{'' if item['in_file'] else ' (not in the file)'}"),
     Column("COHORT", lambda item, _: str(item["cohort"] or "-")),
     Column("FLAVOR", lambda item, _: str(item["flavor"])),
     Column("RESOURCE", lambda item, _: str(item["resource"])),
@@ -55,14 +55,16 @@ _COLUMNS = [
 def _queues(call: Invocation, arguments: Namespace) -> int:
     if arguments.what == "apply":
         return _apply(call, arguments)
-    if arguments.file is not None or arguments.dry_run:
-        raise InvalidInput("-f and --dry-run go with `penstock queues apply`")
+    if arguments.file is not None or arguments.dry_run or arguments.force:
+        raise InvalidInput("-f, --dry-run and --force go with `penstock queues apply`")
     answer = call.client.queues()
     if call.output.format != "table":
         call.output.document(answer)
         return 0
     call.output.table(_COLUMNS, answer["items"], call.now)
     call.output.line(f"policy {answer['policy']}, generation {answer['generation']}")
+    for warning in answer["warnings"]:
+        call.output.line(f"warning: {warning}")
     return 0
 
 
@@ -74,12 +76,14 @@ def _apply(call: Invocation, arguments: Namespace) -> int:
             text = file.read()
     except OSError as error:
         raise InvalidInput(f"cannot read {arguments.file}: {error.strerror}") from error
-    answer = call.client.apply_queues(text, dry_run=arguments.dry_run)
+    answer = call.client.apply_queues(text, dry_run=arguments.dry_run, force=arguments.force)
     if call.output.format != "table":
         call.output.document(answer)
         return 0
     what = "would hold" if answer["dry_run"] else f"hold since now (generation {answer['generation']})"
     call.output.line(f"{arguments.file}: {', '.join(answer['queues'])} {what}, policy {answer['policy']}")
+    for warning in answer["warnings"]:
+        call.output.line(f"warning: {warning}")
     return 0
 
 
@@ -87,6 +91,9 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", default="list", choices=("list", "apply"), help="default: list")
     parser.add_argument("-f", "--file", metavar="FILE", help="the queue file (YAML) to apply")
     parser.add_argument("--dry-run", action="store_true", help="check the file and change nothing")
+    parser.add_argument(
+        "--force", action="store_true", help="apply it though jobs are left without a queue that takes them"
+    )
 
 
 VERBS = {

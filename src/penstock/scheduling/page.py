@@ -100,7 +100,7 @@ def _cohort(
         widest[cell] = max(widest.get(cell, 0.0), _amount(row, "used"), _amount(row, "nominal"))
     queues = tuple(
         Queue(
-            name=str(rows[0]["queue"]),
+            name=str(rows[0]["queue"]) + ("" if rows[0].get("in_file", True) else " (not in the file)"),
             weight=float(rows[0].get("weight") or 1.0),
             waiting=int(rows[0].get("waiting") or 0),
             href=f"/?queue={quote(str(rows[0]['queue']), safe='')}",

@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import Connection
 
-from penstock.base.errors import InvalidInput, Problem
+from penstock.base.errors import Conflict, InvalidInput, Problem
 from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint
-from penstock.scheduling import live, windows
-from penstock.scheduling.spec import Capacity, parse_setup
+from penstock.scheduling import checks, live
+from penstock.scheduling.spec import Capacity, Setup, parse_setup
 from penstock.store.looks import Look
-from penstock.store.store import Store
+from penstock.store.store import Store, Tx
 from penstock.tenancy.plan import visible
 
 QUEUES = "/api/v1/queues"
@@ -34,14 +34,19 @@ Heads = Callable[[Connection, float], list[dict[str, Any]]]
 class ApplyQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
     dry_run: bool = False
+    force: bool = False
 
 
 def endpoints(
-    store: Store, report: Report, heads: Heads, fleet: Callable[[Connection, str], Capacity | None]
+    store: Store,
+    report: Report,
+    heads: Heads,
+    fleet: Callable[[Connection, str], Capacity | None],
+    orphans: Callable[[Connection, Setup], list[str]],
 ) -> list[Endpoint]:
     """``report(conn, now)`` says what each queue holds and how many wait in it, ``heads(conn, now)`` who are first in line
-    and why they wait, ``fleet(conn, text)`` what there is of each flavor of a queue file: jobs/ knows, and server.py hands
-    them down.
+    and why they wait, ``fleet(conn, text)`` what there is of each flavor of a queue file, ``orphans(conn, setup)`` whom
+    another setup would leave without a queue: jobs/ knows, and server.py hands them down.
     """
     waiting = _waiting(Look(store, heads, FRESH_S))
 
@@ -66,12 +71,22 @@ def endpoints(
         text = await _text(call)
         capacity = await store.read(lambda conn: fleet(conn, text))
         found = parse_setup(text, path="the queue file", capacity=capacity)
-        await store.read(lambda conn: windows.check_names(conn, found, store.clock()))
-        names = sorted(found.queues)
+        answer = {"dry_run": call.query.dry_run, "policy": found.policy.name, "queues": sorted(found.queues)}
+
+        def replace(tx: Tx) -> dict[str, Any]:
+            warnings, left = checks.check(tx.conn, found, tx.now), orphans(tx.conn, found)
+            if left and not call.query.force:
+                raise Conflict(
+                    "jobs would be left without a queue that takes them: " + "; ".join(left),
+                    hint="Keep the queue until they have ended, cancel them, or say --force to apply it all the same.",
+                )
+            generation = live.replace(tx, text, actor=call.actor.user)
+            return {"generation": generation, "warnings": [*warnings, *left]}
+
         if call.query.dry_run:
-            return {"dry_run": True, "generation": None, "policy": found.policy.name, "queues": names}
-        generation = await store.write(lambda tx: live.replace(tx, text, actor=call.actor.user))
-        return {"dry_run": False, "generation": generation, "policy": found.policy.name, "queues": names}
+            warnings = await store.read(lambda conn: [*checks.check(conn, found, store.clock()), *orphans(conn, found)])
+            return answer | {"generation": None, "warnings": warnings}
+        return answer | await store.write(replace)
 
     return [
         Endpoint("GET", QUEUES, "queues.read", listing, "Queues: quotas, what is used of them, who waits"),

@@ -101,6 +101,26 @@ def flavor_of(setup: Setup, gpus: Sequence[Gpu], labels: Mapping[str, str] | Non
     return "default"
 
 
+def beyond(setup: Setup, capacity: Capacity) -> list[str]:
+    """Nominal quotas that add up to more than the fleet has, in words."""
+    sums: dict[tuple[str, str], float] = {}
+    every = [one.quotas for one in setup.queues.values()] + [one.quotas for one in setup.cohorts.values()]
+    for quotas in every:
+        for flavor, by in quotas.items():
+            for resource, quota in by.items():
+                sums[flavor, resource] = sums.get((flavor, resource), 0.0) + quota.nominal
+    return [
+        _promised(flavor, resource, total, has)
+        for (flavor, resource), total in sums.items()
+        if total > (has := capacity.get(flavor, {}).get(resource, 0.0)) + SLACK
+    ]
+
+
+def _promised(flavor: str, resource: str, total: float, has: float) -> str:
+    promised = f"{_amount(resource, total)} {resource} of flavor {flavor} are promised"
+    return f"{promised}; the fleet has {_amount(resource, has)}"
+
+
 # -- a queue file
 
 
@@ -291,11 +311,8 @@ class _Checks:
                     before = sums.get((flavor, resource), 0.0)
                     after = sums[flavor, resource] = before + quota.nominal
                     if before <= has + SLACK < after and flavor in self.flavors:
-                        words = (
-                            f"with this, {_amount(resource, after)} {resource} of flavor {flavor} are promised; "
-                            f"the fleet has {_amount(resource, has)}"
-                        )
-                        yield item.problem(words, "quotas", flavor, resource)
+                        words = _promised(flavor, resource, after, has)
+                        yield item.problem(f"with this, {words}", "quotas", flavor, resource)
 
 
 def _known(names: Iterable[str]) -> str:

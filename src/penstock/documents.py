@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import yaml
@@ -33,8 +35,24 @@ _PLAINLY = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases: nobody needs them here, and they expand without bound ("billion laughs")."""
+class TextLoader(yaml.SafeLoader):
+    """SafeLoader to which dates are text: its own are made while the text is read, and one that no calendar has (a 31st
+    of June) would hide all else that is wrong.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name and kind
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def moment(text: str) -> datetime:
+    """A date or a time as YAML writes them. Raises ValueError."""
+    return datetime.fromisoformat(re.sub(r"\s+(?=[-+Z])", "", text.strip()))
+
+
+class _Loader(TextLoader):
+    """Without aliases: nobody needs them here, and they expand without bound ("billion laughs")."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

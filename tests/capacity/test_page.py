@@ -40,6 +40,24 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert [p.path for p in refused.value.details] == ["jobs", "A: nodes", "B: GPUs a node"]
 
 
+def test_what_the_api_would_refuse_is_told_with_the_rest() -> None:
+    form = defaults(SOURCES) | {"source": "own", "days": "0", "a_nodes": "many", "a_gpus": "2000"}
+    form |= {"b_nodes": "-100%", "b_gpus": "1e9", "b_mtbf": "soon", "a_mtbf": "1e9"}
+    with pytest.raises(InvalidInput) as refused:
+        body(form, SOURCES)
+    mtbf = "mean time between failures"
+    wrong = ["days", "A: nodes", "A: GPUs a node", f"A: {mtbf}", "B: nodes", "B: GPUs a node", f"B: {mtbf}"]
+    assert [p.path for p in refused.value.details] == wrong
+    with pytest.raises(InvalidInput, match="cannot be asked"):
+        body(defaults(SOURCES) | {"b_nodes": "+9999%", "a_nodes": "19000"}, SOURCES)
+
+
+@given(st.text("0123456789.-+%,hd ", max_size=12), st.sampled_from(["a_nodes", "b_nodes", "a_gpus", "b_mtbf", "days"]))
+def test_what_the_form_lets_through_the_api_takes(text: str, field: str) -> None:
+    with contextlib.suppress(InvalidInput):
+        ReplayForm.model_validate(body(defaults(SOURCES) | {"source": "own", field: text}, SOURCES))
+
+
 @given(st.dictionaries(st.sampled_from([*defaults(SOURCES), "odd"]), st.text(max_size=20)))
 def test_any_form_is_a_question_or_a_refusal(given_: dict[str, str]) -> None:
     with contextlib.suppress(InvalidInput):

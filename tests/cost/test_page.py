@@ -87,4 +87,4 @@ def test_the_outlook_of_a_server_is_its_bill() -> None:
         forecast = found["forecast"]
         assert forecast["expected"] >= found["nanos"] / 1e9
         assert forecast["low"] is None
-        assert "too few whole days" in forecast["method"]
+        assert "what the fleet costs now at its present rate: no whole day is known yet" in forecast["method"]

@@ -82,3 +82,13 @@ def test_both_parts_errors_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         load_both(str(file))
     assert [problem.path for problem in caught.value.details] == ["currency", "idle"]
+
+
+def test_a_date_that_no_calendar_has_hides_nothing(tmp_path: Path) -> None:
+    text = BAD.replace("from: 2026-01-01", "from: 2026-13-01").replace(
+        "until: 2025-01-01", "until: 2025-02-30T00:00:00Z"
+    )
+    with pytest.raises(InvalidInput) as caught:
+        parse(text)
+    found = {(problem.path, problem.line) for problem in caught.value.details}
+    assert {("reserved[0].from", 3), ("reserved[0].until", 3), ("spot", 5), ("node_hour.n", 6), ("idle", 7)} <= found

@@ -118,10 +118,15 @@ def test_a_spec_survives_its_row(body: dict[str, object]) -> None:
     assert JobSpec.model_validate_json(spec.model_dump_json(exclude_defaults=True)).command == spec.command
 
 
-@pytest.mark.parametrize("value", ["=", "2026-06-31", "!!python/object:os.system x", "!!binary 'é'", "{? [a] : b}"])
+@pytest.mark.parametrize("value", ["=", "!!python/object:os.system x", "!!binary 'é'", "{? [a] : b}"])
 def test_values_of_types_that_are_not_taken_are_named_with_their_line(value: str) -> None:
     found = problems(f"name: x\nspec:\n  command: [a]\n  env: {{A: {value}}}\n")
     assert all(line in (1, 4) for line, _, _ in found), found
+
+
+def test_a_date_is_text_even_one_that_no_calendar_has() -> None:
+    (found,) = parse_jobs("name: x\nspec:\n  command: [a]\n  env: {A: 2026-06-31, B: 2026-06-30}\n")
+    assert found.spec.env == {"A": "2026-06-31", "B": "2026-06-30"}
 
 
 def test_pydantics_words_are_put_plainly() -> None:

@@ -191,3 +191,26 @@ reservations:
         (10, "queues[2].projects", "project 'x' is in queue 'q1' already"),
         (12, "reservations[0].nodes", "must not be empty"),
     ]
+
+
+def test_what_is_wrong_with_one_field_hides_no_check_of_the_others() -> None:
+    text = """
+cohorts: [{name: a}]
+queues:
+- {name: q1, cohort: a, user_weights: 0, quotas: {default: {gpus: {nominal: 9, lending_limit: 10}}}}
+- {cohort: zzz, quotas: {default: {gpus: 60}}}
+reservations:
+- {name: r, start: 2026-13-01, end: 2026-12-01, nodes: [n]}
+- {name: s, start: 2026-12-01T08:00:00 +01:00, end: 2026-12-01 09:00:00Z, nodes: [n]}
+"""
+    with pytest.raises(InvalidInput) as caught:
+        parse_setup(text, capacity={"default": {"gpus": 64.0}})
+    assert [(one.line, one.path) for one in caught.value.details] == [
+        (4, "queues[0].user_weights"),
+        (4, "queues[0].quotas.default.gpus.lending_limit"),
+        (5, "queues[1].name"),
+        (5, "queues[1].cohort"),
+        (5, "queues[1].quotas.default.gpus"),
+        (7, "reservations[0].start"),
+        (7, "reservations[0].end"),
+    ]

@@ -9,6 +9,7 @@ from penstock.capacity.figures import Figures
 from penstock.capacity.replay import Outcome, Replay
 
 HOUR = 3600.0
+LEAST_S = 60.0  # errors of shorter waits are shares of this: nobody plans by seconds
 
 
 @dataclass(slots=True)
@@ -125,7 +126,9 @@ def estimate_error(metrics: Metrics) -> dict[str, Any] | None:
 
 
 def reality(metrics: Metrics) -> dict[str, Any] | None:
-    """The replay against the waits that really happened, where the trace has them. Errors are shares of the real."""
+    """The replay against the waits that really happened, where the trace has them. Errors are shares of the real, of a minute
+    where it is less.
+    """
     if not metrics.real:
         return None
     real, again = metrics.real.percentiles(0.5, 0.95), metrics.again.percentiles(0.5, 0.95)
@@ -136,5 +139,5 @@ def reality(metrics: Metrics) -> dict[str, Any] | None:
 
 
 def _compared(name: str, real: float, again: float) -> dict[str, float]:
-    error = abs(again - real) / max(real, 60.0)  # of waits below a minute a minute is taken: nobody plans by seconds
+    error = abs(again - real) / max(real, LEAST_S)
     return {f"{name}_real_s": round(real, 1), f"{name}_replay_s": round(again, 1), f"{name}_error": round(error, 4)}

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.base.errors import InvalidInput, Problem
-from penstock.base.quantities import format_duration
+from penstock.base.quantities import format_duration, parse_duration
+from penstock.base.text import one_line
 
 DEFAULT_NODES, DEFAULT_GPUS = 16, 8  # where the fleet has no GPU to go by
 _PERCENT = re.compile(r"([+-])\s*(\d{1,4}(?:\.\d+)?)\s*%")
+_MOST = {"nodes": 20_000, "GPUs a node": 1024, "jobs": 500_000, "days": 3660}  # as ``asked`` has it
+_LONGEST_MTBF = 3.2e9
 _STATES = {
     "waiting": ("Waiting", "wait", "clock"),
     "running": ("Running", "run", "play"),
@@ -73,6 +76,13 @@ def _scenario(given: Mapping[str, str], side: str, base: int, model: str, proble
             found[name] = value
     if mtbf := given.get(f"{side}_mtbf", "").strip():
         found["mtbf"] = mtbf + "h" if mtbf.replace(".", "", 1).isdigit() else mtbf
+        try:
+            right = 0 < parse_duration(found["mtbf"]) <= _LONGEST_MTBF
+        except ValueError:
+            right = False
+        if not right:
+            told = f"{one_line(mtbf, 40)!r} is no time up to a hundred years: write 500h or 90d"
+            problems.append(Problem(f"{side.upper()}: mean time between failures", told))
     return found
 
 
@@ -86,7 +96,12 @@ def _nodes(text: str, base: int, where: str, problems: list[Problem]) -> int:
         problems.append(Problem(where, "there is no fleet to take a percentage of: give a number"))
         return 0
     change = float(match[2]) / 100 * (1 if match[1] == "+" else -1)
-    return max(1, math.ceil(round(base * (1 + change), 6)))
+    found = math.ceil(round(base * (1 + change), 6))
+    if change <= -1:
+        problems.append(Problem(where, f"{text} leaves no node"))
+    elif found > _MOST["nodes"]:
+        problems.append(Problem(where, f"{text} makes {found:,}: at the most {_MOST['nodes']:,}"))
+    return max(1, found)
 
 
 def _whole(given: Mapping[str, str], name: str, problems: list[Problem]) -> int:
@@ -97,8 +112,12 @@ def _whole(given: Mapping[str, str], name: str, problems: list[Problem]) -> int:
 
 def _number(text: str, where: str, problems: list[Problem]) -> int:
     text = text.strip().replace(",", "")
-    if not text.isdecimal() or len(text) > 9:
+    if not text.isdecimal():
         problems.append(Problem(where, f"{text[:40]!r} is no whole number" if text else "is missing"))
+        return 0
+    most = _MOST.get(where.rsplit(": ", maxsplit=1)[-1], _MOST["nodes"])
+    if len(text) > 9 or not 1 <= int(text) <= most:
+        problems.append(Problem(where, f"{text[:40]} is not from 1 to {most:,}"))
         return 0
     return int(text)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from penstock.base.quantities import format_duration
+from penstock.capacity.metrics import LEAST_S
 from penstock.capacity.scenario import Scenario
 from penstock.capacity.series import sparkline
 from penstock.client.verb import Column
@@ -116,8 +117,13 @@ def reality(found: Mapping[str, Any]) -> Iterator[str]:
     for key, name in (("mean", "mean"), ("p50", "P50"), ("p95", "P95")):
         yield (
             f"  {name:<5} replayed {format_duration(found[f'{key}_replay_s']):>8}, really "
-            f"{format_duration(found[f'{key}_real_s']):>8}: {100 * found[f'{key}_error']:.0f}% off"
+            f"{format_duration(found[f'{key}_real_s']):>8}: {off(found, key)}"
         )
+
+
+def off(found: Mapping[str, Any], key: str) -> str:
+    """How far off, and of what: of the real wait, or of a minute where that is less."""
+    return f"{100 * found[f'{key}_error']:.0f}%{' of a minute' if found[f'{key}_real_s'] < LEAST_S else ''} off"
 
 
 def versus(one: Mapping[str, Any], other: Mapping[str, Any], changes: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from penstock.base.quantities import parse_duration
 from penstock.capacity import plan
 from penstock.capacity.figures import percentile
 from penstock.capacity.metrics import Metrics, reality
+from penstock.capacity.picture import off
 from penstock.capacity.plan import SHARES, WEEK_S, Target, Trial, Week
 from penstock.capacity.replay import Outcome, TraceJob
 from penstock.capacity.scenario import Scenario, Source, simulate
@@ -145,7 +146,7 @@ def _trust(scenario: Scenario, jobs: list[TraceJob], *, force: bool) -> dict[str
     if found is not None and found["p95_error"] > TRUSTED and not force:
         raise Conflict(
             f"the replay's P95 wait is {found['p95_replay_s']:g} s where {found['p95_real_s']:g} s really happened: "
-            f"{100 * found['p95_error']:.0f}% off, above {100 * TRUSTED:.0f}%",
+            f"{off(found, 'p95')}, above {100 * TRUSTED:.0f}%",
             hint="Give the fleet as it was (--nodes, --gpus-per-node) and its policy (--slurm-conf, --queues); "
             "--force answers all the same.",
         )

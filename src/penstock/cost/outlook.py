@@ -75,11 +75,8 @@ class Outlook:
         recent = amounts[first + 1 :]  # the first may have begun in the middle
         lately = bill.Period(now - _LATELY_S, now)
         rate = sum(self._kinds(conn, lately).values()) / NANOS / _LATELY_S * 3600
-        made = forecast(nanos / NANOS, recent, [Running(rate)], now=now, end=end)
-        mean = f"the greater of the mean of the last {len(recent)} whole days and " if recent else ""
-        span = "; interval 80%" if made.low is not None else "; too few whole days for an interval"
-        method = f"spent, and for the rest {mean}what the fleet costs now{span}"
-        return {"expected": made.expected, "low": made.low, "high": made.high, "per_hour": rate, "method": method}
+        made = forecast(nanos / NANOS, recent, [Running(rate)], now=now, end=end, whose="what the fleet costs")
+        return {"expected": made.expected, "low": made.low, "high": made.high, "per_hour": rate, "method": made.method}
 
     def _day(self, conn: Connection, day: bill.Period, now: float) -> dict[str, int]:
         if day.since in self._known and day.until - day.since == _DAY:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.text import one_line
 from penstock.cost.terms import RULES, Commitment, Terms
+from penstock.documents import TextLoader, moment
 
 SECTIONS = ("reserved", "spot", "node_hour", "idle")
 _DEEP = 6  # what is deeper is no price
@@ -23,8 +26,8 @@ def parse(text: str, name: str = "the price file") -> Terms:
     """Reads ``SECTIONS`` of a file that ``prices.parse`` has accepted as YAML. Raises InvalidInput."""
     problems: list[Problem] = []
     try:
-        whole = yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as exc:  # 2026-13-45 is a date to YAML, and none to a calendar
+        whole = TextLoader(text).get_single_data()
+    except (ValueError, yaml.YAMLError) as exc:
         raise InvalidInput(f"{name} cannot be read", details=[Problem("", one_line(str(exc)))]) from exc
     whole = whole if isinstance(whole, dict) else {}
     found = Terms(
@@ -137,10 +140,10 @@ def _commitment(item: object, path: str, problems: list[Problem]) -> Commitment:
 
 
 def _moment(value: object, path: str, problems: list[Problem]) -> float:
-    """YAML reads 2026-01-01 as a date by itself; both are UTC."""
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=value.tzinfo or UTC).timestamp()
-    if isinstance(value, date):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
+    """UTC where no zone is said; NaN, which is in no order with any other, where it is no time."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, OverflowError):
+            at = moment(value)
+            return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
     problems.append(Problem(path, "must be a date (2026-01-31) or a time (2026-01-31T12:00:00Z)"))
-    return 0.0
+    return math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from penstock.base.ids import check_name
 from penstock.base.quantities import parse_cpus, parse_duration, parse_memory
+from penstock.documents import moment
 from penstock.scheduling.state import Policy
 
 LAST_INSTANT = 253_402_300_799.0  # of the year 9999
@@ -22,6 +24,9 @@ def _no_bool(value: object) -> object:
 
 
 def _instant(value: object) -> float:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = moment(value)
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError("say the time zone too, such as 2026-12-01T08:00:00Z")

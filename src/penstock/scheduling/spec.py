@@ -152,6 +152,7 @@ class Item:
     path: str
     lines: dict[Path, int]
     says: Mapping[str, Any]
+    promises: Any = None  # a form of its quotas, which may be well where something else is not
 
     def named(self, key: str) -> str | None:
         """The name that it gives for ``key``, as far as it is one."""
@@ -200,9 +201,15 @@ class _Reader:
     def _entry(self, kind: str, value: Any, path: str, lines: dict[Path, int]) -> None:
         form, wrong = validate(FORMS[kind], value, lines)
         self.problems += _below(wrong, path)
-        name = value.get("name") if isinstance(value, dict) else None
-        if isinstance(name, str):
-            self.items[kind].append(Item(name, form, path, lines, value))
+        if not isinstance(value, dict):
+            return
+        name = value.get("name")
+        if isinstance(name, str) or kind == "queues":  # who has no name is told of all else that is wrong with it too
+            item = Item(name if isinstance(name, str) else path, form, path, lines, value, form)
+            if form is None and "quotas" in value:
+                known = {key: item.named(key) for key in ("cohort", "parent") if item.named(key)}
+                item.promises = validate(FORMS[kind], {"name": "any", "quotas": value["quotas"], **known})[0]
+            self.items[kind].append(item)
 
 
 def _below(problems: Iterable[Problem], path: str) -> list[Problem]:
@@ -228,8 +235,8 @@ class _Checks:
             *self._sums(),
         ]
 
-    def _good(self, *kinds: str) -> Iterator[Item]:
-        return (item for kind in kinds for item in self.items[kind] if item.form is not None)
+    def _promises(self, *kinds: str) -> Iterator[tuple[Item, Any]]:
+        return ((item, item.promises) for kind in kinds for item in self.items[kind] if item.promises is not None)
 
     def _twins(self) -> Iterator[Problem]:
         for kinds in (("flavors",), ("cohorts", "queues"), ("reservations",)):
@@ -272,10 +279,10 @@ class _Checks:
                     yield item.problem(f"there is no flavor {flavor!r}{_known(self.flavors)}", "quotas", flavor)
 
     def _quotas(self) -> Iterator[Problem]:
-        for item in self._good("cohorts", "queues"):
-            queue = hasattr(item.form, "cohort")
-            alone = (item.form.cohort if queue else item.form.parent) is None
-            for flavor, by in item.form.quotas.items():
+        for item, form in self._promises("cohorts", "queues"):
+            queue = hasattr(form, "cohort")
+            alone = (form.cohort if queue else form.parent) is None
+            for flavor, by in form.quotas.items():
                 for resource, quota in by.items():
                     at = ("quotas", flavor, resource)
                     if queue and quota.lending_limit is not None and quota.lending_limit > quota.nominal + SLACK:
@@ -301,8 +308,8 @@ class _Checks:
         if self.capacity is None:
             return
         sums: dict[tuple[str, str], float] = {}
-        for item in self._good("queues", "cohorts"):
-            for flavor, by in item.form.quotas.items():
+        for item, form in self._promises("queues", "cohorts"):
+            for flavor, by in form.quotas.items():
                 for resource, quota in by.items():
                     known = self.capacity.get(flavor, {resource: 0.0})
                     if resource not in known:

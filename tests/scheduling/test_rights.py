@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.base.reasons import Reason
 from penstock.scheduling.cycle import Scheduler
-from penstock.scheduling.rights import may_use, usable
+from penstock.scheduling.rights import may_use, too_urgent, usable
 from penstock.scheduling.spec import Queue, Setup
 from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Workload
 
@@ -37,3 +37,12 @@ def test_who_may_not_is_never_started_and_told_so() -> None:
     why = scheduler.why("physics", 1.0)
     assert why.reason == Reason.Unschedulable
     assert (why.message, why.helps) == ("queue 'prod' is not for project 'physics'", ("name one of: default, lab",))
+
+
+def test_a_queue_may_take_no_priority_above_its_highest() -> None:
+    setup = Setup(queues={"default": Queue("default", max_priority=10), "free": Queue("free")})
+    assert too_urgent(setup, "default", 10) is None
+    assert too_urgent(setup, "free", 1_000_000) is None
+    problem = too_urgent(setup, "default", 11)
+    assert problem is not None
+    assert str(problem) == "priority: is 11; queue default takes none above 10"

@@ -69,7 +69,12 @@ def test_start_estimates_are_kept_and_measured(house: House) -> None:
 
 def test_a_queue_that_names_projects_is_theirs_alone(house: House) -> None:
     """Administrators' jobs are no exception. Who waits in a queue that is closed to its project stays there, and says why."""
-    house.client.apply_queues(b"queues: [{name: default}, {name: theirs, projects: [other]}, {name: open}]")
+    house.client.apply_queues(
+        b"queues: [{name: default, max_priority: 9}, {name: theirs, projects: [other]}, {name: open}]"
+    )
+    with pytest.raises(InvalidInput) as caught:
+        house.run(["true"], priority=10)
+    assert str(caught.value.details[0]) == "spec.priority: is 10; queue default takes none above 9"
     for queue, words in (("theirs", "is not for project 'default'"), ("nowhere", "there is no queue 'nowhere'")):
         with pytest.raises(InvalidInput) as caught:
             house.run(["true"], queue=queue)

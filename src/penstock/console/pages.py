@@ -186,6 +186,7 @@ class Pages:
             **self._of(actor),
             "policy": report["policy"],
             "generation": report["generation"],
+            "warnings": report.get("warnings") or (),
             "cohorts": found,
             "queues": len(queues),
             "waiting": sum(queue.waiting for queue in queues),

@@ -21,7 +21,7 @@ from penstock.jobs.launch import needs
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.view import Memory, queue_of
 from penstock.scheduling import live, windows
-from penstock.scheduling.rights import may_use
+from penstock.scheduling.rights import may_use, too_urgent
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -115,9 +115,10 @@ class Room:
             if refused is not None:
                 problems.append(Problem(f"{path}.reservation", refused))
         setup = live.current(conn)
-        forbidden = may_use(setup, queue_of(setup, spec, project), project)
-        if forbidden is not None:
-            problems.append(Problem(f"{path}.queue", forbidden.message))
+        queue = queue_of(setup, spec, project)
+        for refused_by in (may_use(setup, queue, project), too_urgent(setup, queue, spec.priority)):
+            if refused_by is not None:
+                problems.append(Problem(f"{path}.{refused_by.path}", refused_by.message))
         if spec.workdir is not None and spec.snapshot is None and ".." in spec.workdir.split("/"):
             problems.append(Problem(f"{path}.workdir", "give a path without '..'"))
         try:

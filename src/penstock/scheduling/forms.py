@@ -104,6 +104,7 @@ class QueueForm(_Form):
     max_time_limit: Seconds | None = None
     qos: Annotated[Number, Field(le=1)] = 0.0
     partition: Annotated[Number, Field(le=1)] = 0.0
+    max_priority: Annotated[int, Field(strict=True, ge=-1_000_000, le=1_000_000)] | None = None
 
 
 class CohortForm(_Form):

@@ -23,6 +23,14 @@ def forbidden(setup: Setup, queue: str, project: str) -> str | None:
     return f"queue {queue!r} is not for project {project!r}"
 
 
+def too_urgent(setup: Setup, queue: str, priority: int) -> Problem | None:
+    """The refusal of a priority above the highest that its queue takes."""
+    found = setup.queues.get(queue)
+    if found is None or found.max_priority is None or priority <= found.max_priority:
+        return None
+    return Problem("priority", f"is {priority}; queue {queue} takes none above {found.max_priority}")
+
+
 def may_use(setup: Setup, queue: str, project: str) -> Problem | None:
     """The refusal of a job at submission, with what its project may use instead."""
     why = forbidden(setup, queue, project)

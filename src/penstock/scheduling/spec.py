@@ -53,6 +53,7 @@ class Queue:
     max_limit_s: float | None = None
     qos: float = 0.0  # multifactor: 0..1
     partition: float = 0.0  # multifactor: 0..1, Slurm's PriorityJobFactor over the largest of all partitions
+    max_priority: int | None = None  # the highest that a job may state, asked at submission
 
     @property
     def limited(self) -> bool:
@@ -337,7 +338,7 @@ def _setup(reader: _Reader) -> Setup:
         form.name: Queue(
             form.name, form.cohort, _frozen(form.quotas), form.weight, form.user_weights, form.projects,
             form.reclaim_within_cohort, form.preempt_within_queue, form.reclaim_idle_after, form.max_time_limit, form.qos,
-            form.partition,
+            form.partition, form.max_priority,
         )
         for form in forms["queues"]
     }  # fmt: skip

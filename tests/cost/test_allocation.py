@@ -9,7 +9,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.cost.allocation import Interval, Statement, allocate, apportion, in_cents, share_out
+from penstock.cost.allocation import Interval, Statement, allocate, apportion, in_cents, on_nodes, share_out, summed
 from penstock.cost.quota import Weights
 from penstock.cost.spec import CPUS, GIB, GPUS, MEMORY, Prices
 from penstock.cost.terms import Commitment, Terms
@@ -150,3 +150,30 @@ def test_idle_is_shared_in_proportion_to_use() -> None:
     shared = share_out(found, "usage")
     idle = {row.key: row.nanos for row in shared.rows if row.kind == "idle"}
     assert idle[("ann",)] == 3 * idle[("bob",)]
+
+
+def test_idle_by_node_is_the_nodes_own() -> None:
+    """Two nodes of 8 cores up for 2 h: one used whole, one for an hour with 2 cores; a third one paid for as a whole."""
+    hour = 3600.0
+    up = [Interval(node, CPUS, 8.0, 0, 2 * hour) for node in ("n0", "n1", "n2")]
+    used = [
+        Interval("n0", CPUS, 8.0, 0, 2 * hour, ("p", "u", "j", "n0", "q"), "a"),
+        Interval("n1", CPUS, 2.0, 0, hour, ("p", "u", "j", "n1", "q"), "b"),
+    ]
+    deal = Terms(node_hour={"n2": Decimal(5)})
+    found = allocate(used, up, PRICES, deal, since=0, until=2 * hour)
+    placed = on_nodes(found, used, up, deal, since=0, until=2 * hour)
+    assert sum(row.nanos for row in placed.rows) == placed.nanos == found.nanos
+    idle = {each.name: each.nanos for each in summed(placed, "node") if each.kind == "idle"}
+    assert idle == {"n1": int(14 * PRICES.cpu_hour * 10**9), "n2": 10 * 10**9}
+
+
+@given(cases)
+def test_by_node_all_rows_are_the_bill(
+    case: tuple[list[Interval], list[Interval], Terms, float, float],
+) -> None:
+    used, up, deal, since, until = case
+    found = allocate(used, up, PRICES, deal, since=since, until=until)
+    placed = on_nodes(found, used, up, deal, since=since, until=until)
+    assert sum(row.nanos for row in placed.rows) == found.nanos
+    assert {row.kind for row in placed.rows} == {row.kind for row in found.rows if row.nanos or row.kind == "used"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import pairwise
@@ -378,6 +378,49 @@ def share_out(statement: Statement, rule: str, *, queue_at: int = 0, quotas: Wei
         else:
             rows += _shared(row, [(user.key, user.nanos) for user in users[row.pool]])
     return Statement(tuple(rows), statement.nanos)
+
+
+def on_nodes(
+    statement: Statement, used: Iterable[Interval], up: Iterable[Interval], terms: Terms, *, since: float, until: float
+) -> Statement:
+    """Idle and unused rows cut by the node that they arose on, in proportion to what stood idle of their pool there. What
+    was committed for no node in particular, and not up, keeps its row.
+    """
+    places = _Places(terms, (_micros(since), max(_micros(since), _micros(until))))
+    steps: dict[Pool, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
+    for intervals, sign in ((up, 1), (used, -1)):
+        for interval in intervals:
+            for pool, start, end in places.of(interval):
+                if pool[0] in ("on_demand", "spot"):  # the others are named after their node
+                    units = sign * _units(interval, pool, ())
+                    steps[pool][interval.node][start] += units
+                    steps[pool][interval.node][end] -= units
+    rows: list[Row] = []
+    for row in statement.rows:
+        if row.kind == "used":
+            rows.append(row)
+        elif row.pool[0] in ("node", "reserved"):
+            rows.append(replace(row, key=_of_node(row.pool[1].rsplit("/", 1)[-1])))
+        elif row.kind == "idle":
+            rows += _shared(
+                row, [(_of_node(node), _stood_idle(steps[row.pool][node])) for node in sorted(steps[row.pool])]
+            )
+        else:
+            rows.append(row)
+    return Statement(tuple(rows), statement.nanos)
+
+
+def _of_node(node: str) -> tuple[str, ...]:
+    return ("",) * KEY.index("node") + (node,)
+
+
+def _stood_idle(steps: Mapping[int, int]) -> int:
+    """The integral of what is up and not used."""
+    found = now = 0
+    for time, following in pairwise(sorted(steps)):
+        now += steps[time]
+        found += max(now, 0) * (following - time)
+    return found
 
 
 def _shared(row: Row, bearers: Sequence[tuple[tuple[str, ...], int]]) -> list[Row]:

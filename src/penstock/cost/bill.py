@@ -10,7 +10,7 @@ from sqlalchemy import Connection, literal, select
 
 from penstock.base.errors import NotFound
 from penstock.cost import focus
-from penstock.cost.allocation import KEY, Interval, Statement, allocate, share_out
+from penstock.cost.allocation import KEY, Interval, Statement, allocate, on_nodes, share_out
 from penstock.cost.quota import Weights, weights
 from penstock.cost.spec import Prices
 from penstock.cost.tables import capacity, usage
@@ -41,9 +41,13 @@ def statement(
     conn: Connection, period: Period, prices: Prices, terms: Terms, rule: str | None = None, *, by: str | None = None
 ) -> Statement:
     """What the fleet cost, and who bears it by ``rule`` (None: what is idle or unused keeps rows of its own). ``by`` a
-    part of ``KEY`` alone the rows are few, and name no usage intervals; else each names its own.
+    part of ``KEY`` alone the rows are few, and name no usage intervals; else each names its own. By node, what is idle is
+    the node's own, whatever the rule: it arose there.
     """
     made = allocate(used(conn, period, by), up(conn, period), prices, terms, since=period.since, until=period.until)
+    if by == "node" and rule is not None:
+        whole = used(conn, period, by), up(conn, period)
+        return on_nodes(made, *whole, terms, since=period.since, until=period.until)
     return made if rule is None else share_out(made, rule, queue_at=KEY.index("queue"), quotas=_weights(conn, rule))
 
 

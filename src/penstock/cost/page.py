@@ -144,7 +144,9 @@ def lines(bill: Mapping[str, Any], by: str, month_name: str) -> tuple[Line, ...]
             item["kind"],
             item["nanos"] / NANOS,
             _percent(item["nanos"], whole),
-            f"/cost/rows?{urlencode({'month': month_name, 'by': by, 'name': item['name'], 'kind': item['kind']})}",
+            ""
+            if by == "node" and item["kind"] != "used" and item["name"]  # a share of rows, which are by pool
+            else f"/cost/rows?{urlencode({'month': month_name, 'by': by, 'name': item['name'], 'kind': item['kind']})}",
         )
         for item in items[:MOST_ROWS]
     ]

@@ -42,3 +42,11 @@ def test_versus_changes_a_thing_once() -> None:
         "policy is given twice",
     ]
     assert len(caught.value.details) == 3
+
+
+def test_failures_that_never_end_are_refused() -> None:
+    assert [problem.path for problem in Scenario(1, 8, mtbf_s=1.0, repair_s=1e30).problems()] == ["repair"]
+    for until in ("1e308", "inf", "nan"):
+        with pytest.raises(InvalidInput) as caught:
+            list(Scenario(1, 8, failures=f"node,at_s,until_s\n0,50,{until}\n").lost())
+        assert [(problem.path, problem.line) for problem in caught.value.details] == [("until_s", 2)]

@@ -12,6 +12,8 @@ from random import Random
 from penstock.base.errors import InvalidInput, Problem
 from penstock.capacity.replay import Failure
 
+_LATEST_S = 1000 * 365.25 * 86400.0
+
 
 def by_mtbf(nodes: int, mtbf_s: float, repair_s: float, rng: Random) -> Iterator[Failure]:
     """Exponential time between failures of each node, each repaired in ``repair_s``; in the order of time, without end.
@@ -45,6 +47,10 @@ def from_file(text: str, nodes: int) -> Iterator[Failure]:
             problems.append(Problem("node", f"there is no node {failure.node} of {nodes}", reader.line_num))
         elif not 0 <= failure.at <= failure.until:
             problems.append(Problem("until_s", "ends before it begins, or begins before 0", reader.line_num))
+        elif failure.until > _LATEST_S:
+            problems.append(
+                Problem("until_s", "is more than a thousand years after the first submission", reader.line_num)
+            )
         else:
             found.append(failure)
     if problems:

@@ -16,6 +16,7 @@ from penstock.base.quantities import format_duration
 from penstock.capacity import slurm_conf, traces
 from penstock.capacity.failures import by_mtbf, from_file
 from penstock.capacity.metrics import Metrics, answer
+from penstock.capacity.presets import LONGEST_S
 from penstock.capacity.replay import Cluster, Failure, Outcome, Replay, TraceJob
 from penstock.capacity.traces import Findings, Selection
 from penstock.scheduling.spec import Setup, flavor_of, parse_setup
@@ -125,6 +126,8 @@ class Scenario:
                 found.append(Problem(name, "must be above zero"))
         if not self.repair_s >= 0:
             found.append(Problem("repair", "must not be negative"))
+        elif self.repair_s > LONGEST_S:
+            found.append(Problem("repair", "must be at most 100 years"))
         return found
 
     def lost(self) -> Iterator[Failure]:

@@ -45,7 +45,7 @@ class House:
         await self.store.write(lambda tx: live.replace(tx, queues, actor="admin"))
         await self.store.write(lambda tx: inventory.sync(tx, "simulated", offers))
 
-    async def submit(self, queue: str, *gpus: int, project: str = "default") -> None:
+    async def submit(self, queue: str | None, *gpus: int, project: str = "default") -> None:
         for each in gpus:
             spec = JobSpec(command=("train.py",), resources=Resources(cpus=1.0, gpus=each), queue=queue)
             new = submit.NewJob(project, None, "ann", spec)
@@ -101,8 +101,8 @@ def test_who_would_be_left_without_a_queue_is_counted_and_goes_on_being_shown(tm
             await house.submit("a", 4, 4, 4, 2)
             await house.submit("b", 1)
 
-            async def left(queues: str) -> list[str]:
-                return await store.read(lambda conn: orphans(conn, parse_setup(queues)))
+            async def left(queues: str, which: int = 0) -> list[str]:
+                return (await store.read(lambda conn: orphans(conn, parse_setup(queues))))[which]
 
             closed = "queues: [{name: default}, {name: a, projects: [other]}, {name: b}]"
             gone = "queues: [{name: default}, {name: b}]"
@@ -110,9 +110,14 @@ def test_who_would_be_left_without_a_queue_is_counted_and_goes_on_being_shown(tm
             runs = "3 run in it and could not start again"
             assert await left(closed) == [f"queue a stays, but not for all who are in it: {waits}; {runs}"]
             assert await left(gone) == [f"queue a goes: {waits}; {runs}"]
-            assert await left("queues: [{name: a}, {name: b, projects: [default]}]") == []
+            mine = "queues: [{name: a}, {name: b, projects: [default]}]"
+            assert await left(mine) == []
+            assert await left(mine, 1) == ["queue default goes: no job is in it"]
+            await house.submit(None, 1)
+            goes = "queue default goes: of the jobs in it 1 that wait and 0 that run go on in b"
+            assert await left(mine, 1) == [goes]
             await store.write(lambda tx: live.replace(tx, gone, actor="admin"))
-            assert await left("queues: [{name: b}]") == []  # those of a are lost already
+            assert await left("queues: [{name: b}, {name: default}]") == []  # those of a are lost already
             row = (await house.report())["a"]
             assert (row["in_file"], row["used"], row["waiting"], row["nominal"]) == (False, 12, 1, None)
 

@@ -28,6 +28,7 @@ HIDDEN: Mapping[str, Any] = {
     "helps": [],
 }  # of projects that the caller may not read
 Report = Callable[[Connection, float], Mapping[str, Any]]
+Orphans = Callable[[Connection, Setup], tuple[list[str], list[str]]]
 Heads = Callable[[Connection, float], list[dict[str, Any]]]
 
 
@@ -42,11 +43,11 @@ def endpoints(
     report: Report,
     heads: Heads,
     fleet: Callable[[Connection, str], Capacity | None],
-    orphans: Callable[[Connection, Setup], list[str]],
+    orphans: Orphans,
 ) -> list[Endpoint]:
     """``report(conn, now)`` says what each queue holds and how many wait in it, ``heads(conn, now)`` who are first in line
     and why they wait, ``fleet(conn, text)`` what there is of each flavor of a queue file, ``orphans(conn, setup)`` whom
-    another setup would leave without a queue: jobs/ knows, and server.py hands them down.
+    another setup would leave without a queue, and who would go on in another: jobs/ knows, and server.py hands them down.
     """
     waiting = _waiting(Look(store, heads, FRESH_S))
 
@@ -74,17 +75,16 @@ def endpoints(
         answer = {"dry_run": call.query.dry_run, "policy": found.policy.name, "queues": sorted(found.queues)}
 
         def replace(tx: Tx) -> dict[str, Any]:
-            warnings, left = checks.check(tx.conn, found, tx.now), orphans(tx.conn, found)
+            warnings, (left, moved) = checks.check(tx.conn, found, tx.now), orphans(tx.conn, found)
             if left and not call.query.force:
-                raise Conflict(
-                    "jobs would be left without a queue that takes them: " + "; ".join(left),
-                    hint="Keep the queue until they have ended, cancel them, or say --force to apply it all the same.",
-                )
+                raise _orphaned(left)
             generation = live.replace(tx, text, actor=call.actor.user)
-            return {"generation": generation, "warnings": [*warnings, *left]}
+            return {"generation": generation, "warnings": [*warnings, *left, *moved]}
 
         if call.query.dry_run:
-            warnings = await store.read(lambda conn: [*checks.check(conn, found, store.clock()), *orphans(conn, found)])
+            warnings = await store.read(lambda conn: checks.check(conn, found, store.clock()))
+            left, moved = await store.read(lambda conn: orphans(conn, found))
+            warnings += [*left, *moved]
             return answer | {"generation": None, "warnings": warnings}
         return answer | await store.write(replace)
 
@@ -97,6 +97,13 @@ def endpoints(
             query=ApplyQuery, takes_bytes=True, max_body=MAX_BYTES,
         ),
     ]  # fmt: skip
+
+
+def _orphaned(left: list[str]) -> Conflict:
+    return Conflict(
+        "jobs would be left without a queue that takes them: " + "; ".join(left),
+        hint="Keep the queue until they have ended, cancel them, or say --force to apply it all the same.",
+    )
 
 
 def _waiting(look: Look[list[dict[str, Any]]]) -> Callable[[Call], Awaitable[dict[str, Any]]]:

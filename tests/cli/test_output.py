@@ -123,10 +123,19 @@ def test_describe(server: StandIn, cli: Cli) -> None:
         f"{path}/cost": Reply(body={"total": 0.0123, "currency": "USD", "items": []}),
         f"{path}/events": Reply(body={"items": [event], "next_cursor": None}),
     }
+    where = {"queue": "train", "placement": {"level": "rack", "required": True}, "flavors": ["h100", "h200"]}
+    where |= {"exclude_nodes": ["node-3"], "reservation": "demo"}
+    server.answers[path] = Reply(body={**JOBS[3], "spec": {**JOBS[3]["spec"], **where}})
+    words = plain(cli("describe", "broken").out)
+    for line in (
+        "Queue: train", "Placement: one rack, required", "Flavors: h100, h200", "Not on: node-3", "Reservation: demo",
+    ):  # fmt: skip
+        assert line in words
+    server.answers[path] = Reply(body=JOBS[3])
     ran = cli("describe", "broken")
     words = plain(ran.out)
     for line in (
-        "Name: default/broken", "Command: python train.py", "Shape: 1 node(s) x 2 rank(s)", "Phase: Failed",
+        "Name: default/broken", "Command: python train.py", "Shape: 1 node(s) x 2 rank(s)", "Phase: Failed", "Queue: its project's",
         "Why: the command exited with code 7", "Exit code: 7", "Cost: 0.0123 USD", "1 Failed node-0 - - 7 0 code 7",
         "10s Created admin by admin",
     ):  # fmt: skip

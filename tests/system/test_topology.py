@@ -98,10 +98,51 @@ def test_flavors_go_by_labels_and_jobs_name_them(fleet: House) -> None:
     none = fleet.run(["sleep", "1m"], nodes=3, resources=ask, flavors=["fast"])
     until(lambda: fleet.job(none)["status"]["reason"] == "Unschedulable", "it was not told")
     assert "only 2 nodes" in fleet.job(none)["status"]["message"]
-    lost = fleet.run(["sleep", "1m"], resources=ask, flavors=["nowhere"])
-    until(lambda: fleet.job(lost)["status"]["reason"] == "Unschedulable", "it was not told")
-    for name in (none, lost):
-        fleet.client.jobs.cancel(name)
+    fleet.client.jobs.cancel(none)
+    with pytest.raises(InvalidInput) as caught:
+        fleet.run(["true"], flavors=["fast", "nowhere"], queue="lost")
+    told = {problem.path: problem.message for problem in caught.value.details}
+    assert told["spec.flavors[1]"] == "there is no flavor 'nowhere' (there are: default, fast)"
+    assert "no queue 'lost'" in told["spec.queue"]
     model = fleet.run(["sleep", "1m"], resources=ask | {"gpu_model": ["NVIDIA H200", "NVIDIA H100 80GB HBM3"]})
     assert fleet.ended(model)["status"]["phase"] == "Succeeded"
     fleet.client.apply_queues(b"queues: [{name: default}]")
+
+
+ONE = """
+kind: Job
+name: trial
+spec:
+  command: [sleep, 1m]
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "plan"),
+    [
+        ("  resources: {gpus: 9}", "could not start on the fleet as it is: needs 1 CPU, 9 GPUs; no node of the fleet could"),
+        ("  resources: {gpus: 1, gpu_model: H900}", "could not start on the fleet as it is: needs 1 CPU, 1 H900 GPU; no node"),
+        ("  resources: {gpus: 4, gpu_model: h100}", "admit at once on node-"),
+        ("  resources: {gpu_share: 0.5, gpu_model: [H900, H100]}", "note: no GPU of the fleet is of model H900 (its models: N"),
+        ("  exclude_nodes: [node-99]", "note: it excludes node-99, which the fleet does not have"),
+        ("  nodes: 9\n  resources: {gpus: 1}\n  placement: {level: rack, required: true}", "in one rack; no rack of the fleet"),
+    ],
+)  # fmt: skip
+def test_a_dry_run_says_what_the_fleet_does_not_have(fleet: House, asked: str, plan: str) -> None:
+    (item,) = fleet.client.apply((ONE + asked).encode(), dry_run=True)["items"]
+    assert plan in "\n".join(item["plan"])
+
+
+def test_why_shows_five_nodes_the_freest_first(fleet: House) -> None:
+    holds = fleet.run(["sleep", "10h"], nodes=39, resources={"gpus": 8, "cpus": 1})
+    fleet.reach(holds, "Running")
+    waits = fleet.run(["true"], nodes=2, resources={"gpus": 8, "cpus": 1})
+    why = fleet.get(f"projects/default/jobs/{waits}/why")
+    nodes = [line for line in why["evidence"] if line.startswith("node ")]
+    assert len(nodes) == 5
+    assert "8 of 8 GPUs free" in nodes[0]
+    assert why["evidence"][-1] == "and 35 more nodes"
+    behind = fleet.run(["true"], resources={"gpus": 8, "cpus": 1})
+    assert "by itself it in line" not in fleet.get(f"projects/default/jobs/{behind}/why")["message"]
+    for name in (behind, waits, holds):
+        fleet.client.jobs.cancel(name)

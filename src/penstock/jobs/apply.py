@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, NotFound, Problem
+from penstock.base.reasons import Reason
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint
 from penstock.jobs import admission, submit, view
@@ -17,6 +18,7 @@ from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobDocument, JobSpec
 from penstock.jobs.state import FINAL
 from penstock.jobs.yaml import MAX_BYTES, parse_jobs
+from penstock.scheduling import never
 from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
 
@@ -182,12 +184,15 @@ def _forecast(room: Room, conn: Connection, document: JobDocument) -> list[str]:
     )
     if spec.depends_on:
         return [head, "wait for " + ", ".join(d.job for d in spec.depends_on)]
+    notes = [f"note: {one}" for one in never.unknown(scheduler.pool, ask)]
     if mine is not None:
-        return [head, f"admit at once {admission.where(mine)}"]
+        return [head, f"admit at once {admission.where(mine)}", *notes]
     wait = scheduler.why(NEW, now)
+    never_here = wait.reason is Reason.Unschedulable and not scheduler.pool.could_place(ask)
     return [
         head,
-        f"{wait.reason}: {wait.message}",
+        f"{wait.reason}: {'could not start on the fleet as it is: ' if never_here else ''}{wait.message}",
+        *notes,
         *(f"evict {_named(seen, e.id)}: {e.message}" for e in decision.evict),
     ]
 

@@ -22,6 +22,7 @@ from penstock.jobs.spec import JobSpec
 from penstock.jobs.view import Memory, queue_of
 from penstock.scheduling import live, windows
 from penstock.scheduling.rights import may_use, too_urgent
+from penstock.scheduling.spec import Setup, there_are
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -119,6 +120,7 @@ class Room:
         for refused_by in (may_use(setup, queue, project), too_urgent(setup, queue, spec.priority)):
             if refused_by is not None:
                 problems.append(Problem(f"{path}.{refused_by.path}", refused_by.message))
+        problems += undefined(setup, spec, path)
         if spec.workdir is not None and spec.snapshot is None and ".." in spec.workdir.split("/"):
             problems.append(Problem(f"{path}.workdir", "give a path without '..'"))
         try:
@@ -136,6 +138,16 @@ class Room:
         if problems:
             raise InvalidInput("the job cannot run here", details=problems)
         return submit.create(tx, new)
+
+
+def undefined(setup: Setup, spec: JobSpec, path: str) -> list[Problem]:
+    """Flavors that the queue file does not have. What nodes may yet bring is no error: models, sizes, nodes' names."""
+    flavors = {*setup.flavors, "default"}  # of which a node is that no flavor matches
+    return [
+        Problem(f"{path}.flavors[{n}]", f"there is no flavor {name!r}{there_are(flavors)}")
+        for n, name in enumerate(spec.flavors)
+        if name not in flavors
+    ]
 
 
 def homeless(spec: JobSpec, path: str) -> list[Problem]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from penstock.base.models import means
 from penstock.base.quantities import format_duration
 from penstock.base.reasons import Reason
 from penstock.scheduling.possible import could_hold
@@ -80,6 +81,20 @@ def _absent(pool: Pool, w: Workload) -> Iterator[Words]:
                 f"needs {need(w.parts)}; no GPU of the fleet is cut into such instances (there are: {there})",
                 ("ask for a profile that there is, or for whole GPUs",),
             )
+
+
+def unknown(pool: Pool, w: Workload) -> list[str]:
+    """What it names and no node has now: for who writes it, since it may be a slip; nodes may bring it yet."""
+    known = pool.known()
+    nodes = [name for name in w.exclude if pool.state(name) is None]
+    models = {model for part in w.parts for model in part.ask.gpu_models}
+    no_such = [name for name in sorted(models) if not any(means(name, model) for model in known["model"])]
+    no_flavor = [name for name in w.flavors if name not in known["flavor"]]
+    found = [f"it excludes {some(nodes)}, which the fleet does not have"] if nodes else []
+    found += [
+        f"no GPU of the fleet is of model {name} (its models: {some(known['model']) or 'none'})" for name in no_such
+    ]
+    return found + [f"no node of the fleet is of flavor {name}" for name in no_flavor]
 
 
 def _no_flavors(w: Workload) -> Workload | None:

@@ -255,7 +255,7 @@ class _Checks:
         for item in items:
             parent = item.named(key)
             if parent is not None and parent not in self.cohorts:
-                yield item.problem(f"there is no cohort {parent!r} in the file{_known(self.cohorts)}", key)
+                yield item.problem(f"there is no cohort {parent!r} in the file{there_are(self.cohorts)}", key)
 
     def _cycles(self) -> Iterator[Problem]:
         """Each cycle once, at the first of its cohorts."""
@@ -277,7 +277,7 @@ class _Checks:
             said = item.says.get("quotas")
             for flavor in said if isinstance(said, dict) else ():
                 if isinstance(flavor, str) and flavor not in self.flavors:
-                    yield item.problem(f"there is no flavor {flavor!r}{_known(self.flavors)}", "quotas", flavor)
+                    yield item.problem(f"there is no flavor {flavor!r}{there_are(self.flavors)}", "quotas", flavor)
 
     def _quotas(self) -> Iterator[Problem]:
         for item, form in self._promises("cohorts", "queues"):
@@ -323,7 +323,8 @@ class _Checks:
                         yield item.problem(f"with this, {words}", "quotas", flavor, resource)
 
 
-def _known(names: Iterable[str]) -> str:
+def there_are(names: Iterable[str]) -> str:
+    """`` (there are: a, b)``; nothing where there are none."""
     known = sorted(names)
     return f" (there are: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''})" if known else ""
 

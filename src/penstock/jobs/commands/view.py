@@ -137,6 +137,11 @@ def page(job: Job, now: float) -> list[str]:
         ("Launcher", spec.get("launcher")),
         ("Shape", f"{spec.get('nodes', 1)} node(s) x {spec.get('procs', 1)} rank(s)"),
         ("Per node", _pairs(resources)),
+        ("Queue", spec.get("queue") or "its project's"),
+        ("Placement", _placed(spec.get("placement"))),
+        ("Flavors", ", ".join(spec.get("flavors") or ())),
+        ("Not on", ", ".join(spec.get("exclude_nodes") or ())),
+        ("Reservation", spec.get("reservation")),
         ("Environment", _pairs(spec.get("environment"))),
         ("Variables", _pairs(spec.get("env"))),
         ("Work folder", spec.get("workdir")),
@@ -155,6 +160,13 @@ def page(job: Job, now: float) -> list[str]:
         ("Signal", status.get("signal")),
     ]
     return [f"{name + ':':<14}{value}" for name, value in rows if value not in (None, "")]
+
+
+def _placed(placement: Mapping[str, Any] | None) -> str:
+    """``one rack, required``."""
+    if not placement:
+        return ""
+    return f"one {placement['level']}, " + ("required" if placement.get("required") else "preferred")
 
 
 def _pairs(values: Mapping[str, Any] | None) -> str:

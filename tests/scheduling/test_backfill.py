@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from heapq import heappop, heappush
 
 import pytest
@@ -272,6 +273,9 @@ def _ask(gpus: int, cpus: float, kind: str) -> Ask:
     return Ask(cpus, 0, gpus)
 
 
+quotas = st.lists(st.tuples(st.integers(1, 6), st.none() | st.integers(0, 4)), min_size=1, max_size=3)
+
+
 class Run:
     """An event loop over the real scheduler, which holds every promise against what happens."""
 
@@ -283,6 +287,8 @@ class Run:
         self.starts: dict[str, float] = {}
         self.placed: dict[str, tuple[str, ...]] = {}
         self.firm = True
+        self.order: dict[str, int] = {}
+        self.outranked: dict[str, bool] = {}  # by whose promise: whether one that comes before it started since
         self.real: dict[str, float] = {}
         self.heap: list[tuple[float, int, str]] = []
         self.arrivals: dict[str, Workload] = {}
@@ -307,16 +313,26 @@ class Run:
         for admit in decision.admit:
             self.starts[admit.id] = now
             self.placed[admit.id] = tuple(share.node for share in admit.shares)
-            told = self.told.get(admit.id)
+            told = None if self.outranked.get(admit.id) else self.told.get(admit.id)
+            self._comes_before(admit.id)
             if self.firm and told is not None:
                 assert now <= told, f"{admit.id} was promised {told}, started at {now}"
             heappush(self.heap, (now + self.real[admit.id], -1, admit.id))
         for promise in decision.promises:
-            before = self.told.get(promise.id)
+            if promise.id not in self.told:
+                self._comes_before(promise.id)
+        for promise in decision.promises:
+            before = None if self.outranked.get(promise.id) else self.told.get(promise.id)
             assert promise.start > now
             if self.firm and before is not None:
                 assert promise.start <= before, f"{promise.id}: {before} became {promise.start} at {now}"
             self.told[promise.id] = promise.start
+            self.outranked[promise.id] = False
+
+    def _comes_before(self, id_: str) -> None:
+        """It lacked quota until now, so promises were made without it."""
+        for other in self.told.keys() - self.starts.keys() if self.order else ():
+            self.outranked[other] |= self.order[id_] < self.order[other]
 
 
 def _load(drawn: list[tuple[int, list[tuple[int, int, float]], int, float, str]]) -> list[tuple[Workload, float]]:
@@ -347,6 +363,38 @@ def test_a_promise_is_never_moved_later(
     run.go(load)
     left = set(run.view.lines.entries)
     assert not left, "whatever can run at all runs at last"
+    assert run.starts.keys() | run.view.aside.keys() == {w.id for w, _ in load}
+    event(f"promises: {min(len(run.told), 5)}")
+
+
+@given(
+    fleets,
+    loads,
+    quotas,
+    st.lists(st.integers(0, 2), min_size=25, max_size=25),
+    st.sampled_from(["easy", "conservative"]),
+)
+def test_nor_where_quotas_are_short(
+    fleet: list[tuple[int, str, bool]],
+    drawn: list[tuple[int, list[tuple[int, int, float]], int, float, str]],
+    limits: list[tuple[int, int | None]],
+    whose: list[int],
+    backfill: str,
+) -> None:
+    """Whoever overtakes may use a promise's quota until it is due; only who comes before it may make it later."""
+    queues = {
+        f"q{n}": Queue(
+            f"q{n}",
+            "all",
+            {"default": {"gpus": Quota(float(nominal), borrowing_limit=borrow)}},
+            reclaim_within_cohort="never",
+        )
+        for n, (nominal, borrow) in enumerate(limits)
+    }
+    run = Run(Setup(Policy(backfill=backfill), queues, {"all": Cohort("all")}), _fleet(fleet))
+    load = [(replace(w, queue=f"q{whose[w.seq] % len(limits)}"), real) for w, real in _load(drawn)]
+    run.order = {w.id: w.seq for w, _ in load}
+    run.go(load)
     assert run.starts.keys() | run.view.aside.keys() == {w.id for w, _ in load}
     event(f"promises: {min(len(run.told), 5)}")
 

@@ -34,6 +34,7 @@ def run(view: Scheduler, now: float, fresh: Iterator[Entry] | None, admitted: li
     if view.policy.backfill == "replan":
         if now < view.replan_at:
             view.owed = True
+            expire(view, now)
             return False
         view.owed, view.replan_at, fresh = False, now + view.policy.replan_s, None
         for id_ in list(view.windows):
@@ -102,16 +103,16 @@ class Step:
 
     def tidy(self) -> None:
         """What fell due for somebody who is now too far back in line to be looked at."""
-        for id_ in [id_ for id_, window in self.view.windows.items() if window.promise.start <= self.now]:
+        for id_ in expire(self.view, self.now):
             self._release(id_)
-            self.view.timeline.cancel(id_, OVERDUE)
 
     def lacks_quota(self, entry: Entry) -> bool:
-        """Then it is promised nothing, and loses what it was promised."""
+        """Then it is promised nothing. What it was promised stands until it is due: who overtook may use its quota till then."""
         w = entry.w
         own = self._release(w.id)
         found = self.view.refused(w)
-        if found is not None:
+        window = self.view.windows.get(w.id)
+        if found is not None and window is not None and window.promise.start <= self.now:
             self.view.timeline.cancel(w.id, "its queue's quota was used up")
         elif own is not None:
             self.book(own)
@@ -180,6 +181,14 @@ class Step:
         if not (self.view.windows or self.view.reservations.known):
             return False
         return self.view.pool.find(entry.w, within=self.view.room_within(entry.w, self.now, promises=False)) is not None
+
+
+def expire(view: Scheduler, now: float) -> list[str]:
+    """Take back what fell due in vain."""
+    due = [id_ for id_, window in view.windows.items() if window.promise.start <= now]
+    for id_ in due:
+        view.timeline.cancel(id_, OVERDUE)
+    return due
 
 
 def _behind(view: Scheduler, head: Entry) -> Iterator[Entry]:

@@ -290,6 +290,8 @@ class Scheduler:
         while self.blocked is not None and self.backfills and backfill.run(self, now, candidates, admitted):
             self._serve(now, admitted, evicted)
             candidates = None
+        if self.blocked is None and self.windows:
+            backfill.expire(self, now)
         self._rest()
         self._next_at = min(self._next_change(now), now + AGAIN_S if self.soon else math.inf)
         if not admitted and not evicted and not self.windows:
@@ -349,7 +351,8 @@ class Scheduler:
                 if ignored:
                     backfill.settle(self, ignored, entry.w.name, now)
                 continue
-            if self._make_room(entry, now, evicted) or found is Short.QUOTA:
+            promised = entry.w.id in self.windows and self.windows[entry.w.id].promise.start > now
+            if self._make_room(entry, now, evicted) or (found is Short.QUOTA and not promised):
                 self.out_of_quota.add(id(line))  # its own line waits; others are not in its way
                 continue
             if self.blocked is None:

@@ -129,7 +129,7 @@ _OPENS = {"Restored": "down", "Uncordoned": "kept"}
 def audit(events: list[Any]) -> int:
     """Walk the ledger from its beginning; how many gangs began. A node is down, or kept free by people, or both, or open."""
     closed: set[tuple[str, str]] = set()
-    busy: dict[tuple[str, str], str] = {}
+    busy: dict[tuple[str, str], dict[str, int]] = {}  # thousandths of each GPU, by job
     gangs = 0
     for event in sorted(events, key=lambda event: event["seq"]):
         reason, data = event["reason"], event["data"]
@@ -144,9 +144,10 @@ def audit(events: list[Any]) -> int:
             gangs += len(nodes) > 1
             for group in data["groups"]:
                 for gpu in group["gpus"]:
-                    holder = busy.setdefault((group["node"], gpu["id"]), data["job_id"])
-                    assert holder == data["job_id"], event
+                    holders = busy.setdefault((group["node"], gpu["id"]), {})
+                    holders[data["job_id"]] = gpu.get("milli") or 1000
+                    assert sum(holders.values()) <= 1000, event
         elif reason == "AttemptEnded":
-            for key in [key for key, holder in busy.items() if holder == data["job_id"]]:
-                del busy[key]
+            for holders in busy.values():
+                holders.pop(data["job_id"], None)
     return gangs

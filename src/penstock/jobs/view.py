@@ -158,7 +158,7 @@ class View:
         for known in (self._jobs, self._arrays, self._idle, self._nodes, self.rows, self.told):
             known.clear()
         self._later.clear()
-        self.evictions = dict(conn.execute(_EVICTIONS).tuples().all())
+        self.evictions = dict(conn.execute(_EVICTIONS).all())
         for row in conn.execute(_LIVE).all():
             self._job(conn, scheduler, row, now)
         self.stored = kept.load(conn, scheduler, self.tag, now)

@@ -62,7 +62,8 @@ def awaiting(view: Scheduler, given: Iterable[Awaited]) -> None:
         if entry is None:
             continue
         view.quotas.take(entry.w.queue, one.flavor, entry.asked)
-        victims = {id_ for id_ in one.victims if id_ in view.held}
+        held = {id_: view.held[id_].held for id_ in one.victims if id_ in view.held}
+        victims = {id_ for id_, each in held.items() if each.leaving}  # one that left may have been admitted again
         view.awaiting[one.id] = Awaiting(entry, one.flavor, view.pool.node_mask(one.nodes), victims)
 
 

@@ -205,3 +205,19 @@ def test_who_keeps_to_the_queues_limit_passes_one_that_does_not() -> None:
     scheduler.submit(replace(job("first", Ask(cpus=1)), limit_s=601.0))
     scheduler.submit(job("second", Ask(cpus=1)))
     assert [admit.id for admit in scheduler.plan(0.0).admit] == ["second"]
+
+
+def test_behind_one_of_its_own_line_that_lacks_quota() -> None:
+    setup = Setup(Policy(), {"default": Queue("default", quotas={"default": {"gpus": Quota(4.0)}})})
+    wait = why(
+        [node("a", gpus=8)],
+        job("running", Ask(cpus=1, gpus=2)),
+        job("first-in-line", Ask(cpus=1, gpus=4)),
+        job("the-next-in-line", Ask(cpus=1, gpus=2)),
+        setup=setup,
+    )
+    assert (
+        wait.message
+        == "waits behind first-in-line, which is first in the line of queue default, needs 1 CPU, 4 GPUs and lacks quota"
+    )
+    assert wait.reason is Reason.WaitingBehind

@@ -59,6 +59,11 @@ def _leaving(view: Scheduler, w: Workload, victims: Collection[str], now: float)
 
 def _behind(view: Scheduler, w: Workload, start: float | None, now: float) -> Wait:
     """There is room, but others come first."""
+    entry = view.lines.entries.get(w.id)
+    if entry is not None and entry.line.head is not entry and id(entry.line) in view.out_of_quota:
+        first = entry.line.head.w
+        message = f"waits behind {first.name}, which is first in the line of queue {w.queue}, needs {need(first.parts)} and lacks quota"
+        return Wait(w.id, Reason.WaitingBehind, message, (), start)
     head = view.blocked.w if view.blocked is not None else None
     if head is None or head.id == w.id:
         return Wait(w.id, Reason.WaitingBehind, IN_LINE, (), start)

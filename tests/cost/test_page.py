@@ -87,4 +87,6 @@ def test_the_outlook_of_a_server_is_its_bill() -> None:
         forecast = found["forecast"]
         assert forecast["expected"] >= found["nanos"] / 1e9
         assert forecast["low"] is None
+        # One H100 and 16 CPUs for each GPU: a fleet that is seconds old costs by the hour what an old one does.
+        assert forecast["per_hour"] > 32 * 3.9
         assert "what the fleet costs now at its present rate: no whole day is known yet" in forecast["method"]

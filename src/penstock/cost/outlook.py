@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint
@@ -17,6 +17,7 @@ from penstock.cost.focus import month_of
 from penstock.cost.forecast import DAYS, Running, forecast
 from penstock.cost.plan import NANOS
 from penstock.cost.spec import Prices
+from penstock.cost.tables import capacity
 from penstock.cost.terms import Terms
 from penstock.store.store import Store
 
@@ -33,6 +34,9 @@ class OutlookQuery(BaseModel):
     month: str | None = Field(
         default=None, pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$", description="2026-11; default: the present one"
     )
+
+
+_FIRST = select(func.min(capacity.c.started_at))
 
 
 class Outlook:
@@ -73,8 +77,10 @@ class Outlook:
         amounts = [sum(self._day(conn, each, now).values()) / NANOS for each in periods]
         first = next((n for n, amount in enumerate(amounts) if amount), len(amounts))
         recent = amounts[first + 1 :]  # the first may have begun in the middle
-        lately = bill.Period(now - _LATELY_S, now)
-        rate = sum(self._kinds(conn, lately).values()) / NANOS / _LATELY_S * 3600
+        began = conn.execute(_FIRST).scalar()  # a fleet may be younger than that
+        lately = bill.Period(max(now - _LATELY_S, now if began is None else min(began, now)), now)
+        spent = sum(self._kinds(conn, lately).values()) / NANOS
+        rate = spent / (lately.until - lately.since) * 3600 if lately.until > lately.since else 0.0
         made = forecast(nanos / NANOS, recent, [Running(rate)], now=now, end=end, whose="what the fleet costs")
         return {"expected": made.expected, "low": made.low, "high": made.high, "per_hour": rate, "method": made.method}
 

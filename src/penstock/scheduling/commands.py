@@ -33,7 +33,7 @@ def _error(item: Mapping[str, Any], _now: float) -> str:
 
 
 def _figure(title: str, name: str) -> Column:
-    return Column(title, lambda item, _: "-" if item[name] is None else f"{item[name]:g}", right=True)
+    return Column(title, lambda item, _: "-" if item[name] is None else f"{round(item[name], 1):.12g}", right=True)
 
 
 _COLUMNS = [

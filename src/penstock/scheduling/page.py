@@ -182,4 +182,10 @@ def _amount(row: Mapping[str, Any], key: str) -> float:
 
 
 def _shown(resource: str, amount: float) -> str:
-    return format_memory(int(amount)) if resource == "memory" else f"{amount:,g}" if amount < 1e6 else f"{amount:,.0f}"
+    return (
+        format_memory(int(amount))
+        if resource == "memory"
+        else f"{round(amount, 1):,g}"
+        if amount < 1e6
+        else f"{amount:,.0f}"
+    )

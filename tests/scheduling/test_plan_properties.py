@@ -210,3 +210,11 @@ def test_the_same_again(given_: tuple[Run, list[Step]]) -> None:
         snapshot = run.scheduler.snapshot()
         assert plan(run.setup, snapshot, run.now) == plan(run.setup, snapshot, run.now)
         run.cycle()
+
+
+def test_which_domain_is_first_does_not_depend_on_nodes_that_are_gone() -> None:
+    run = Run(Policy(), [((Part(1, Ask(gpus=1)),), 0, None, Topology("block"), frozenset())], 5)
+    for step in (("submit", 0), ("lose", 0), ("submit", 0)):
+        run.do(step)
+        scratch = plan(run.setup, run.scheduler.snapshot(), run.now)
+        assert tuple(run.cycle()) == scratch.admit

@@ -55,4 +55,6 @@ class Domains:
         yield [mask]
 
     def _cut(self, level: str, mask: int) -> list[int]:
-        return [domain & mask for domain in self._masks[level].values() if domain & mask]
+        """By their first node: in which order domains became known depends on nodes that may be gone."""
+        found = [domain & mask for domain in self._masks[level].values() if domain & mask]
+        return sorted(found, key=lambda domain: domain & -domain)

@@ -210,7 +210,7 @@ def simulated(settings: Settings, clock: Callable[[], float]) -> Simulation | No
 
 
 class Later:
-    """Rooms that are loaded when they are first asked for, in the event loop, which takes them some 50 ms."""
+    """Rooms that are loaded when they are first asked for, in the event loop: once, for some 40 ms."""
 
     def __init__(self, settings: Settings, store: Store, rates: Prices, terms: Terms) -> None:
         self._needs = settings, store, rates, terms

@@ -23,6 +23,7 @@ class Reason(_Named):
     WaitingForArraySlot = auto()
     WaitingBehind = auto()  # an earlier job is first in line
     Unschedulable = auto()  # no node could ever hold it as the fleet stands
+    HeldByAdministrator = auto()  # by the engine's: it starts when they let it go
     BackingOff = auto()  # waits before a new attempt
     Admitted = auto()
     AttemptStarted = auto()
@@ -65,6 +66,12 @@ class Reason(_Named):
     Drained = auto()
     Lost = auto()
     Restored = auto()
+    # engines
+    EngineAdded = auto()
+    EngineChanged = auto()
+    EngineRemoved = auto()
+    EngineUnreachable = auto()  # its service does not answer: what it runs is as it was last seen
+    EngineReached = auto()  # again
     # queues
     QueuesChanged = auto()
     ReservationCreated = auto()

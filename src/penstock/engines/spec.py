@@ -58,11 +58,23 @@ class JobNeeds:
     nodes: int
     environment: Mapping[str, Any]
     interactive: bool = False
+    cpus: float = 1.0  # on each node, as all below
+    memory: int | None = None
+    gpus: int = 0
+    gpu_models: tuple[str, ...] = ()
+    gpu_milli: int = 0
+    mig: str | None = None
+    time_limit_s: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Everything an engine needs to run one attempt. ``submit`` is idempotent by ``attempt_id`` ("<job id>.<number>")."""
+    """Everything an engine needs to run one attempt. ``submit`` is idempotent by ``attempt_id`` ("<job id>.<number>").
+
+    An engine that schedules itself is told of groups without a node ("", or one that is asked for by name) and without
+    GPUs' ids: ``gpus_per_node`` says how many, and ``Observation.groups`` later which.
+    """
 
     attempt_id: str
     job_id: str
@@ -88,10 +100,18 @@ class Launch:
     idle_timeout_s: float | None = None
     log_first_bytes: int = 4 << 20
     log_newest_bytes: int = 16 << 20
+    gpus_per_node: int = 0  # this and all below is read by engines that schedule themselves
+    gpu_models: tuple[str, ...] = ()  # any of these will do; empty: any
+    queue: str = ""
+    priority: int = 0
+    exclude_nodes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own, passed through: {"constraint": "a100"}
+    array: tuple[str, int] | None = None  # of a task: the array's job id, and its index
 
 
 class Stage(StrEnum):
     ABSENT = "Absent"  # nothing was started: submit may be called (again)
+    QUEUED = "Queued"  # an engine that schedules itself holds it in its line; ``reason`` and ``message`` say why it waits
     STARTING = "Starting"
     RUNNING = "Running"
     EXITED = "Exited"
@@ -110,7 +130,10 @@ class RankExit:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What an engine saw of an attempt. ``reason`` is a ``base.reasons.Reason`` value once it has ended."""
+    """What an engine saw of an attempt. ``reason`` is a ``base.reasons.Reason`` value: why it waits, or how it ended.
+
+    ``unknown_since``: the engine's own service could not be asked since then; all else is what was last known.
+    """
 
     attempt_id: str
     stage: Stage
@@ -125,6 +148,11 @@ class Observation:
     ranks: tuple[RankExit, ...] = ()
     progress: Mapping[str, Any] | None = None
     happened: tuple[Mapping[str, Any], ...] = ()  # rank exits and restarts in place since the last observation
+    groups: tuple[RankGroup, ...] = ()  # where an engine that schedules itself has placed it, from its start on
+    gpu_model: str = ""  # of all GPUs in ``groups``
+    engine_job: str = ""  # the engine's own name for it: a Slurm job id
+    start_estimate: float | None = None  # epoch seconds, of one that is QUEUED
+    unknown_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +214,12 @@ class Engine(Protocol):
     def nodes(self) -> Sequence[NodeOffer]: ...
     def validate(self, needs: JobNeeds) -> list[Problem]: ...
     async def submit(self, launch: Launch) -> None: ...
+    async def submit_array(self, launches: Sequence[Launch]) -> None: ...  # tasks of one array, all at once
     async def adopt(self, attempt_id: str, run_dir: str) -> Observation: ...
     async def stop(self, attempt_id: str, run_dir: str, *, reason: str, grace_s: float) -> None: ...
     async def lose(self, node: str) -> None: ...
+    async def restore(self, node: str) -> None: ...
+    async def cordon(self, node: str, why: str | None) -> None: ...  # None: take new work again
     async def gpu_samples(self) -> Sequence[GpuSample]: ...  # of GPUs that can be asked, now
     def logs(self, run_dir: str) -> LogReader: ...
     async def session(self, attempt_id: str, run_dir: str, request: SessionRequest) -> Session: ...

@@ -35,6 +35,14 @@ def needs(spec: JobSpec) -> JobNeeds:
         nodes=spec.nodes,
         environment=spec.environment.model_dump(exclude_defaults=True),
         interactive=spec.interactive,
+        cpus=spec.resources.cpus,
+        memory=spec.resources.memory,
+        gpus=spec.resources.devices,
+        gpu_models=spec.resources.models,
+        gpu_milli=spec.resources.milli,
+        mig=spec.resources.mig,
+        time_limit_s=spec.time_limit,
+        options=spec.engine_options,
     )
 
 
@@ -78,6 +86,12 @@ def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Sit
         idle_timeout_s=(spec.idle_timeout or IDLE_TIMEOUT_S) if spec.interactive else None,
         log_first_bytes=site.log_first_bytes,
         log_newest_bytes=site.log_newest_bytes,
+        gpus_per_node=spec.resources.devices,
+        gpu_models=spec.resources.models,
+        priority=spec.priority,
+        exclude_nodes=spec.exclude_nodes,
+        options=spec.engine_options,
+        array=(job["array_of"], job["array_index"]) if job["array_of"] is not None else None,
     )
 
 

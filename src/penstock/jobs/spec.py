@@ -12,6 +12,7 @@ from penstock.base.quantities import format_duration, format_memory, parse_cpus,
 from penstock.engines.launchers import brings_launcher
 
 MAX_ARRAY = 10_000
+_OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Memory = Annotated[int, BeforeValidator(parse_memory), PlainSerializer(format_memory, return_type=str), Field(gt=0)]
@@ -32,6 +33,9 @@ def _no_nul(value: str) -> str:
 
 
 Argument = Annotated[Text, BeforeValidator(lambda v: _no_nul(v) if isinstance(v, str) else v)]
+
+
+Option = Argument | bool | int  # as the engine's own tool takes it: sbatch's ``--constraint a100``, ``--exclusive``
 
 
 class _Part(BaseModel):
@@ -144,6 +148,8 @@ class JobSpec(_Part):
     flavors: tuple[Name, ...] = Field(default=(), max_length=100)
     exclude_nodes: tuple[Name, ...] = Field(default=(), max_length=1000)
     reservation: str | None = Field(default=None, min_length=1, max_length=63)
+    engine: str | None = Field(default=None, min_length=1, max_length=63)
+    engine_options: dict[str, Option] = Field(default_factory=dict, max_length=100)
 
     @field_validator("command")
     @classmethod
@@ -158,6 +164,14 @@ class JobSpec(_Part):
         wrong = [name for name in value if not _ENV_NAME.fullmatch(name)]
         if wrong:
             raise ValueError(f"not names of environment variables: {', '.join(repr(w[:40]) for w in wrong[:5])}")
+        return value
+
+    @field_validator("engine_options")
+    @classmethod
+    def _options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        wrong = [name for name in value if not _OPTION_NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"not names of options: {', '.join(repr(w[:40]) for w in wrong[:5])} (write them without '--')")
         return value
 
     @field_validator("workdir")

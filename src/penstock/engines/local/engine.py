@@ -176,6 +176,11 @@ class LocalEngine:
         self._send(frame)
         self._sweep_in(SWEEP_S)
 
+    async def submit_array(self, launches: Sequence[Launch]) -> None:
+        """One after the other: the spawner is as quick with them."""
+        for launch in launches:
+            await self.submit(launch)
+
     def _send(self, frame: bytes) -> None:
         if self._outbox is None:
             raise EngineFailure("the local engine was not started")
@@ -331,6 +336,10 @@ class LocalEngine:
         """Offer a lost node again. Raises NotFound."""
         self._check_node(node)
         self._lost.discard(node)
+
+    async def cordon(self, node: str, why: str | None) -> None:  # noqa: ARG002 - the planners see to it
+        """Nothing to do: whoever places work here knows. Raises NotFound."""
+        self._check_node(node)
 
     def _check_node(self, node: str) -> None:
         if all(offer.name != node for offer in self._offers):

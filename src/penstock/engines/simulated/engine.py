@@ -228,6 +228,11 @@ class SimulatedEngine:
         records.write_exit(launch.run_dir, run.seen)
         self._runs.pop(launch.attempt_id, None)
 
+    async def submit_array(self, launches: Sequence[Launch]) -> None:
+        """One after the other."""
+        for launch in launches:
+            await self.submit(launch)
+
     async def adopt(self, attempt_id: str, run_dir: str) -> Observation:
         """What it does, or how it ended while no server was there: both follow from when it began."""
         now = self._clock()
@@ -276,6 +281,10 @@ class SimulatedEngine:
     async def restore(self, node: str) -> None:
         self._check_node(node)
         self._back(node)
+
+    async def cordon(self, node: str, why: str | None) -> None:  # noqa: ARG002 - the planners see to it
+        """Nothing to do: whoever places work here knows. Raises NotFound."""
+        self._check_node(node)
 
     def _check_node(self, node: str) -> None:
         if node not in self._names:

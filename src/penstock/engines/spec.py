@@ -111,7 +111,7 @@ class Launch:
 
 class Stage(StrEnum):
     ABSENT = "Absent"  # nothing was started: submit may be called (again)
-    QUEUED = "Queued"  # an engine that schedules itself holds it in its line; ``reason`` and ``message`` say why it waits
+    QUEUED = "Queued"  # held in the line of an engine that schedules itself; ``reason`` and ``message`` say why
     STARTING = "Starting"
     RUNNING = "Running"
     EXITED = "Exited"

@@ -171,7 +171,9 @@ class JobSpec(_Part):
     def _options(cls, value: dict[str, Any]) -> dict[str, Any]:
         wrong = [name for name in value if not _OPTION_NAME.fullmatch(name)]
         if wrong:
-            raise ValueError(f"not names of options: {', '.join(repr(w[:40]) for w in wrong[:5])} (write them without '--')")
+            raise ValueError(
+                f"not names of options: {', '.join(repr(w[:40]) for w in wrong[:5])} (write them without '--')"
+            )
         return value
 
     @field_validator("workdir")

@@ -337,7 +337,7 @@ class LocalEngine:
         self._check_node(node)
         self._lost.discard(node)
 
-    async def cordon(self, node: str, why: str | None) -> None:  # noqa: ARG002 - the planners see to it
+    async def cordon(self, node: str, why: str | None) -> None:
         """Nothing to do: whoever places work here knows. Raises NotFound."""
         self._check_node(node)
 

@@ -282,7 +282,7 @@ class SimulatedEngine:
         self._check_node(node)
         self._back(node)
 
-    async def cordon(self, node: str, why: str | None) -> None:  # noqa: ARG002 - the planners see to it
+    async def cordon(self, node: str, why: str | None) -> None:
         """Nothing to do: whoever places work here knows. Raises NotFound."""
         self._check_node(node)
 

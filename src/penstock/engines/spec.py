@@ -35,6 +35,7 @@ class NodeOffer:
     ready: bool = True
     message: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)  # what the engine knows of it: topology/rack, say
+    closed: str = ""  # the site gives it no new work: who said so, when and why; not of what Penstock itself closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +207,11 @@ class LogReader(Protocol):
 
 
 class Engine(Protocol):
+    """``cordon`` raises Conflict where the site's nodes are not Penstock's to change."""
+
     name: str
     schedules_itself: bool
+    unknown_since: float | None  # its own service does not answer since then; None: it does
 
     async def start(self, sink: Callable[[Observation], None]) -> None: ...
     async def close(self) -> None: ...

@@ -73,6 +73,7 @@ class LocalEngine:
 
     name = "local"
     schedules_itself = False
+    unknown_since: float | None = None
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class SimulatedEngine:
 
     name = "simulated"
     schedules_itself = False
+    unknown_since: float | None = None
 
     def __init__(
         self,

@@ -282,7 +282,7 @@ out('{"step": 3, "metrics": {"loss": NaN}}')
         ended = await world.end_of(launch)
         assert ended.progress is not None
         assert (ended.progress["step"], ended.progress["total_steps"]) == (3, None)
-        points = world.engine.logs(launch.run_dir).progress()
+        points = await world.engine.logs(launch.run_dir).progress()
         assert [(point["step"], point["metrics"]) for point in points] == [
             (1, {"loss": 0.5}),
             (2, {"loss": 0.25}),

@@ -238,5 +238,5 @@ class _Routes:
     async def progress(self, call: Call) -> dict[str, Any]:
         row = await self.room.row(call.path)
         rows = await self.room.store.read(lambda conn: queries.attempt_rows(conn, row.id))
-        points = [point for r in rows for point in self.room.engine.logs(r.run_dir).progress()]
+        points = [point for r in rows for point in await self.room.engine.logs(r.run_dir).progress()]
         return series.summarize(points)

@@ -255,6 +255,15 @@ def _gap(count: int) -> bytes:
     return f"[... {format_memory(count)}{'' if count >= 1024 else ' bytes'} of output not kept ...]\n".encode()
 
 
+def _points(path: str) -> list[Mapping[str, Any]]:
+    points: list[Mapping[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file.read(_PROGRESS_BYTES).splitlines():
+            with contextlib.suppress(ValueError):
+                points.append(json.loads(line))
+    return points
+
+
 class LocalLogReader:
     """The logs and the progress of one attempt."""
 
@@ -269,14 +278,9 @@ class LocalLogReader:
             return []
         return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
-    def progress(self) -> list[Mapping[str, Any]]:
+    async def progress(self) -> list[Mapping[str, Any]]:
         """Every kept report, oldest first."""
-        points: list[Mapping[str, Any]] = []
-        with contextlib.suppress(FileNotFoundError), open(f"{self.run_dir}/{PROGRESS}", "rb") as file:
-            for line in file.read(_PROGRESS_BYTES).splitlines():
-                with contextlib.suppress(ValueError):
-                    points.append(json.loads(line))
-        return points
+        return _points(f"{self.run_dir}/{PROGRESS}")
 
     async def read(self, request: LogRequest, finished: Callable[[], bool]) -> AsyncIterator[bytes]:
         """Pieces of text. ``finished`` says whether the attempt is over: what was written by then is shown to the end."""

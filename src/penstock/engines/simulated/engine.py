@@ -401,5 +401,5 @@ class PrintedLog:
         while request.follow and not finished():
             await asyncio.sleep(0.1)
 
-    def progress(self) -> list[Mapping[str, Any]]:
+    async def progress(self) -> list[Mapping[str, Any]]:
         return []

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from benchmarks import soak_report
+from tests.slurm_cluster import Cluster, cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,3 +114,10 @@ def processes() -> Iterator[list[subprocess.Popen[Any]]]:
         if process.poll() is None:
             process.kill()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Cluster]:
+    """A real Slurm, one a worker (tests/slurm_cluster.py): cancel what you submit, restart what you stop."""
+    with cluster() as started:
+        yield started

@@ -11,15 +11,19 @@ has_chromium() { command -v chromium >/dev/null || command -v chromium-browser >
 has_postgresql() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 has_slurmdbd() { command -v slurmdbd >/dev/null && command -v mariadbd >/dev/null && command -v mariadb-install-db >/dev/null; }
 has_slurm() { command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && command -v sbatch >/dev/null; }
+has_slurmrestd() { command -v slurmrestd >/dev/null && [ -n "$(find /usr/lib -path '*/slurm*/auth_jwt.so' -print -quit 2>/dev/null)" ]; }
+has_sshd() { [ -x /usr/sbin/sshd ] && command -v ssh >/dev/null; }
 
 declare -A packages=(
   [chromium]="chromium fonts-dejavu-core"
   [postgresql]="postgresql"
   [slurm]="slurm-wlm munge"
   [slurmdbd]="slurmdbd mariadb-server"
+  [slurmrestd]="slurmrestd slurm-wlm-jwt-plugin"
+  [sshd]="openssh-server openssh-client"
 )
 missing=() wanted=()
-for need in chromium postgresql slurm slurmdbd; do
+for need in chromium postgresql slurm slurmdbd slurmrestd sshd; do
   if ! "has_$need"; then
     missing+=("$need")
     read -ra names <<<"${packages[$need]}"

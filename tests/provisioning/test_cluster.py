@@ -1,0 +1,66 @@
+"""The cluster that every real Slurm test uses: that it is what tests/slurm_cluster.py says."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import until
+from tests.slurm_cluster import Cluster, cluster
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600), pytest.mark.needs("slurmdbd", "root")]
+
+
+def _submitted(slurm: Cluster, *words: str, user: str = "nobody") -> str:
+    return slurm.run("sbatch", "--parsable", "--output=/dev/null", *words, user=user).strip()
+
+
+def _ends(slurm: Cluster, job: str, state: str) -> None:
+    until(lambda: slurm.state(job) == state, f"job {job} {state}", timeout=60, every=0.1)
+
+
+def test_partitions_and_accounts(slurm_cluster: Cluster) -> None:
+    pairs = slurm_cluster.run("sinfo", "-h", "-N", "-o", "%P %N").splitlines()
+    assert sorted(line for line in pairs if line.startswith("pair")) == ["pair node-0", "pair node-1"]
+    assert len(pairs) == 3 * 8 + 2
+    job = _submitted(slurm_cluster, "-p", "pair", "-N2", "--gres=gpu:4", "--wrap", "srun true")
+    _ends(slurm_cluster, job, "COMPLETED")
+    sacct = ("sacct", "-n", "-P", "-X", "-j", job, "-o", "Account,State,AllocTRES")
+    until(lambda: "COMPLETED" in slurm_cluster.run(*sacct), "slurmdbd told", timeout=60, every=0.2)
+    told = slurm_cluster.run(*sacct)
+    assert told.startswith("research|")
+    assert "gres/gpu:h100=8" in told
+
+
+@pytest.mark.needs("slurmrestd")
+def test_slurmrestd_answers(slurm_cluster: Cluster) -> None:
+    url = slurm_cluster.start_restd()
+    try:
+        headers = {"X-SLURM-USER-NAME": "root", "X-SLURM-USER-TOKEN": slurm_cluster.token()}
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/slurm/v0.0.38/ping", headers=headers)) as answer:
+            assert answer.status == 200
+    finally:
+        slurm_cluster.stop_restd()
+
+
+def test_daemons_stop_and_start_and_nodes_share_nothing(tmp_path: Path) -> None:
+    private = f"/tmp/penstock-private-{os.getpid()}"
+    with cluster(min_job_age=2, private_mounts=private) as slurm:
+        job = _submitted(slurm, "-N2", "-D", private, "--wrap", "srun touch $SLURM_JOB_ID; srun ls; sleep 60")
+        _ends(slurm, job, "RUNNING")
+        node = slurm.run("squeue", "-h", "-j", job, "-o", "%B").strip()
+        slurm.wait_saved()
+        slurm.kill_ctld()
+        slurm.start_ctld()
+        assert slurm.state(job) == "RUNNING"
+        slurm.kill_slurmd(node)
+        slurm.start_slurmd(node)
+        slurm.stop_dbd()
+        slurm.start_dbd()
+        slurm.run("scancel", job)
+        until(lambda: slurm.state(job) == "", "job forgotten", timeout=90, every=0.2)
+        assert list(Path(private).iterdir()) == []
+    Path(private).rmdir()

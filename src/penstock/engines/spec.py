@@ -133,7 +133,8 @@ class RankExit:
 class Observation:
     """What an engine saw of an attempt. ``reason`` is a ``base.reasons.Reason`` value: why it waits, or how it ended.
 
-    ``unknown_since``: the engine's own service could not be asked since then; all else is what was last known.
+    ``unknown_since``: the engine's own service could not be asked since then (``message`` says why); all else is what was
+    last known. QUEUED after RUNNING: the engine took it back into its line; ``ended_at`` is when it ceased to run.
     """
 
     attempt_id: str
@@ -153,6 +154,7 @@ class Observation:
     gpu_model: str = ""  # of all GPUs in ``groups``
     engine_job: str = ""  # the engine's own name for it: a Slurm job id
     start_estimate: float | None = None  # epoch seconds, of one that is QUEUED
+    help: str = ""  # what would let one that is QUEUED start; empty where only time does
     unknown_since: float | None = None
 
 
@@ -206,7 +208,8 @@ class LogReader(Protocol):
 
 
 class Engine(Protocol):
-    """``cordon`` raises Conflict where the site's nodes are not Penstock's to change."""
+    """``submit``, ``adopt`` and ``stop`` may raise ``errors.Unreachable``, and are then called again: what was asked may
+    have been done. ``cordon`` raises Conflict where the site's nodes are not Penstock's to change."""
 
     name: str
     schedules_itself: bool

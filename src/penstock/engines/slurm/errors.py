@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from penstock.base.errors import EngineFailure
-
-
-class Unreachable(EngineFailure):
-    """The site does not answer: nothing is known of what was asked, and it is asked again."""
+from penstock.engines.errors import Unreachable as Unreachable
 
 
 class Refused(EngineFailure):

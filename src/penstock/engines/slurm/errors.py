@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from penstock.base.errors import EngineFailure
-from penstock.engines.errors import Unreachable as Unreachable
+from penstock.engines.errors import Unreachable
+
+__all__ = ["Refused", "Unreachable"]
 
 
 class Refused(EngineFailure):

@@ -6,12 +6,13 @@ above them knows neither.
 
 The run folder of an attempt, on the cluster, is ``<folder>/<attempt id>`` and belongs to the job's user:
 
-    claim              the Slurm job id whose batch script made it first: no second one runs the attempt
+    claim              the Slurm job id (an array's: 12_3) whose batch script made it first: no second one runs the attempt
     work/              the snapshot, unpacked; the working folder unless the launch names another
     logs/<rank>.out    what a rank wrote, standard output and error together; logs/batch.out: what the batch script said
     progress/<rank>    JSON lines, from PENSTOCK_REPORT_FD
-    ranks/<rank>       one line when it ended: node, exit code, signal (0: none), epoch seconds
-    started, ended     one line each by the batch script: epoch seconds; ``ended`` adds the exit code and the reason
+    ranks/<rank>       a line for each of its ends: node, exit code, signal (0: none), epoch seconds, restarts before it
+    started            one line by the batch script: epoch seconds, requeues before it
+    ended              one line by the batch script: epoch seconds, exit code, signal (0: none), reason, message
 
 and ``<folder>/<job id>/checkpoints`` stays for the next attempt. The server's own ``run_dir`` of the attempt holds
 ``slurm.json`` alone: the intent, the Slurm job id, what was asked to stop, and the end once it is known.
@@ -19,7 +20,7 @@ and ``<folder>/<job id>/checkpoints`` stays for the next attempt. The server's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -103,6 +104,11 @@ class SlurmJob:
     gpus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by node: indices, where Slurm tells them
     cancelled_by: str | None = None  # a Unix user, where accounting tells
 
+    @property
+    def key(self) -> str:
+        """What Slurm's commands call it: 12, or 12_3 of an array, whose tasks share one id until they start."""
+        return str(self.id) if self.array_index is None else f"{self.array_job}_{self.array_index}"
+
 
 @dataclass(frozen=True, slots=True)
 class SlurmNode:
@@ -170,11 +176,11 @@ class Controller(Protocol):
     """
 
     async def submit(self, submission: Submission) -> int: ...  # the job's id
-    async def jobs(self) -> list[SlurmJob]: ...  # ours that slurmctld still knows: one query
+    async def jobs(self, keys: Collection[str]) -> list[SlurmJob]: ...  # those slurmctld still knows: one query
     async def named(self, tag: str) -> list[SlurmJob]: ...  # whose name ends in the tag; slurmctld's, else slurmdbd's
-    async def finished(self, ids: Sequence[int]) -> list[SlurmJob]: ...  # from slurmdbd; () where there is none
-    async def signal(self, job_id: int, signal: str, *, user: str | None = None) -> None: ...  # all its processes
-    async def cancel(self, job_id: int, *, user: str | None = None) -> None: ...
+    async def finished(self, keys: Sequence[str]) -> list[SlurmJob]: ...  # from slurmdbd; () where there is none
+    async def signal(self, key: str, signal: str, *, user: str | None = None) -> None: ...  # its batch script alone
+    async def cancel(self, key: str, *, user: str | None = None) -> None: ...
     async def nodes(self) -> list[SlurmNode]: ...
     async def set_node(self, name: str, state: str, reason: str = "") -> None: ...  # DRAIN, RESUME, DOWN
     async def site(self) -> Site: ...

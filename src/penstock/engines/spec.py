@@ -209,7 +209,8 @@ class LogReader(Protocol):
 
 class Engine(Protocol):
     """``submit``, ``adopt`` and ``stop`` may raise ``errors.Unreachable``, and are then called again: what was asked may
-    have been done. ``cordon`` raises Conflict where the site's nodes are not Penstock's to change."""
+    have been done. ``cordon`` raises Conflict where the site's nodes are not Penstock's to change.
+    """
 
     name: str
     schedules_itself: bool

@@ -5,11 +5,13 @@ started at first use; leave it as you found it), or start your own where you sto
 
     from tests.slurm_cluster import cluster
 
-    with cluster(min_job_age=2, private_mounts="/srv/nodes") as slurm:
+    with cluster(min_job_age=2, private_mounts=["/srv/nodes"]) as slurm:
         slurm.run("sbatch", "--parsable", "--wrap", "true", user="nobody")
 
-``slurm.environment`` (SLURM_CONF) is what Slurm's commands need. Nodes ``node-0`` .. ``node-7``, each of 8 CPUs, 4000 MB
-and 4 GPUs (``gres/gpu:h100``, null devices), in two leaves. Partitions: ``all`` (default, every node), ``pair`` (node-0,
+``slurm.environment`` (SLURM_CONF) is what Slurm's commands need. Nodes ``node-0`` .. ``node-7``, each of 8 CPUs, 16000 MB
+and 4 GPUs (``gres/gpu:h100``, null devices), in two leaves; a job that asks for no memory has 1000 MB a CPU, and one that
+takes more than it has is killed by its control group (OUT_OF_MEMORY, ``0:125``) where this machine lets root make those of
+version 1 (``slurm.contained``), by slurmd (FAILED, ``0:9``) where not. Partitions: ``all`` (default, every node), ``pair`` (node-0,
 node-1), ``urgent`` (higher tier: its jobs preempt and requeue those of ``all`` and ``pair``), ``spare`` (lowest tier: its
 jobs are cancelled for any other). ``preempt="qos"`` has QoS ``high`` preempt ``normal`` instead. Accounts and their users,
 who are users of every Debian: PEOPLE. QoS: normal, high.
@@ -33,12 +35,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import descendants, until
 
-NODES, GPUS, CPUS, MEMORY = 8, 4, 8, 4000
+NODES, GPUS, CPUS, MEMORY = 8, 4, 8, 16_000
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db", "sbatch", "sacctmgr")
 ACCOUNTS = {
     "production": (5, {"daemon": 2, "bin": 1}),
@@ -65,11 +68,11 @@ SlurmctldLogFile={dir}/ctld.log
 SlurmdLogFile={dir}/slurmd.%n.log
 SlurmctldDebug=info
 SlurmdDebug=info
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+ProctrackType=proctrack/{proctrack}
+TaskPlugin=task/{task}
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
+JobAcctGatherParams={memory}
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={host}
 AccountingStoragePort={dbd}
@@ -87,7 +90,8 @@ SlurmdTimeout=20
 GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=100
+DefMemPerCPU=1000
+MailProg=/bin/true
 SlurmdParameters=config_overrides
 TopologyPlugin=topology/tree
 SchedulerType=sched/backfill
@@ -123,6 +127,13 @@ StoragePort={sql}
 StorageUser=root
 StorageLoc=slurm
 """
+CGROUP = """\
+CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+CgroupMountpoint={dir}/cgroup
+ConstrainRAMSpace=yes
+MinRAMSpace=10
+"""
 TOPOLOGY = """\
 SwitchName=leaf1 Nodes=node-[0-3]
 SwitchName=leaf2 Nodes=node-[4-7]
@@ -138,7 +149,8 @@ class Cluster:
     environment: dict[str, str]
     host: str
     ports: dict[str, int]
-    private: str | None = None
+    private: tuple[str, ...] = ()
+    contained: bool = False
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -200,7 +212,8 @@ class Cluster:
         self._end("slurmdbd")
 
     def start_ctld(self, *, wait: bool = True) -> None:
-        self._start("slurmctld", "slurmctld", "-D")
+        fresh = not (self.folder / "state/job_state").exists()
+        self._start("slurmctld", "slurmctld", "-D", *(["-c"] if fresh else []))
         if wait:
             until(lambda: self._answers("scontrol", "ping"), "slurmctld", timeout=90, every=0.05)
 
@@ -216,11 +229,17 @@ class Cluster:
         self.start_ctld()
 
     def start_slurmd(self, node: str) -> None:
-        words: Sequence[str] = ("slurmd", "-D", "-N", node)
-        if self.private:
-            mount = 'mount -t tmpfs -o mode=1777 tmpfs "$1" && shift && exec "$@"'
-            words = ("unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", self.private, *words)
-        self._start(node, *words)
+        binds = [word for folder in self.private for word in (str(self.disk(node, folder)), folder)]
+        if self.contained:
+            groups = [(str(_V1 / name / self.folder.name), str(self.folder / "cgroup" / name)) for name in _GROUPS]
+            binds += [word for pair in groups for word in pair]
+        script = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; exec "$@"'
+        unshare = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *binds, "--")
+        self._start(node, *unshare, "slurmd", "-D", "-N", node)
+
+    def disk(self, node: str, folder: str) -> Path:
+        """Where what ``node`` sees at ``folder``, one of ``private_mounts``, can be seen from here."""
+        return self.folder / f"disk.{node}" / folder.strip("/").replace("/", "-")
 
     def stop_slurmd(self, node: str) -> None:
         """Its job steps run on, as in life."""
@@ -317,14 +336,14 @@ def cluster(
     min_job_age: int = 300,
     enforce: str = "associations,limits,qos",
     preempt: str = "partition",
-    private_mounts: str | None = None,
+    private_mounts: Sequence[str] = (),
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """A cluster with every node idle and its accounts made; ended whatever happens.
 
-    ``min_job_age``: seconds until slurmctld forgets a finished job. ``preempt``: "partition" or "qos". ``private_mounts``: a
-    folder, made if missing, in whose place each node sees a tmpfs of its own: nodes that share no files. ``settings``: of
-    slurm.conf, instead of those here.
+    ``min_job_age``: seconds until slurmctld forgets a finished job. ``preempt``: "partition" or "qos". ``private_mounts``:
+    folders, made if missing, in whose place each node sees one of its own (``disk``): nodes that share no files.
+    ``settings``: of slurm.conf, instead of those here.
     """
     if reason := unavailable():
         raise RuntimeError(f"Slurm: {reason}")
@@ -336,18 +355,23 @@ def cluster(
         {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "TZ": "UTC"},
         socket.gethostname().split(".")[0],
         {str(name): port for name, port in ports.items()},
-        private_mounts,
+        tuple(private_mounts),
     )
     values = {"min_job_age": str(min_job_age), "enforce": enforce, "preempt_type": f"preempt/{_PREEMPT[preempt]}"}
     try:
+        found.contained = _make_groups(folder)
+        kinds = ("cgroup", "cgroup", "NoOverMemoryKill") if found.contained else ("linuxproc", "none", "OverMemoryKill")
+        values |= dict(zip(("proctrack", "task", "memory"), kinds, strict=True))
         _write(found, values, settings or {})
         _start(found, preempt)
         yield found
     finally:
         _stop(found)
+        _remove_groups(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_V1, _GROUPS = Path("/sys/fs/cgroup"), ("freezer", "memory")
 _PREEMPT = {"partition": "partition_prio", "qos": "qos"}
 
 
@@ -375,8 +399,13 @@ def _write(slurm: Cluster, values: dict[str, str], settings: Mapping[str, str]) 
     folder.chmod(0o755)  # jobs run as other users
     for name in ("munge.key", "slurmdbd.conf", "jwt.key"):
         (folder / name).chmod(0o600)
-    if slurm.private:
-        Path(slurm.private).mkdir(parents=True, exist_ok=True)
+    if slurm.contained:
+        (folder / "cgroup.conf").write_text(CGROUP.format(**told))
+    for private in slurm.private:
+        Path(private).mkdir(parents=True, exist_ok=True)
+        for node in slurm.nodes:
+            slurm.disk(node, private).mkdir(parents=True)
+            slurm.disk(node, private).chmod(0o1777)
 
 
 def _start(slurm: Cluster, preempt: str) -> None:
@@ -434,6 +463,31 @@ def _kill_steps(marks: Mapping[str, str]) -> None:
                 for pid in descendants(int(entry)):
                     with suppress(ProcessLookupError):
                         os.kill(pid, 9)
+
+
+def _make_groups(folder: Path) -> bool:
+    """Control groups for this cluster alone: clusters with nodes of the same names would share Slurm's own."""
+    try:
+        for name in _GROUPS:
+            (_V1 / name / folder.name).mkdir()
+            (folder / "cgroup" / name).mkdir(parents=True)
+    except OSError:
+        _remove_groups(folder)
+        return False
+    return True
+
+
+def _remove_groups(folder: Path) -> None:
+    for name in _GROUPS:
+        for at, _, _ in os.walk(_V1 / name / folder.name, topdown=False):
+            with suppress(OSError, RuntimeError):
+                until(partial(_gone, at), "an empty control group", timeout=5, every=0.05)
+
+
+def _gone(group: str) -> bool:
+    with suppress(OSError):
+        os.rmdir(group)
+    return not os.path.exists(group)
 
 
 def _ports(count: int) -> list[int]:

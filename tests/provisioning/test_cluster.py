@@ -35,6 +35,27 @@ def test_partitions_and_accounts(slurm_cluster: Cluster) -> None:
     assert "gres/gpu:h100=8" in told
 
 
+def test_who_takes_too_much_memory_is_killed(slurm_cluster: Cluster) -> None:
+    take = "head -c 400m /dev/zero | tail | sleep 0"
+    job = _submitted(slurm_cluster, "--mem=64", "--wrap", take)
+    _ends(slurm_cluster, job, "OUT_OF_MEMORY" if slurm_cluster.contained else "FAILED")
+    fine = _submitted(slurm_cluster, "--mem=600", "--wrap", take)
+    _ends(slurm_cluster, fine, "COMPLETED")
+
+
+def test_a_higher_tier_preempts(slurm_cluster: Cluster) -> None:
+    every = ("--exclusive", "-N8", "--wrap", "sleep 60")
+    spare = _submitted(slurm_cluster, "-p", "spare", *every)
+    _ends(slurm_cluster, spare, "RUNNING")
+    usual = _submitted(slurm_cluster, *every)
+    _ends(slurm_cluster, spare, "PREEMPTED")
+    _ends(slurm_cluster, usual, "RUNNING")
+    urgent = _submitted(slurm_cluster, "-p", "urgent", "-N1", "--exclusive", "--wrap", "sleep 1", user="daemon")
+    _ends(slurm_cluster, urgent, "COMPLETED")
+    assert "Restarts=1" in slurm_cluster.run("scontrol", "show", "job", usual)
+    slurm_cluster.clear()
+
+
 @pytest.mark.needs("slurmrestd")
 def test_slurmrestd_answers(slurm_cluster: Cluster) -> None:
     url = slurm_cluster.start_restd()
@@ -48,7 +69,7 @@ def test_slurmrestd_answers(slurm_cluster: Cluster) -> None:
 
 def test_daemons_stop_and_start_and_nodes_share_nothing(tmp_path: Path) -> None:
     private = f"/tmp/penstock-private-{os.getpid()}"
-    with cluster(min_job_age=2, private_mounts=private) as slurm:
+    with cluster(min_job_age=2, private_mounts=[private]) as slurm:
         job = _submitted(slurm, "-N2", "-D", private, "--wrap", "srun touch $SLURM_JOB_ID; srun ls; sleep 60")
         _ends(slurm, job, "RUNNING")
         node = slurm.run("squeue", "-h", "-j", job, "-o", "%B").strip()
@@ -63,4 +84,5 @@ def test_daemons_stop_and_start_and_nodes_share_nothing(tmp_path: Path) -> None:
         slurm.run("scancel", job)
         until(lambda: slurm.state(job) == "", "job forgotten", timeout=90, every=0.2)
         assert list(Path(private).iterdir()) == []
+        assert [len(list(slurm.disk(name, private).glob(job))) for name in ("node-0", "node-1", "node-2")] == [1, 1, 0]
     Path(private).rmdir()

@@ -15,7 +15,8 @@ from penstock.capacity.replays import Replays
 from penstock.cost import bill_routes, outlook
 from penstock.cost.spec import Prices
 from penstock.cost.terms import Terms
-from penstock.fleet import inventory
+from penstock.fleet import engine_routes, inventory
+from penstock.fleet.attached import Attached
 from penstock.jobs import history
 from penstock.scheduling import live
 from penstock.store.store import Store
@@ -27,8 +28,8 @@ class Rooms:
     close: Callable[[], Awaitable[None]]
 
 
-def rooms(settings: Settings, store: Store, rates: Prices, terms: Terms) -> Rooms:
-    """Bills, the months to come, and replays."""
+def rooms(settings: Settings, store: Store, rates: Prices, terms: Terms, attached: Attached) -> Rooms:
+    """Bills, the months to come, replays, and the engines that were added."""
     replays = Replays(store, settings.data_dir, history.trace, live.text, inventory.gpus_by_node)
     what_if = capacity_routes.Room(store, replays, rates, terms, history.extent)
     return Rooms(
@@ -36,6 +37,7 @@ def rooms(settings: Settings, store: Store, rates: Prices, terms: Terms) -> Room
             *bill_routes.endpoints(store, rates, terms),
             *outlook.endpoints(store, rates, terms),
             *capacity_routes.endpoints(what_if),
+            *engine_routes.endpoints(attached),
         ),
         replays.close,
     )

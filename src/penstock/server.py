@@ -39,8 +39,10 @@ from penstock.cost.spec import Prices
 from penstock.cost.terms import Terms
 from penstock.engines.local.engine import LocalConfig, LocalEngine
 from penstock.engines.local.spawner import Spawner
+from penstock.engines.several import Engines
 from penstock.fleet import inventory
 from penstock.fleet import routes as fleet_routes
+from penstock.fleet.attached import Attached
 from penstock.jobs import gpus, lines, queries
 from penstock.jobs import routes as job_routes
 from penstock.jobs.launch import Site
@@ -212,8 +214,8 @@ def simulated(settings: Settings, clock: Callable[[], float]) -> Simulation | No
 class Later:
     """Rooms that are loaded when they are first asked for, in the event loop: once, for some 40 ms."""
 
-    def __init__(self, settings: Settings, store: Store, rates: Prices, terms: Terms) -> None:
-        self._needs = settings, store, rates, terms
+    def __init__(self, settings: Settings, store: Store, rates: Prices, terms: Terms, attached: Attached) -> None:
+        self._needs = settings, store, rates, terms, attached
         self._rooms: later.Rooms | None = None
 
     def endpoints(self) -> Sequence[Endpoint]:
@@ -233,7 +235,7 @@ class House:
 
     settings: Settings
     store: Store
-    engine: AnEngine
+    attached: Attached
     loop: Loop
     reconciler: JobReconciler
     room: Room
@@ -294,15 +296,16 @@ def build_house(
     watch = gpus.GpuWatch(
         store, engine, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
     )
-    late = Later(settings, store, rates, terms)
+    attached = Attached(store, Engines(engine), os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
+    late = Later(settings, store, rates, terms, attached)
     money = (
         *cost_routes.endpoints(store, rates),
         *idle.endpoints(store, rates),
         *gpus.endpoints(watch, lambda: leadership.leading),
     )
-    app = _application(settings, store, engine, reconciler, room, access, (money, late.endpoints))
+    app = _application(settings, store, attached, reconciler, room, access, (money, late.endpoints))
     return House(
-        settings, store, engine, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
+        settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
     )
 
 
@@ -313,7 +316,7 @@ async def _nothing() -> None:
 def _application(
     settings: Settings,
     store: Store,
-    engine: AnEngine,
+    attached: Attached,
     reconciler: JobReconciler,
     room: Room,
     access: Access,
@@ -321,14 +324,8 @@ def _application(
 ) -> App:
     """Every room's endpoints and the console, behind one door."""
 
-    async def lose(node: str) -> None:
-        await engine.lose(node)
-
-    async def restore_node(node: str) -> None:
-        await engine.restore(node)
-
     async def restore(file: IO[bytes], actor: str) -> dict[str, Any]:
-        return await _restore(store, reconciler, file, actor)
+        return await _restore(store, attached, reconciler, file, actor)
 
     aside = [Memory(settings.simulate_speed) for _ in range(2)]  # read in threads: the room's own is the event loop's
     house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store),))
@@ -336,7 +333,7 @@ def _application(
         *api_routes.endpoints(house),
         *tenancy_routes.endpoints(store),
         *fleet_routes.endpoints(
-            fleet_routes.Room(store, queries.usage, lose, restore_node, reconciler.sync_nodes, idle.idle_now)
+            fleet_routes.Room(store, queries.usage, attached.engines, reconciler.sync_nodes, idle.idle_now)
         ),
         *job_routes.endpoints(room, reconciler.jobs_dir),
         *reservation_routes.endpoints(store, lambda conn, one, now: lines.in_the_way(conn, one, now, room.memory)),
@@ -391,11 +388,14 @@ def _job_samples(store: Store) -> Callable[[], Any]:
     return source
 
 
-async def _restore(store: Store, reconciler: JobReconciler, file: IO[bytes], actor: str) -> dict[str, Any]:
+async def _restore(
+    store: Store, attached: Attached, reconciler: JobReconciler, file: IO[bytes], actor: str
+) -> dict[str, Any]:
     """Stop deciding, put the backup in place, then find out what really runs and go on from there."""
     await reconciler.pause()
     try:
         manifest = await backup.restore(store, file, actor=actor)
+        await attached.load()
         orphans = await reconciler.end_orphans()
         if orphans:
 
@@ -439,6 +439,7 @@ async def run(
         await store.close()
         raise
     house = build_house(settings, store, engine, simulation, priced, as_root=as_root)
+    await house.attached.load()
     house.room.start()
     served = http.HttpServer(house.app, listening, settings)
     stop = asyncio.Event()

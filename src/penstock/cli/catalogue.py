@@ -42,6 +42,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry(
                 "reservations", "keep nodes for some, or for maintenance", "penstock.scheduling.reservation_commands"
             ),
+            Entry("engines", "where jobs may run, and what works there; add a Slurm", "penstock.fleet.engine_commands"),
             Entry("nodes", "list nodes: what they have, and what is in use", "penstock.fleet.commands"),
             Entry("label", "say what nodes are: their rack, their block, anything", "penstock.fleet.commands"),
             Entry("cordon", "place no new jobs on a node", "penstock.fleet.commands"),

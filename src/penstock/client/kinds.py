@@ -172,8 +172,9 @@ class Nodes(Collection):
         """No new job is placed there; running ones go on."""
         return self._say(name, "cordon", reason)
 
-    def uncordon(self, name: str, reason: str | None = None) -> Resource:
-        return self._say(name, "uncordon", reason)
+    def uncordon(self, name: str, reason: str | None = None, *, force: bool = False) -> Resource:
+        """``force``: though the node's own site has closed it."""
+        return self.act(name, "uncordon", ({"reason": reason} if reason else {}) | ({"force": True} if force else {}))
 
     def drain(self, name: str, reason: str | None = None) -> Resource:
         """Cordons it and moves its jobs elsewhere, each with its grace period."""
@@ -195,6 +196,33 @@ class Nodes(Collection):
 
     def _say(self, name: str, verb: str, reason: str | None) -> Resource:
         return self.act(name, verb, {"reason": reason} if reason else {})
+
+
+class Engines(Collection):
+    """``client.engines``: where jobs may run."""
+
+    def __init__(self, transport: Transport, project: str) -> None:
+        super().__init__(transport, Kind("Engine", "engines", paged=False), project)
+
+    def probe(self, body: Mapping[str, Any]) -> Resource:
+        """What a site has; nothing is changed. ``type`` ("slurm"), ``options``, ``managed``, ``token``."""
+        return Resource(post(self._transport, self.path("probe"), dict(body), repeatable=True))
+
+    def add(self, body: Mapping[str, Any]) -> Resource:
+        """As ``probe``, with a ``name``; ``force`` though the site does not answer."""
+        return Resource(post(self._transport, self.path(), dict(body)))
+
+    def look(self, name: str) -> Resource:
+        """Probes its site anew."""
+        return self.act(name, "probe", {})
+
+    def change(self, name: str, body: Mapping[str, Any]) -> Resource:
+        """``options`` that change (None takes one away), ``managed``, ``token``, ``force``."""
+        return Resource(put(self._transport, self.path(name), dict(body)))
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        query = {"force": "true"} if force else None
+        self._transport.request("DELETE", self.path(name), query=query)
 
 
 class Events(Collection):

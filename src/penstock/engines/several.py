@@ -11,7 +11,9 @@ from penstock.engines.spec import Engine
 
 @dataclass(slots=True)
 class Engines:
-    """``own`` is this machine's or a simulated fleet. ``on_change`` is called with the name of one that came or went."""
+    """``own`` is this machine's or a simulated fleet. ``on_change`` is called with the name of one that came, went, or gave
+    way to another of its name: whoever hears it starts what is there now, and closes what it had started.
+    """
 
     own: Engine
     on_change: Callable[[str], None] = lambda _name: None
@@ -38,6 +40,13 @@ class Engines:
         """Raises Conflict."""
         if engine.name == self.own.name or engine.name in self._added:
             raise Conflict(f"there is an engine {engine.name!r} already")
+        self._added[engine.name] = engine
+        self.on_change(engine.name)
+
+    def replace(self, engine: Engine) -> None:
+        """Offer this one in the place of another of its name: built anew with other settings. Raises NotFound."""
+        if self.named(engine.name) is self.own:
+            raise Conflict(f"{engine.name!r} is the server's own engine")
         self._added[engine.name] = engine
         self.on_change(engine.name)
 

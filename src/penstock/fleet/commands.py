@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from penstock.client.resources import Resource
 
 Node = Mapping[str, Any]
-_STYLES = {"Ready": "green", "Cordoned": "yellow", "Draining": "magenta", "NotReady": "red"}
+_STYLES = {"Ready": "green", "Cordoned": "yellow", "Draining": "magenta", "Drained": "yellow", "NotReady": "red"}
 
 
 def state(node: Node, _now: float = 0.0) -> str:
-    """Ready, Cordoned, Draining or NotReady, the worst first."""
+    """Ready, Cordoned, Draining, Drained (by its own site) or NotReady, the worst first."""
     if not node["ready"]:
         return "NotReady"
     if node["cordoned"]:
         return "Draining" if node.get("draining") else "Cordoned"
-    return "Ready"
+    return "Drained" if node.get("closed") else "Ready"
 
 
 def _cpus(node: Node, _now: float = 0.0) -> str:
@@ -60,6 +60,7 @@ def _labels(node: Node) -> str:
 
 COLUMNS = (
     Column("NAME", lambda node, _: str(node["name"])),
+    Column("ENGINE", lambda node, _: str(node.get("engine") or "")),
     Column("STATE", state, style=lambda text: _STYLES.get(text, "")),
     Column("CPUS", _cpus, right=True),
     Column("MEMORY", _memory, right=True),
@@ -98,8 +99,9 @@ def _nodes(call: Invocation, _arguments: Namespace) -> int:
 
 def _change(verb: str) -> Callable[[Invocation, Namespace], int]:
     def run(call: Invocation, arguments: Namespace) -> int:
-        act: Callable[[str, str | None], Resource] = getattr(call.client.nodes, verb)
-        changed = [act(name, arguments.reason) for name in arguments.nodes]
+        act: Callable[..., Resource] = getattr(call.client.nodes, verb)
+        more = {"force": True} if getattr(arguments, "force", False) else {}
+        changed = [act(name, arguments.reason, **more) for name in arguments.nodes]
         if call.output.format == "table":
             for node in changed:
                 call.output.line(f"{node['name']}: {state(node)}")
@@ -138,6 +140,11 @@ def _names(parser: ArgumentParser) -> None:
     parser.add_argument("--reason", metavar="TEXT", help="why, for the ledger")
 
 
+def _opened(parser: ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("--force", action="store_true", help="though the node's own site (Slurm) has closed it")
+
+
 VERBS = {
     "nodes": Verb("penstock nodes", _none, _nodes),
     "label": Verb(
@@ -148,14 +155,23 @@ VERBS = {
         "Flavors of a queue file may go by any label. All the nodes are labelled or none.",
     ),
     "cordon": Verb(
-        "penstock cordon --reason 'new disk' node-1", _names, _change("cordon"), about="Jobs that run there go on."
+        "penstock cordon --reason 'new disk' node-1",
+        _names,
+        _change("cordon"),
+        about="Jobs that run there go on. On a Slurm: state DRAIN, with the reason.",
     ),
-    "uncordon": Verb("penstock uncordon node-1", _names, _change("uncordon")),
+    "uncordon": Verb(
+        "penstock uncordon node-1",
+        _opened,
+        _change("uncordon"),
+        about="A node that its own site has closed (somebody drained it in Slurm) stays closed without --force.",
+    ),
     "drain": Verb(
         "penstock drain --reason 'new disk' node-1",
         _names,
         _change("drain"),
-        about="Its jobs are stopped with their grace period and start again elsewhere.",
+        about="Its jobs are stopped with their grace period and start again elsewhere. On a Slurm: as cordon, and Penstock's own\n"
+        "jobs there are stopped; those of others run to their end.",
     ),
     "lose": Verb(
         "penstock lose node-1", _names, _change("lose"), about="For trying out what jobs do when a node dies."

@@ -47,11 +47,11 @@ def floor(
 
 
 def _state(row: Row[Any]) -> str:
-    return "lost" if not row.ready else "cordoned" if row.cordoned else "ready"
+    return "lost" if not row.ready else "cordoned" if row.cordoned or row.closed else "ready"
 
 
 def _cells(row: Row[Any], held: Collection[str], idle: Collection[tuple[str, str]]) -> str:
-    rest = LOST if not row.ready else CORDONED if row.cordoned else FREE
+    rest = LOST if not row.ready else CORDONED if row.cordoned or row.closed else FREE
     found = []
     for gpu in json.loads(row.gpus):
         taken = gpu["id"] in held and row.ready

@@ -17,6 +17,7 @@ from penstock.fleet.labels import MOST, effective, problems, words
 from penstock.fleet.tables import nodes
 from penstock.store.store import Tx
 
+SETTLED_S = 30.0  # how old what people said of a node must be before its engine's word is put over it
 MANY = 500  # names in one statement; above it all rows are read
 _ALL = select(nodes).order_by(nodes.c.name)
 
@@ -81,13 +82,16 @@ def _join(tx: Tx, engine: str, offer: NodeOffer) -> None:
             cordoned=False,
             draining=False,
             reason=Reason.Joined,
-            message=offer.message,
+            message=offer.message or offer.closed,
             joined_at=tx.now,
             changed_at=tx.now,
             offered_labels=json.dumps(dict(offer.labels)),
             labels="{}",
+            closed=offer.closed,
         )
     )
+    if offer.cordoned:
+        cordon(tx, offer.name, actor="engine", why="cordoned by Penstock before it joined")
     tx.emit(
         ref(offer.name),
         Reason.Joined,
@@ -107,15 +111,34 @@ def _gpus(offer: NodeOffer) -> list[dict[str, Any]]:
 
 
 def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
+    """Returns whether anything changed."""
+    return _take_over(tx, row, offer) | _agree(tx, row, offer)
+
+
+def _agree(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
+    """An engine that schedules itself has the last word on whether Penstock's cordon still holds there."""
+    if offer.cordoned is None or offer.cordoned == bool(row.cordoned) or tx.now - row.changed_at < SETTLED_S:
+        return False
+    if offer.cordoned:
+        cordon(tx, row.name, actor="engine", why="cordoned by Penstock before")
+    else:
+        uncordon(tx, row.name, actor="engine", why="opened again by its site, not by Penstock")
+    return True
+
+
+def _take_over(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
     found = _gpus(offer)
     gpus = json.dumps(found)
     offered = json.dumps(dict(offer.labels))
-    has = (offer.cpus, offer.memory, gpus, offer.ready, offered)
-    if (row.cpus, int(row.memory), row.gpus, bool(row.ready), row.offered_labels) == has:
+    has = (offer.cpus, offer.memory, gpus, offer.ready, offered, offer.closed)
+    if (row.cpus, int(row.memory), row.gpus, bool(row.ready), row.offered_labels, row.closed) == has:
         return False
-    reason = Reason.Changed
+    reason, message = Reason.Changed, offer.message or offer.closed
     if bool(row.ready) != offer.ready:
         reason = Reason.Restored if offer.ready else Reason.Lost
+    elif row.closed and not offer.closed:
+        message = f"opened again by its site: it was {row.closed}"
+    kept = row.cordoned and reason is Reason.Changed  # what people said of it
     _set(
         tx,
         row.name,
@@ -123,12 +146,13 @@ def _update(tx: Tx, row: Row[Any], offer: NodeOffer) -> bool:
         memory=offer.memory,
         gpus=gpus,
         ready=offer.ready,
-        reason=reason,
-        message=offer.message,
+        reason=row.reason if kept else reason,
+        message=row.message if kept else message,
         offered_labels=offered,
+        closed=offer.closed,
     )
     data = {"cpus": offer.cpus, "memory": offer.memory, "gpus": found, "ready": offer.ready}
-    tx.emit(ref(row.name), reason, offer.message, actor="system", data=data)
+    tx.emit(ref(row.name), reason, message, actor="system", data=data)
     return True
 
 
@@ -154,10 +178,13 @@ def cordon(tx: Tx, name: str, *, actor: str, why: str, drain: bool = False) -> N
 
 
 def uncordon(tx: Tx, name: str, *, actor: str, why: str) -> None:
-    row = get(tx.conn, name)
-    if not row.cordoned:
-        return
-    _set(tx, name, cordoned=False, draining=False, reason=Reason.Uncordoned, message=why)
+    if get(tx.conn, name).cordoned:
+        reopen(tx, name, actor=actor, why=why)
+
+
+def reopen(tx: Tx, name: str, *, actor: str, why: str) -> None:
+    """Uncordon it, though its own site had closed it."""
+    _set(tx, name, closed="", cordoned=False, draining=False, reason=Reason.Uncordoned, message=why)
     tx.emit(ref(name), Reason.Uncordoned, why, actor=actor)
 
 
@@ -211,9 +238,9 @@ def some_nodes(conn: Connection, names: Collection[str]) -> list[Row[Any]]:
 
 
 def closed_because(row: Row[Any]) -> str:
-    """Empty when the node takes new work."""
+    """Empty when the node takes new work. What its own site has closed says so in that site's words."""
     if not row.ready:
         return "lost" if row.reason == Reason.Lost else "not ready"
     if row.cordoned:
         return "drained (cordoned)" if row.draining else "cordoned"
-    return ""
+    return str(row.closed)

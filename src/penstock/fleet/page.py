@@ -199,6 +199,8 @@ def _state(node: Mapping[str, Any]) -> tuple[str, str, str]:
     if node.get("cordoned"):
         drained = not node.get("jobs")
         return ("Cordoned, empty", "off", "slash") if drained else ("Cordoned", "wait", "slash")
+    if node.get("closed"):
+        return "Closed by its site", "wait", "slash"
     return "Ready", "ok", "check"
 
 

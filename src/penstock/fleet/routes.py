@@ -10,17 +10,21 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection, Row
 
+from penstock.base.errors import Conflict
 from penstock.base.quantities import format_memory, format_time
 from penstock.base.resource import Actor, Condition
 from penstock.base.routes import Call, Endpoint, Sample
-from penstock.fleet import floor, inventory
+from penstock.engines.several import Engines
+from penstock.engines.spec import Engine
+from penstock.fleet import floor, inventory, registry
 from penstock.fleet.labels import LEVELS, MOST, topology
 from penstock.store.looks import Look
-from penstock.store.store import Store, Tx
+from penstock.store.store import Store
 from penstock.tenancy.plan import visible
 
 NODES = "/api/v1/nodes"
 GLANCE_S = 1.5  # how old a glance at the fleet may be
+Work = Callable[[Call, Row[Any], Engine], Awaitable[None]]
 Usage = Callable[[Connection], Mapping[str, Mapping[str, Any]]]
 
 
@@ -39,6 +43,10 @@ class Why(BaseModel):
     reason: str = Field(default="", max_length=500)
 
 
+class Uncordon(Why):
+    force: bool = Field(default=False, description="Though its own site has closed it.")
+
+
 class ListQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: list[str] = Field(default_factory=list, max_length=64, description="only these; may repeat")
@@ -51,26 +59,28 @@ def _nobody(_conn: Connection) -> Collection[tuple[str, str]]:
 @dataclass(frozen=True, slots=True)
 class Room:
     """``usage(conn)`` says by node what is allocated and to which jobs (jobs/ knows; app.py hands it down);
-    ``lose`` and ``restore`` are the engine's, ``sync`` reads its offers again; ``idle(conn)`` names the (node, GPU) pairs
-    that are held and do nothing (cost/ knows).
+    ``sync`` reads the engines' offers again; ``idle(conn)`` names the (node, GPU) pairs that are held and do nothing (cost/
+    knows).
     """
 
     store: Store
     usage: Usage
-    lose: Callable[[str], Awaitable[None]]
-    restore: Callable[[str], Awaitable[None]]
+    engines: Engines
     sync: Callable[[], Awaitable[None]]
     idle: Callable[[Connection], Collection[tuple[str, str]]] = _nobody
 
 
 def endpoints(room: Room) -> list[Endpoint]:
-    def act(name: str, summary: str, work: Callable[[Call, str], Awaitable[None]]) -> Endpoint:
+    def act(name: str, summary: str, work: Work, body: type[Why] = Why) -> Endpoint:
         async def handler(call: Call) -> dict[str, Any]:
-            await room.store.read(lambda conn: inventory.get(conn, call.path["name"]))
-            await work(call, call.body.reason or f"by {call.actor.user}")
+            row, may = await room.store.read(lambda conn: _changeable(conn, call.path["name"]))
+            engine = room.engines.find(row.engine)
+            if engine is None or not may:
+                raise _not_ours(row, there=engine is not None)
+            await work(call, row, engine)
             return await _one(room, call.actor, call.path["name"])
 
-        return Endpoint("POST", f"{NODES}/{{name}}/{name}", "nodes.write", handler, summary, body=Why)
+        return Endpoint("POST", f"{NODES}/{{name}}/{name}", "nodes.write", handler, summary, body=body)
 
     async def listing(call: Call) -> dict[str, Any]:
         names = frozenset(call.query.name)
@@ -97,32 +107,59 @@ def endpoints(room: Room) -> list[Endpoint]:
         Endpoint("GET", NODES + "/{name}", "nodes.read", get, "Read a node"),
         act("cordon", "Give a node no new work", _cordon(room, drain=False)),
         act("drain", "Cordon a node and move its jobs elsewhere", _cordon(room, drain=True)),
-        act("uncordon", "Let a node take work again", _uncordon(room)),
-        act("lose", "Drill: as if the node's power went", _told(room, room.lose)),
-        act("restore", "Bring a lost node back", _told(room, room.restore)),
+        act("uncordon", "Let a node take work again", _uncordon(room), Uncordon),
+        act("lose", "Drill: as if the node's power went", _told(room, lambda engine, name: engine.lose(name))),
+        act("restore", "Bring a lost node back", _told(room, lambda engine, name: engine.restore(name))),
     ]
 
 
-def _cordon(room: Room, *, drain: bool) -> Callable[[Call, str], Awaitable[None]]:
-    async def work(call: Call, why: str) -> None:
-        def write(tx: Tx) -> None:
-            inventory.cordon(tx, call.path["name"], actor=call.actor.user, why=why, drain=drain)
+def _changeable(conn: Connection, name: str) -> tuple[Row[Any], bool]:
+    row = inventory.get(conn, name)
+    return row, registry.managed(conn, row.engine)
 
-        await room.store.write(write)
+
+def _not_ours(row: Row[Any], *, there: bool) -> Conflict:
+    if not there:
+        return Conflict(
+            f"node {row.name} is of engine {row.engine!r}, which is not there", hint="See `penstock engines`."
+        )
+    return Conflict(
+        f"node {row.name} is of engine {row.engine!r}, where Penstock only reads",
+        hint=f"`penstock engines set {row.engine} --manage` lets it change nodes there.",
+    )
+
+
+def _cordon(room: Room, *, drain: bool) -> Work:
+    """First where it counts, then in the rows: said twice, it does no harm."""
+
+    async def work(call: Call, row: Row[Any], engine: Engine) -> None:
+        actor, said = call.actor.user, call.body.reason
+        why = said or f"by {actor}"
+        await engine.cordon(row.name, f"{said} ({actor})" if said else why)
+        await room.store.write(lambda tx: inventory.cordon(tx, row.name, actor=actor, why=why, drain=drain))
 
     return work
 
 
-def _uncordon(room: Room) -> Callable[[Call, str], Awaitable[None]]:
-    async def work(call: Call, why: str) -> None:
-        await room.store.write(lambda tx: inventory.uncordon(tx, call.path["name"], actor=call.actor.user, why=why))
+def _uncordon(room: Room) -> Work:
+    async def work(call: Call, row: Row[Any], engine: Engine) -> None:
+        if row.closed and not call.body.force:
+            raise Conflict(
+                f"node {row.name} was not closed by Penstock: {row.closed}",
+                hint="Ask whoever closed it. `penstock uncordon --force` opens it all the same.",
+            )
+        if row.closed or row.cordoned:
+            await engine.cordon(row.name, None)
+        why, actor = call.body.reason or f"by {call.actor.user}", call.actor.user
+        done = inventory.reopen if row.closed else inventory.uncordon
+        await room.store.write(lambda tx: done(tx, row.name, actor=actor, why=why))
 
     return work
 
 
-def _told(room: Room, tell: Callable[[str], Awaitable[None]]) -> Callable[[Call, str], Awaitable[None]]:
-    async def work(call: Call, _why: str) -> None:
-        await tell(call.path["name"])
+def _told(room: Room, tell: Callable[[Engine, str], Awaitable[None]]) -> Work:
+    async def work(_call: Call, row: Row[Any], engine: Engine) -> None:
+        await tell(engine, row.name)
         await room.sync()
 
     return work
@@ -160,7 +197,7 @@ def node(row: Row[Any], used: Mapping[str, Any], seen: frozenset[str] | None) ->
     gpus = json.loads(row.gpus)
     labels = inventory.labels_of(row)
     ready = Condition(
-        "Ready", "True" if row.ready else "False", row.reason, row.message or _capacity(row, gpus), row.changed_at
+        "Ready", "True" if row.ready else "False", row.reason, _message(row) or _capacity(row, gpus), row.changed_at
     )
     return {
         "kind": "Node",
@@ -177,13 +214,19 @@ def node(row: Row[Any], used: Mapping[str, Any], seen: frozenset[str] | None) ->
         "draining": bool(row.draining),
         "ready": bool(row.ready),
         "reason": row.reason,
-        "message": row.message,
+        "message": _message(row),
+        "closed": row.closed,
         "labels": labels,
         "topology": dict(zip(LEVELS, topology(labels), strict=False)),
         "conditions": [ready.to_dict()],
         "joined_at": format_time(row.joined_at),
         "jobs": [job for job in used.get("jobs", []) if seen is None or job["project"] in seen],
     }
+
+
+def _message(row: Row[Any]) -> str:
+    """What people or the engine said of it; what its site says stands beside that."""
+    return "; ".join(dict.fromkeys(part for part in (row.message, row.closed) if part))
 
 
 def samples(conn: Connection, usage: Mapping[str, Mapping[str, Any]]) -> list[Sample]:

@@ -104,6 +104,12 @@ def counts(
     return {phase: int(count) for phase, count in conn.execute(query)}
 
 
+def active_by_engine(conn: Connection) -> dict[str, int]:
+    """How many attempts each engine has that have not ended."""
+    query = select(attempts.c.engine, func.count()).where(attempts.c.ended_at.is_(None)).group_by(attempts.c.engine)
+    return {engine: int(count) for engine, count in conn.execute(query)}
+
+
 def project_names(conn: Connection) -> list[str]:
     """Every project that has, or had, a job."""
     return list(conn.execute(select(jobs.c.project).distinct().order_by(jobs.c.project)).scalars())

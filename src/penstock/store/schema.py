@@ -19,6 +19,7 @@ REVISIONS = (
     "0008",
     "0009",
     "0010",
+    "0011",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

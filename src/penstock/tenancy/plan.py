@@ -42,6 +42,7 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "whoami.read": _anyone,
         "tokens.read": _anyone,  # one's own; an administrator's are everybody's
         "nodes.read": _anyone,
+        "engines.read": _anyone,
         "projects.read": _project_read,
         "members.read": _project_read,
         "jobs.read": _project_read,
@@ -73,6 +74,7 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "users.write": _fleet_write,
         "projects.write": _fleet_write,
         "nodes.write": _fleet_write,
+        "engines.write": _fleet_write,
         "backup.read": Rule(Scope.FLEET, "admin"),
         "backup.write": _fleet_write,
     }

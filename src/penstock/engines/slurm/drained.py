@@ -22,6 +22,11 @@ def ours(node: SlurmNode) -> bool:
     return node.reason.startswith(MARK)
 
 
+def cordoned(node: SlurmNode) -> bool:
+    """Whether it is Penstock that keeps it closed."""
+    return bool(flags(node.state) & _CLOSED) and ours(node)
+
+
 def reason(why: str) -> str:
     """What is written beside a node that Penstock drains: one line that Slurm's formats cannot take apart."""
     return MARK + (" ".join(why.split())[:400] or "no reason given")

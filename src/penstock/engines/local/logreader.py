@@ -15,18 +15,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
-from penstock.base.quantities import format_memory, format_time
-from penstock.base.text import sanitize
 from penstock.engines.local.folder import LAUNCH, LOGS, PROGRESS
 from penstock.engines.local.logwriter import ROW
+from penstock.engines.loglines import CHUNK, Cursor, Layout, in_order
 from penstock.engines.spec import LogRequest
 
-CHUNK = 1 << 16
-MAX_LINE = 1 << 16  # a longer line is shown in pieces
 _POLL_FIRST_S, _POLL_ACTIVE_S, _POLL_IDLE_S = 0.02, 0.05, 0.5
 _PROGRESS_BYTES = 8 << 20
-
-Line = tuple[float, bytes]  # when its first byte was seen (0.0 when nobody asked), with its newline if it had one
 
 
 class Segments:
@@ -157,104 +152,6 @@ class Segments:
             self._open = None
 
 
-class Cursor:
-    """Goes through one rank's lines."""
-
-    def __init__(self, name: str, folder: str, *, timed: bool, plain: bool) -> None:
-        self.name = name
-        self.segments = Segments(folder)
-        self.offset = 0
-        self.lines: deque[Line] = deque()
-        self._timed = timed
-        self._plain = plain  # nothing is put before lines: whole blocks of them pass as one
-        self._rest = b""
-        self._rest_at = 0.0
-        self._missing = 0  # bytes of a gap that is not shown yet
-        self._missing_at = 0.0
-        self._torn = b""  # what follows that gap, while its first line may have lost its beginning
-        self._broken = False  # the last piece shown has no newline
-
-    def fill(self) -> bool:
-        """Read one piece. False when there is nothing new."""
-        begin, data = self.segments.read(self.offset)
-        if not data:
-            return False
-        if self._timed:
-            self.segments.look_up_times()
-        if begin > self.offset:
-            self._leap(begin)
-        self.offset = begin + len(data)
-        if self._missing:
-            begin, data = self._resume(begin, data)
-        position = data.rfind(b"\n") + 1 if self._plain else 0
-        if position:
-            self._append(begin, data[:position])
-        while (end := data.find(b"\n", position)) >= 0:
-            self._append(begin + position, data[position : end + 1])
-            position = end + 1
-        if position < len(data):
-            self._keep(begin + position, data[position:])
-        return True
-
-    def _leap(self, begin: int) -> None:
-        """Over a gap: the line before it has lost its end, and is not shown (but for one that is shown in pieces)."""
-        if self._broken and not self._missing:
-            self.finish()
-        self._missing += begin - self.offset + len(self._rest) + len(self._torn)
-        self._missing_at = self._time(begin)
-        self._rest = self._torn = b""
-
-    def _resume(self, begin: int, data: bytes) -> tuple[int, bytes]:
-        """After a gap: what is shown next, and where that begins. The rest of a torn line is not, if more follows it."""
-        torn, self._torn = self._torn + data, b""
-        begin += len(data) - len(torn)
-        cut = torn.find(b"\n") + 1
-        if cut in (0, len(torn)):
-            if len(torn) < MAX_LINE:
-                self._torn = torn
-                return begin, b""
-            cut = 0  # shown in pieces anyway
-        self._name_gap(cut)
-        return begin + cut, torn[cut:]
-
-    def _name_gap(self, more: int) -> None:
-        if self._broken and self._plain:
-            self.lines.append((self._missing_at, b"\n"))
-        self.lines.append((self._missing_at, _gap(self._missing + more)))
-        self._missing = 0
-        self._broken = False
-
-    def _append(self, offset: int, line: bytes) -> None:
-        at = self._rest_at if self._rest else self._time(offset)
-        self.lines.append((at, self._rest + line))
-        self._rest = b""
-        self._broken = False
-
-    def _keep(self, offset: int, part: bytes) -> None:
-        if not self._rest:
-            self._rest_at = self._time(offset)
-        self._rest += part
-        if len(self._rest) >= MAX_LINE:
-            self.finish()
-
-    def finish(self) -> None:
-        """The last line may have no newline; a torn one that nothing follows is shown as it is."""
-        if self._missing:
-            self._name_gap(0)
-            self._rest, self._torn, self._rest_at = self._torn, b"", self._missing_at
-        if self._rest:
-            self.lines.append((self._rest_at, self._rest))
-            self._broken = not self._rest.endswith(b"\n")
-            self._rest = b""
-
-    def _time(self, offset: int) -> float:
-        return self.segments.time_of(offset) if self._timed else 0.0
-
-
-def _gap(count: int) -> bytes:
-    return f"[... {format_memory(count)}{'' if count >= 1024 else ' bytes'} of output not kept ...]\n".encode()
-
-
 def _points(path: str) -> list[Mapping[str, Any]]:
     points: list[Mapping[str, Any]] = []
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
@@ -276,7 +173,7 @@ class LocalLogReader:
             names = os.listdir(f"{self.run_dir}/{LOGS}")
         except FileNotFoundError:
             return []
-        return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+        return in_order(names)
 
     async def progress(self) -> list[Mapping[str, Any]]:
         """Every kept report, oldest first."""
@@ -309,7 +206,7 @@ class _Reading:
     def __init__(self, reader: LocalLogReader, request: LogRequest) -> None:
         self._reader = reader
         self._request = request
-        self._cursors: dict[str, Cursor] = {}
+        self._cursors: dict[str, Cursor[Segments]] = {}
         self._first = True
         self._many = False  # more than one rank is shown
 
@@ -324,11 +221,11 @@ class _Reading:
                 continue
             plain = not (request.timestamps or self._prefixed() or self._many)
             path = f"{self._reader.run_dir}/{LOGS}/{name}"
-            cursor = Cursor(name, path, timed=self._many or request.timestamps, plain=plain)
+            cursor = Cursor(name, Segments(path), timed=self._many or request.timestamps, plain=plain)
             if self._first and request.tail is not None:
-                cursor.offset = cursor.segments.tail(request.tail) if request.tail > 0 else cursor.segments.end()
+                cursor.offset = cursor.pieces.tail(request.tail) if request.tail > 0 else cursor.pieces.end()
             elif request.since is not None:
-                cursor.offset = cursor.segments.since(request.since)
+                cursor.offset = cursor.pieces.since(request.since)
             self._cursors[name] = cursor
 
     def pieces(self, *, last: bool) -> Iterator[bytes]:
@@ -364,24 +261,12 @@ class _Reading:
             yield first.name, line, at
 
     def _blocks(self, lines: Iterator[tuple[str, bytes, float]]) -> Iterator[bytes]:
-        request = self._request
-        prefixed = self._prefixed()
-        block: list[bytes] = []
-        size = 0
+        layout = Layout(self._request, prefixed=self._prefixed())
         for name, line, at in lines:
-            if prefixed or request.timestamps:
-                stamp = f"{format_time(at)} " if request.timestamps else ""
-                label = f"[rank {name}] " if name.isdigit() else f"[{name}] "
-                block.append((stamp + (label if prefixed else "")).encode())
-                block.append(line if line.endswith(b"\n") else line + b"\n")
-            else:
-                block.append(line)
-            size += len(line)
-            if size >= CHUNK:
-                yield self._text(b"".join(block))
-                block, size = [], 0
-        if block:
-            yield self._text(b"".join(block))
+            if (block := layout.add(name, line, at)) is not None:
+                yield block
+        if (block := layout.flush()) is not None:
+            yield block
 
     def _prefixed(self) -> bool:
         return self._many if self._request.prefix is None else self._request.prefix
@@ -393,9 +278,6 @@ class _Reading:
             return int(launch["procs"]) * len(launch["groups"])
         return 1
 
-    def _text(self, block: bytes) -> bytes:
-        return block if self._request.raw else sanitize(block).encode()
-
     def close(self) -> None:
         for cursor in self._cursors.values():
-            cursor.segments.close()
+            cursor.pieces.close()

@@ -257,13 +257,14 @@ def build_house(
     capacity.attach(store)
     idle.attach(store)
     loop = Loop()
+    engines = Engines(engine)
     sole = store.is_sqlite
     lease = Lease(store, "reconcile", f"{socket.gethostname()}:{os.getpid()}:{clock.now():.3f}", 4.0)
     jobs_dir = os.path.join(settings.data_dir, "jobs")
     leadership = Leadership(lease, _nothing, _nothing, sole)
     reconciler = JobReconciler(
         store,
-        engine,
+        engines,
         loop,
         leadership.fence,
         jobs_dir,
@@ -278,13 +279,13 @@ def build_house(
     leadership.lead, leadership.follow = reconciler.start, reconciler.pause
     room = Room(
         store,
-        engine,
+        engines,
         reconciler.progress,
         snapshots.holds,
         accounts.require_project,
         job_user(settings, as_root=as_root),
         as_root,
-        memory=Memory(settings.simulate_speed),
+        memory=Memory(settings.simulate_speed, engines.own.name),
     )
     reconciler.on_progress = room.wake
     if simulation is not None:
@@ -294,9 +295,9 @@ def build_house(
     purse = budgets.Purse(rates)
     room.refuses = lambda conn, project: purse.refusal(conn, project, store.clock())
     watch = gpus.GpuWatch(
-        store, engine, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
+        store, engines, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
     )
-    attached = Attached(store, Engines(engine), os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
+    attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
     late = Later(settings, store, rates, terms, attached)
     money = (
         *cost_routes.endpoints(store, rates),
@@ -327,7 +328,10 @@ def _application(
     async def restore(file: IO[bytes], actor: str) -> dict[str, Any]:
         return await _restore(store, attached, reconciler, file, actor)
 
-    aside = [Memory(settings.simulate_speed) for _ in range(2)]  # read in threads: the room's own is the event loop's
+    own = attached.engines.own.name
+    aside = [
+        Memory(settings.simulate_speed, own) for _ in range(2)
+    ]  # read in threads: the room's own is the event loop's
     house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store),))
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
@@ -341,7 +345,7 @@ def _application(
             store,
             lambda conn, now: lines.report(conn, now, aside[0]),
             lambda conn, now: lines.heads(conn, now, aside[1], HEADS_SHOWN),
-            lines.capacity,
+            lambda conn, text: lines.capacity(conn, text, own),
             orphans,
         ),
         *above[0],

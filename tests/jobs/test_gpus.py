@@ -16,6 +16,7 @@ from penstock.base.routes import Call
 from penstock.cost import idle, ledger
 from penstock.cost.queries import Window
 from penstock.cost.tables import idle_usage
+from penstock.engines.several import Engines
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.simulated.shape import Fleet as Shape
 from penstock.engines.spec import GpuSample
@@ -86,8 +87,10 @@ async def fleets(path: Path, queues: str = "") -> AsyncIterator[Fleet]:
         if queues:
             await store.write(lambda tx: live.replace(tx, queues, actor="root"))
         engine, loop = SimulatedEngine(Shape(1, 4, "simulated"), clock=clock), Loop()
-        reconciler = JobReconciler(store, engine, loop, lambda _tx: 1, f"{path}/jobs", Site("/nowhere", 1, 1, {}))
-        watch = GpuWatch(store, engine, lambda _tx: 1, 1800.0, lambda: loop.enqueue("schedule", "all"))
+        reconciler = JobReconciler(
+            store, Engines(engine), loop, lambda _tx: 1, f"{path}/jobs", Site("/nowhere", 1, 1, {})
+        )
+        watch = GpuWatch(store, Engines(engine), lambda _tx: 1, 1800.0, lambda: loop.enqueue("schedule", "all"))
         await reconciler.start()
         try:
             yield Fleet(store, clock, engine, reconciler, watch)
@@ -196,7 +199,7 @@ def test_a_restart_begins_the_count_anew_and_keeps_what_was_told(tmp_path: Path)
         await fleet.minutes(31)
         await fleet.run("newer", "idle-gpu", "sleep", "99999", gpus=1)
         await fleet.minutes(20)
-        fleet.watch = GpuWatch(fleet.store, fleet.engine, lambda _tx: 1, 1800.0, lambda: None)
+        fleet.watch = GpuWatch(fleet.store, Engines(fleet.engine), lambda _tx: 1, 1800.0, lambda: None)
         await fleet.minutes(11)
         assert await fleet.said("lazy") == ["GpuIdle: all its 3 GPUs have done nothing for 30m"]
         assert await fleet.said("newer") == []

@@ -25,6 +25,7 @@ class Reason(_Named):
     Unschedulable = auto()  # no node could ever hold it as the fleet stands
     HeldByAdministrator = auto()  # by the engine's: it starts when they let it go
     BackingOff = auto()  # waits before a new attempt
+    HandedOver = auto()  # to an engine that schedules itself, which has it in its own line
     Admitted = auto()
     AttemptStarted = auto()
     AttemptEnded = auto()
@@ -32,6 +33,7 @@ class Reason(_Named):
     RankExited = auto()
     RankRestarted = auto()  # a restart in place, by the launcher
     Restarting = auto()  # a new attempt
+    Requeued = auto()  # its engine took it back into its line; there it starts again
     Progressing = auto()
     GpuIdle = auto()  # GPUs that it holds have done nothing for a while
     GpuIdleEnded = auto()

@@ -48,7 +48,7 @@ def attach(store: Store) -> None:
 
 
 def record(tx: Tx, event: EventRow) -> None:
-    """Open on ``GpuIdle``, close on ``GpuIdleEnded`` and ``AttemptEnded``."""
+    """Open on ``GpuIdle``, close on ``GpuIdleEnded``, ``AttemptEnded`` and ``Requeued``."""
     data = event.data
     if event.reason == Reason.GpuIdle:
         common = {
@@ -67,9 +67,9 @@ def record(tx: Tx, event: EventRow) -> None:
         ]
         if rows:
             tx.conn.execute(_OPEN, rows)
-    elif event.reason in (Reason.GpuIdleEnded, Reason.AttemptEnded):
+    elif event.reason in (Reason.GpuIdleEnded, Reason.AttemptEnded, Reason.Requeued):
         whose = {"of_job": data["job_id"], "of_attempt": data["attempt"]}
-        if event.reason == Reason.AttemptEnded:
+        if event.reason != Reason.GpuIdleEnded:
             tx.conn.execute(_CLOSE, whose | {"end": event.at})
             return
         for gpu in data["gpus"]:

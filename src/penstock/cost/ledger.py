@@ -14,11 +14,12 @@ from penstock.scheduling.devices import part
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
-# Both databases know this form; an attempt that is announced twice is counted once.
+# Both databases know this form; an attempt that is announced twice is counted once, and anew after it was requeued.
 _OPEN = text(
     'INSERT INTO usage (job_id, attempt, node, resource, project, "user", job, quantity, started_at, queue)'
-    " VALUES (:job_id, :attempt, :node, :resource, :project, :user, :job, :quantity, :started_at, :queue)"
-    " ON CONFLICT DO NOTHING"
+    " SELECT :job_id, :attempt, :node, :resource, :project, :user, :job, :quantity, :started_at, :queue"
+    " WHERE NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.job_id = :job_id AND u.attempt = :attempt AND u.node = :node"
+    " AND u.resource = :resource AND (u.ended_at IS NULL OR u.ended_at > :started_at)) ON CONFLICT DO NOTHING"
 )
 _END: BindParameter[float] = bindparam("end")
 _CLOSE = (
@@ -36,12 +37,12 @@ def attach(store: Store) -> None:
 
 
 def record(tx: Tx, event: EventRow) -> None:
-    """Open intervals on ``AttemptStarted``, close them on ``AttemptEnded`` (never before they began)."""
+    """Open intervals on ``AttemptStarted``, close them on ``AttemptEnded`` and ``Requeued`` (never before they began)."""
     if event.reason == Reason.AttemptStarted:
         rows = list(_intervals(event))
         if rows:
             tx.conn.execute(_OPEN, rows)
-    elif event.reason == Reason.AttemptEnded:
+    elif event.reason in (Reason.AttemptEnded, Reason.Requeued):
         data = event.data
         end = _time(data.get("ended_at"), event.at)
         tx.conn.execute(_CLOSE, {"of_job": data["job_id"], "of_attempt": data["attempt"], "end": end})

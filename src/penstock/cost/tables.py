@@ -19,7 +19,7 @@ usage = Table(
     Column("user", Text, nullable=False),
     Column("job", Text, nullable=False),
     Column("quantity", Double, nullable=False),  # cores, bytes, GPUs
-    Column("started_at", Double, nullable=False),
+    Column("started_at", Double, primary_key=True),  # an attempt that its engine requeued runs more than once
     Column("ended_at", Double),
     Column("queue", Text, nullable=False, server_default=UNRECORDED),
     Index("ix_usage_project_started_at", "project", "started_at"),

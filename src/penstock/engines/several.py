@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from penstock.base.errors import Conflict, NotFound
 from penstock.engines.spec import Engine
 
+OWN = frozenset({"local", "simulated"})  # names of engines that a server starts with
+
 
 @dataclass(slots=True)
 class Engines:
@@ -21,7 +23,11 @@ class Engines:
 
     def __iter__(self) -> Iterator[Engine]:
         yield self.own
-        yield from self._added.values()
+        yield from tuple(self._added.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(engine.name for engine in self)
 
     def named(self, name: str | None) -> Engine:
         """The engine of this name; of none: the server's own. Raises NotFound."""
@@ -38,7 +44,7 @@ class Engines:
 
     def add(self, engine: Engine) -> None:
         """Raises Conflict."""
-        if engine.name == self.own.name or engine.name in self._added:
+        if engine.name in OWN or engine.name == self.own.name or engine.name in self._added:
             raise Conflict(f"there is an engine {engine.name!r} already")
         self._added[engine.name] = engine
         self.on_change(engine.name)

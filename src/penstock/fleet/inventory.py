@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.errors import Conflict, InvalidInput, NotFound
 from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
+from penstock.engines.several import OWN
 from penstock.engines.spec import NodeOffer
 from penstock.fleet.labels import MOST, effective, problems, words
 from penstock.fleet.tables import nodes
@@ -26,16 +27,20 @@ def ref(name: str) -> Ref:
     return Ref("Node", name, id=name)
 
 
-def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
-    """Make the table agree with what ``engine`` offers now: nodes of another (a backup's) are not there. Returns the names of
-    nodes that changed.
+def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer], others: Collection[str] = ()) -> list[str]:
+    """Make the table agree with what ``engine`` offers now. Nodes of the ``others`` stay, and their names are taken; nodes of
+    any other engine (a backup's) are not there. Returns the names of nodes that changed.
     """
-    known = {row.name: row for row in tx.conn.execute(_ALL)}
+    rows = {row.name: row for row in tx.conn.execute(_ALL)}
+    taken = {name for name, row in rows.items() if row.engine != engine and row.engine in others}
+    known = {name: row for name, row in rows.items() if name not in taken}
     changed = [row.name for row in known.values() if row.engine != engine]
     for name in changed:
         _leave(tx, known.pop(name))
     for offer in offers:
         row = known.pop(offer.name, None)
+        if offer.name in taken:
+            continue
         if row is None:
             _join(tx, engine, offer)
         elif not _update(tx, row, offer):
@@ -47,14 +52,24 @@ def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
     return changed
 
 
+def clashes(conn: Connection, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
+    """Which of these nodes another engine has by the same name, in words: they cannot be nodes of this one too."""
+    owner = {row.name: row.engine for row in conn.execute(_ALL) if row.engine != engine}
+    return [
+        f"node {offer.name} of engine {engine} is left out: engine {owner[offer.name]} has a node of that name"
+        for offer in offers
+        if offer.name in owner
+    ]
+
+
 def _leave(tx: Tx, row: Row[Any]) -> None:
     tx.conn.execute(nodes.delete().where(nodes.c.name == row.name))
     tx.emit(ref(row.name), Reason.Lost, f"the {row.engine} engine no longer offers it", actor="system")
 
 
 def check_engine(conn: Connection, engine: str) -> None:
-    """Raises Conflict where the fleet in this database is another engine's: made-up and real jobs never mix."""
-    found = set(conn.execute(select(nodes.c.engine).distinct()).scalars()) - {engine}
+    """Raises Conflict where the fleet in this database is another server's own: made-up and real jobs never mix."""
+    found = set(conn.execute(select(nodes.c.engine).distinct()).scalars()) & OWN - {engine}
     if not found:
         return
     other = found.pop()

@@ -7,17 +7,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Row
 
 from penstock.base.reasons import Reason
+from penstock.engines.several import Engines
 from penstock.jobs import progression, submit
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.jobs.view import Memory, View, node_names, queue_of
+from penstock.jobs.view import Memory, View, engine_of, node_names, queue_of
 from penstock.scheduling import kept, outlook, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.state import Admit, Evict, Share, Wait
@@ -25,6 +27,7 @@ from penstock.store.store import Tx
 
 SENTENCES = 12  # that one cycle writes about heads of lines (all others stand behind one), and about the hopeless
 AGAIN_S = 0.05  # until the next ones, while somebody was told nothing yet
+HANDED_OVER = 250  # in one cycle
 _ADMIT = jobs.update().where(
     jobs.c.id == bindparam("b_id"),
     jobs.c.phase == bindparam("b_phase"),
@@ -47,6 +50,7 @@ class Setting:
     engine: str
     epoch: int
     memory: Memory
+    engines: Engines | None = None  # where there are others than the own
 
 
 @dataclass(slots=True)
@@ -56,6 +60,9 @@ class Done:
     """
 
     admitted: list[Pair] = field(default_factory=list)
+    handed_over: list[tuple[Row[Any], dict[str, Any], str]] = field(
+        default_factory=list
+    )  # and to which queue it belongs
     evicted: list[str] = field(default_factory=list)
     again_at: float = float("inf")
 
@@ -69,9 +76,11 @@ def cycle(tx: Tx, view: View, setting: Setting) -> Done:
     if decision.admit:
         done.admitted = _admit(tx, view, decision.admit, setting)
         outlook.began(tx, view.outlooks, (admit.id for admit in decision.admit))
+    if view.elsewhere and setting.engines is not None:
+        done.handed_over = _hand_over(tx, view, setting, setting.engines)
     kept.save(tx, scheduler, view.stored, view.tag)
     done.again_at = scheduler.wake_at()
-    if _say_why(tx, view, scheduler):
+    if _say_why(tx, view, scheduler) or view.elsewhere:
         done.again_at = min(done.again_at, tx.now + AGAIN_S)
     return done
 
@@ -169,6 +178,7 @@ def _admit(tx: Tx, view: View, admissions: tuple[Admit, ...], setting: Setting) 
                 "exit_code": None,
                 "signal": None,
             }
+            | ({"engine": None, "engine_job": None} if row.engine is not None else {})
         )
         attempt_values.append(_attempt(tx, row, number, groups, setting))
         pairs.append((row, attempt_values[-1]))
@@ -191,6 +201,41 @@ def _admit(tx: Tx, view: View, admissions: tuple[Admit, ...], setting: Setting) 
         raise Stale
     tx.conn.execute(_ATTEMPT, attempt_values)
     return pairs
+
+
+def _hand_over(tx: Tx, view: View, setting: Setting, engines: Engines) -> list[tuple[Row[Any], dict[str, Any], str]]:
+    """Those that are ready and whose engine schedules itself: the next attempt of each waits in that one's line from now on.
+    Not all at once, so that a cycle stays short.
+    """
+    done = []
+    for row in [*islice(view.elsewhere.values(), HANDED_OVER)]:
+        del view.elsewhere[row.id]
+        spec = setting.memory.spec(row)
+        engine = engines.find(engine_of(view.setup, spec, row.project))
+        if engine is None:
+            name = engine_of(view.setup, spec, row.project)
+            view.stranded[row.id] = _write_wait(
+                tx, row, Wait(row.id, Reason.Unschedulable, f"there is no engine {name!r}")
+            )
+            continue
+        attempt = _attempt(tx, row, row.attempt + 1, [], replace(setting, engine=engine.name)) | {
+            "phase": Phase.PENDING,
+            "reason": Reason.HandedOver,
+            "run_dir": f"{setting.jobs_dir}/{row.id}/{row.attempt + 1}.{engine.name}",
+        }
+        words = f"handed over to engine {engine.name}"
+        values = {
+            "held": "engine", "engine": engine.name, "engine_job": None, "attempt": attempt["number"], "nodes": "[]",
+            "reason": Reason.HandedOver, "message": words, "next_at": None, "exit_code": None, "signal": None,
+        }  # fmt: skip
+        key = {"b_id": row.id, "b_generation": row.generation, "b_phase": Phase.PENDING}
+        if tx.do(_ADMIT, key | values) != 1:
+            raise Stale
+        tx.do(_ATTEMPT, attempt)
+        data = {"attempt": attempt["number"], "engine": engine.name}
+        tx.emit(submit.ref(row), Reason.HandedOver, words, actor="system", data=data)
+        done.append((row, attempt, queue_of(view.setup, spec, row.project)))
+    return done
 
 
 def where(admit: Admit) -> str:

@@ -18,7 +18,7 @@ from penstock.jobs.room import Room, homeless
 from penstock.jobs.spec import JobDocument, JobSpec
 from penstock.jobs.state import FINAL
 from penstock.jobs.yaml import MAX_BYTES, parse_jobs
-from penstock.scheduling import never
+from penstock.scheduling import live, never
 from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
 
@@ -172,18 +172,21 @@ def _foresee(room: Room, conn: Connection, actor: Actor, documents: list[JobDocu
 
 def _forecast(room: Room, conn: Connection, document: JobDocument) -> list[str]:
     spec, now = document.spec, room.store.clock()
-    seen, scheduler = view.fresh(conn, now, room.memory)
-    ask = view.to_workload(seen.setup, spec, document.project or DEFAULT_PROJECT, "", room.memory.speed)
-    last = max((row.seq for row in seen.rows.values()), default=0) + 1
-    scheduler.submit(replace(ask, id=NEW, name=document.name, queued_at=now, seq=last))
-    decision = scheduler.plan(now)
-    mine = next((a for a in decision.admit if a.id == NEW), None)
     tasks = f" ({spec.array.count} tasks)" if spec.array else ""
     head = (
         f"run {' '.join(spec.command)[:120]}{tasks} with {spec.effective_launcher()}, {spec.nodes} x {spec.procs} ranks"
     )
     if spec.depends_on:
         return [head, "wait for " + ", ".join(d.job for d in spec.depends_on)]
+    name = view.engine_of(live.current(conn), spec, document.project or DEFAULT_PROJECT)
+    if room.engines.find(name) is not room.engines.own:
+        return [head, f"hand over to engine {name}, which says when and where"]
+    seen, scheduler = view.fresh(conn, now, room.memory)
+    ask = view.to_workload(seen.setup, spec, document.project or DEFAULT_PROJECT, "", room.memory.speed)
+    last = max((row.seq for row in seen.rows.values()), default=0) + 1
+    scheduler.submit(replace(ask, id=NEW, name=document.name, queued_at=now, seq=last))
+    decision = scheduler.plan(now)
+    mine = next((a for a in decision.admit if a.id == NEW), None)
     notes = [f"note: {one}" for one in never.unknown(scheduler.pool, ask)]
     if mine is not None:
         return [head, f"admit at once {admission.where(mine)}", *notes]

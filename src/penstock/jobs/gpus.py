@@ -7,6 +7,7 @@ already told is in the attempt's row, and holds until a sample says otherwise, o
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
-from penstock.base.errors import Unavailable
+from penstock.base.errors import EngineFailure, Unavailable
 from penstock.base.quantities import format_duration
 from penstock.base.reasons import Reason
 from penstock.base.routes import Call, Endpoint
+from penstock.engines.several import Engines
 from penstock.engines.spec import Engine, GpuSample
 from penstock.jobs import submit
 from penstock.jobs.queries import gpu_words
@@ -31,6 +33,7 @@ from penstock.store.store import Store, Tx
 from penstock.telemetry.state import Key, Track, advance, idle_gpus
 from penstock.tenancy.plan import decide
 
+log = logging.getLogger("penstock.gpus")
 STALE_S = 15.0
 _COLUMNS: tuple[Any, ...] = (
     attempts.c.job_id, attempts.c.number, attempts.c.groups, attempts.c.gpu_idle, attempts.c.admitted_at,
@@ -62,7 +65,7 @@ class GpuWatch:
     """Wired in app.py; one at a time looks: the server that leads. ``after_s``: when idleness is told of."""
 
     store: Store
-    engine: Engine
+    engines: Engines
     fence: Callable[[Tx], int]
     after_s: float
     wake: Callable[[], None]  # a scheduling cycle is due
@@ -73,8 +76,8 @@ class GpuWatch:
     _read_at: float = float("-inf")
 
     async def look(self) -> None:
-        """Take the engine's samples, and tell what changed."""
-        samples = await self.engine.gpu_samples()
+        """Take the engines' samples, and tell what changed."""
+        samples = [sample for engine in self.engines for sample in await _samples(engine)]
         await self._refresh()
         self._take(samples)
         now = self.store.clock()
@@ -167,6 +170,15 @@ class GpuWatch:
         """When a GPU's idleness ended: with the sample that said so, or the last before it fell silent."""
         track = self.tracks.get(gpu)
         return now if track is None else track.last_at
+
+
+async def _samples(engine: Engine) -> Sequence[GpuSample]:
+    """None of an engine that does not answer: the others' count all the same."""
+    try:
+        return await engine.gpu_samples()
+    except EngineFailure as error:
+        log.warning("engine %s tells of no GPUs: %s", engine.name, error)
+        return ()
 
 
 def _words(reason: Reason, one: Holder, gpus: Mapping[Key, float], now: float) -> str:

@@ -46,9 +46,9 @@ def needs(spec: JobSpec) -> JobNeeds:
     )
 
 
-def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Site) -> Launch:
-    """``job`` and ``attempt`` are rows."""
-    groups = json.loads(attempt["groups"])
+def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Site, queue: str = "") -> Launch:
+    """``job`` and ``attempt`` are rows. An attempt that has no place yet says what each of its nodes must have."""
+    groups = json.loads(attempt["groups"]) or [_unplaced(spec)] * spec.nodes
     number = attempt["number"]
     spent = job["restarts"]
     return Launch(
@@ -88,11 +88,16 @@ def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Sit
         log_newest_bytes=site.log_newest_bytes,
         gpus_per_node=spec.resources.devices,
         gpu_models=spec.resources.models,
+        queue=queue,
         priority=spec.priority,
         exclude_nodes=spec.exclude_nodes,
         options=spec.engine_options,
         array=(job["array_of"], job["array_index"]) if job["array_of"] is not None else None,
     )
+
+
+def _unplaced(spec: JobSpec) -> dict[str, Any]:
+    return {"node": "", "cpus": spec.resources.cpus, "memory": spec.resources.memory, "gpus": ()}
 
 
 def _env(job: RowMapping, spec: JobSpec) -> dict[str, str]:

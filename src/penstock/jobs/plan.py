@@ -15,6 +15,7 @@ _IN_WORDS = {
     str(Reason.Preempted): "it made room for another",
     str(Reason.Reclaimed): "what its queue had borrowed was claimed back",
     str(Reason.IdleReclaimed): "its GPUs had done nothing for too long",
+    str(Reason.Updated): "its specification was changed",
 }
 
 
@@ -49,7 +50,8 @@ def after_end(ended: Ended) -> AfterEnd:
         return AfterEnd(Phase.CANCELLED, Reason.Cancelled, ended.message, ended.restarts)
     if ended.reason in BLAMELESS:
         why = ended.message or _IN_WORDS[ended.reason]
-        return AfterEnd(Phase.PENDING, Reason.Restarting, f"{why}; starts again elsewhere", ended.restarts)
+        where = "" if ended.reason == Reason.Updated else " elsewhere"
+        return AfterEnd(Phase.PENDING, Reason.Restarting, f"{why}; starts again{where}", ended.restarts)
     if ended.reason in HOPELESS:
         return AfterEnd(end_phase(ended.reason), ended.reason, ended.message, ended.restarts)
     if ended.restarts >= ended.max_restarts:

@@ -12,13 +12,14 @@ from sqlalchemy.engine import Connection, Row
 
 from penstock.base.reasons import Reason
 from penstock.engines.spec import Observation, Stage
-from penstock.jobs import submit
+from penstock.jobs import queued, submit
 from penstock.jobs.plan import AfterEnd, Ended, after_end
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, NEVER_BEGAN, Phase, end_phase
 from penstock.jobs.tables import attempts, dependencies, jobs
 from penstock.store.store import Tx
 
+REQUEUED_S = 1.0  # a start this much later than the one that is known is another one
 _FOLLOWERS = select(dependencies.c.job_id).where(dependencies.c.on_job_id == bindparam("on"))
 _SET = attempts.update().where(attempts.c.job_id == bindparam("b_job"), attempts.c.number == bindparam("b_number"))
 _ATTEMPT = select(attempts).where(attempts.c.job_id == bindparam("job_id"), attempts.c.number == bindparam("number"))
@@ -46,6 +47,20 @@ def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
     if attempt is None or attempt.ended_at is not None or seen.stage in (Stage.ABSENT, Stage.STARTING):
         return effects
     over = seen.stage in (Stage.EXITED, Stage.LOST)
+    if row.engine is not None and not over:
+        if seen.unknown_since is not None:
+            queued.unknown(tx, row, seen, seen.unknown_since)
+            if seen.stage is Stage.QUEUED or attempt.phase != Phase.PENDING:
+                return effects
+        elif seen.stage is Stage.QUEUED and attempt.phase == Phase.PENDING:
+            queued.waits(tx, row, attempt, seen)
+            return effects
+        elif seen.stage is Stage.RUNNING and row.reason == Reason.EngineUnreachable and attempt.started_at is not None:
+            queued.reached(tx, row, attempt)
+    if row.engine is not None:
+        row, attempt = _elsewhere(tx, row, attempt, seen, effects)
+        if seen.stage is Stage.QUEUED:
+            return effects
     values: dict[str, Any] = {}
     if attempt.started_at is None and seen.started_at is not None and seen.reason not in NEVER_BEGAN:
         values = _started(tx, row, attempt, seen, over=over)
@@ -58,6 +73,34 @@ def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
     elif seen.restarts > attempt.restarts:
         _update(tx, attempt, restarts=seen.restarts)
     return effects
+
+
+def _elsewhere(
+    tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, effects: Effects
+) -> tuple[Row[Any], Row[Any]]:
+    """What an engine that schedules itself did with an attempt: took it back, which may have been missed, or placed it. The
+    rows as they are then.
+    """
+    changed = False
+    began = seen.started_at
+    again = began is not None and attempt.started_at is not None and began > attempt.started_at + REQUEUED_S
+    if attempt.started_at is not None and (seen.stage is Stage.QUEUED or again):
+        queued.taken_back(tx, row, attempt, seen, ended_at=began if again else seen.ended_at)
+        row, attempt = _read(tx, row, attempt)
+        changed = True
+    begins = seen.stage is not Stage.QUEUED and began is not None and seen.reason not in NEVER_BEGAN
+    if begins and attempt.phase == Phase.PENDING:
+        queued.placed(tx, row, attempt, seen)
+        row, attempt = _read(tx, row, attempt)
+        changed = True
+    if changed and row.array_of is not None:
+        effects.look_at.append(row.array_of)
+    return row, attempt
+
+
+def _read(tx: Tx, row: Row[Any], attempt: Row[Any]) -> tuple[Row[Any], Row[Any]]:
+    found = tx.conn.execute(_ATTEMPT, {"job_id": row.id, "number": attempt.number}).first()
+    return submit.by_id(tx.conn, row.id) or row, found or attempt
 
 
 def _update(tx: Tx, attempt: Row[Any], **values: Any) -> None:
@@ -78,6 +121,8 @@ def _started(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, *, ove
     stopping = row.phase == Phase.STOPPING
     if not over:
         _update(tx, attempt, started_at=at, phase=attempt.phase if stopping else Phase.RUNNING, reason=Reason.Started)
+        if attempt.message:
+            _update(tx, attempt, message="")  # why it waited
     nodes = json.loads(row.nodes)
     message = f"attempt {attempt.number} runs on {', '.join(nodes[:4])}" + (" ..." if len(nodes) > 4 else "")
     values: dict[str, Any] = {"observed_generation": attempt.generation}
@@ -98,8 +143,9 @@ def _ended(
     spec = JobSpec.model_validate_json(row.spec)
     reason = seen.reason or Reason.SupervisorLost
     ended_at = max(min(seen.ended_at or tx.now, tx.now), attempt.started_at or attempt.admitted_at)
+    restarts = max(seen.restarts, attempt.restarts)
     after = after_end(
-        Ended(reason, seen.message, row.restarts + seen.restarts, spec.max_restarts, row.cancelled_by is not None)
+        Ended(reason, seen.message, row.restarts + restarts, spec.max_restarts, row.cancelled_by is not None)
     )
     _update(
         tx,
@@ -111,7 +157,7 @@ def _ended(
         ended_at=ended_at,
         exit_code=seen.exit_code,
         signal=seen.signal,
-        restarts=seen.restarts,
+        restarts=restarts,
         ranks=json.dumps([asdict(rank) for rank in seen.ranks]),
     )
     tx.emit(
@@ -144,6 +190,8 @@ def _job_after(
         "signal": seen.signal,
         "progress": json.dumps(dict(seen.progress)) if seen.progress else row.progress,
     }
+    if row.held == "engine":
+        values["held"] = values["start_estimate"] = None
     if after.phase in FINAL:
         values["finished_at"] = tx.now
         effects.look_at += followers(tx, row)

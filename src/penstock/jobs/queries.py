@@ -32,20 +32,32 @@ AnyRow = Row[Any] | SimpleNamespace  # a job's row, read or just written
 _GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}
 
 
+class Place(NamedTuple):
+    """Jobs of one queue; those whose newest attempt is on an engine that is not the server's own. None: of any."""
+
+    queue: str | None = None
+    engine: str | None = None
+
+
+ANY_PLACE = Place()
+
+
 def listing(
     conn: Connection,
     *,
     projects: Collection[str] | None,
     phases: Collection[str] = (),
     text: str | None = None,
-    queue: str | None = None,
+    place: Place = ANY_PLACE,
     limit: int = 100,
     before: int | None = None,
 ) -> list[Row[Any]]:
     """Newest first; ``projects`` None means all; ``before`` is the last seq of the page before."""
     query = _filtered(select(jobs), projects, text).order_by(jobs.c.seq.desc()).limit(limit)
-    if queue is not None:
-        query = query.where(_of_queue(conn, queue))
+    if place.queue is not None:
+        query = query.where(_of_queue(conn, place.queue))
+    if place.engine is not None:
+        query = query.where(jobs.c.engine == place.engine)
     if before is not None:
         query = query.where(jobs.c.seq < before)
     wanted = _phases(phases)
@@ -69,6 +81,9 @@ def _phases(names: Collection[str]) -> list[str]:
 def _filtered(query: Select[Any], projects: Collection[str] | None, text: str | None) -> Select[Any]:
     if projects is not None:
         query = query.where(jobs.c.project.in_(sorted(projects)))
+    engine, colon, named = (text or "").partition(":")
+    if colon and named:
+        return query.where(jobs.c.engine == engine, jobs.c.engine_job == named)  # c1:1234, as that engine calls it
     if text:
         like = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         query = query.where(or_(jobs.c.name.like(like, escape="\\"), jobs.c.user.like(like, escape="\\")))
@@ -166,7 +181,7 @@ def gpu_words(idle: int, held: int, verb: str = "") -> str:
 
 def in_play(conn: Connection, rows: Collection[AnyRow]) -> dict[str, InPlay]:
     """By job id, of attempts that still run, where there is anything to say."""
-    ids = [row.id for row in rows if row.phase in ACTIVE]
+    ids = [row.id for row in rows if row.phase in ACTIVE or row.held == "engine"]
     if not ids:
         return {}
     columns = (attempts.c.job_id, attempts.c.restarts, attempts.c.groups, attempts.c.gpu_idle)
@@ -210,6 +225,12 @@ def job(
             "progress": shown,
         },
     }
+    if row.engine is not None:
+        body["status"] |= {
+            "engine": row.engine,
+            "engine_job": row.engine_job,
+            "start_estimate": format_time(row.start_estimate),
+        }
     if row.array_of is not None:
         body["array_of"] = row.array_of
         body["array_index"] = row.array_index
@@ -233,7 +254,9 @@ def _spec(text: str) -> dict[str, Any]:
 def conditions(row: AnyRow) -> list[Condition]:
     """Admitted, Running, Finished: derived from the row, so that they cannot disagree with it."""
     phase, since = row.phase, row.phase_at
-    admitted = phase in ACTIVE or (phase in FINAL and row.attempt > 0)
+    admitted = row.held != "engine" and (phase in ACTIVE or (phase in FINAL and row.attempt > 0))
+    if row.engine is not None and phase in FINAL:
+        admitted = row.started_at is not None
     ended = phase in FINAL
     at_admission = since if phase == Phase.STARTING else (row.started_at or since)
     return [
@@ -284,6 +307,7 @@ def attempt(row: Row[Any]) -> dict[str, Any]:
         "reason": row.reason,
         "message": row.message,
         "engine": row.engine,
+        "engine_job": row.engine_job,
         "nodes": [group["node"] for group in json.loads(row.groups)],
         "groups": json.loads(row.groups),
         "submitted_at": format_time(row.admitted_at),
@@ -304,6 +328,8 @@ def why(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> dic
     if row.phase == Phase.PENDING and row.held is None:
         wait, evidence = _why_waiting(conn, row, now, memory)
         reason, message, helps = wait.reason, wait.message, list(wait.helps)
+    elif row.held == "engine":
+        evidence, helps = _why_queued(conn, row, now)
     elif row.phase == Phase.PENDING and row.held == "slot":
         evidence, helps = _why_slot(conn, row), ["a task of the array to end, or a larger max_parallel"]
     elif row.phase == Phase.PENDING and row.held == "dependency":
@@ -339,6 +365,23 @@ def _why_running(conn: Connection, row: Row[Any], now: float, memory: view.Memor
         patience = format_duration(queue.reclaim_after_s)
         helps.append(f"queue {queue.name} lets others have them once all have been idle for {patience}")
     return [found[0]], helps
+
+
+def _why_queued(conn: Connection, row: Row[Any], now: float) -> tuple[list[str], list[str]]:
+    """In whose line it is, by which name, since when; what that engine says would help."""
+    attempt = progression.current_attempt(conn, row)
+    if attempt is None:
+        return [], []
+    named = f" as {row.engine_job}" if row.engine_job else ""
+    waited = format_duration(max(0.0, round(now - attempt.admitted_at)))
+    evidence = [f"engine {row.engine}, which schedules itself, has had it in its line{named} for {waited}"]
+    if row.start_estimate is not None:
+        evidence.append(f"{row.engine} expects to start it about {format_time(row.start_estimate)}")
+    if attempt.restarts:
+        evidence.append(f"it ran before, and was taken back into the line: restart {row.restarts + attempt.restarts}")
+    if row.reason == Reason.EngineUnreachable and attempt.message:
+        evidence.append(f"when last heard of: {attempt.reason}: {attempt.message}")
+    return evidence, [attempt.help] if attempt.help else []
 
 
 def _why_slot(conn: Connection, row: Row[Any]) -> list[str]:
@@ -381,7 +424,11 @@ def _why_array(conn: Connection, row: Row[Any]) -> tuple[list[str], list[str]]:
 
 
 def _why_waiting(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> tuple[Wait, list[str]]:
-    _, scheduler = view.fresh(conn, now, memory)
+    seen, scheduler = view.fresh(conn, now, memory)
+    if row.id in seen.elsewhere:
+        name = view.engine_of(seen.setup, memory.spec(row), row.project)
+        words = row.message if row.reason == Reason.Unschedulable else f"about to be handed over to engine {name}"
+        return Wait(row.id, row.reason, words), []
     if row.next_at is not None and row.next_at > now:
         wait = Wait(row.id, Reason.BackingOff, f"{row.message}; {row.next_at - now:.0f} s to go")
         return wait, _freest(scheduler)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,19 @@ from sqlalchemy import func, select
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.reasons import Reason
+from penstock.engines.errors import Unreachable
+from penstock.engines.several import Engines
 from penstock.engines.spec import Engine, NodeOffer, Observation, Stage
 from penstock.fleet import inventory
-from penstock.jobs import admission, progression, series, submit
+from penstock.jobs import admission, progression, queued, series, submit
+from penstock.jobs.handover import AGAIN_S, Handover
 from penstock.jobs.launch import Site, launch
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.jobs.view import Memory, View
+from penstock.jobs.view import Memory, View, queue_of
 from penstock.reconcile.loop import Loop
+from penstock.scheduling import live
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -33,6 +38,7 @@ ADOPT_AT_ONCE = 32
 REPORTS_KEPT = 20  # over which the pace is taken
 LOOK_AHEAD_S = 2.0  # between a job's arrival in line and its start estimate, at the most where that is quick
 LOOK_AHEAD_SHARE = 0.02  # of the writer's time that estimates may take
+STOP_AGAIN_S = 0.1  # while it is being handed over
 FOLD_S = 0.01  # a start is written this much later, so that a job that is over by then costs one write, not two
 Fence = Callable[[Tx], int]  # raises when leadership is lost; answers the lease's epoch
 
@@ -42,7 +48,7 @@ class JobReconciler:
     """Wired in app.py. ``fence`` is asked inside every transaction, so that a server that lost its lease changes nothing."""
 
     store: Store
-    engine: Engine
+    engines: Engines
     loop: Loop
     fence: Fence
     jobs_dir: str
@@ -50,18 +56,21 @@ class JobReconciler:
     progress: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # the last report, by job id
     on_progress: Callable[[str], None] = lambda _job_id: None
     _reports: dict[str, deque[Mapping[str, Any]]] = field(default_factory=dict)
-    _seen: dict[str, Observation] = field(default_factory=dict)  # not yet taken in, by job id
+    _lines: dict[str, object] = field(default_factory=dict)  # what an engine said last of a job in its line
+    _seen: dict[str, list[Observation]] = field(default_factory=dict)  # not yet taken in, by job id
     _folds: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     _memory: Memory = field(default_factory=Memory)
     _view: View = field(init=False)
     _look_ahead_s: float = LOOK_AHEAD_S
     _stop_listening: Callable[[], None] | None = None
-    _engine_runs: bool = False
-    _offers: Sequence[NodeOffer] = ()  # as they were taken over last
-    speed: float = 1.0  # of the engine's time
+    _running: dict[str, Engine] = field(default_factory=dict)  # engines that were started
+    _offers: dict[str, Sequence[NodeOffer]] = field(default_factory=dict)  # as they were taken over last, by engine
+    _handover: Handover = field(init=False)
+    speed: float = 1.0  # of the own engine's time
 
     def __post_init__(self) -> None:
-        self._memory.speed = self.speed
+        self._memory.speed, self._memory.own = self.speed, self.engines.own.name
+        self._handover = Handover(self.engines, self.observed, self.store.clock)
         self._view = View(self._memory)
         self.store.project(lambda _tx, event: self._view.mark(event))
 
@@ -73,15 +82,16 @@ class JobReconciler:
             "node": self.drain_node,
             "offers": lambda _key: self.sync_nodes(),
             "outlook": self.look_ahead,
+            "engine": self.take_over,
+            "handover": self._handover.run,
         }
         self.loop.reopen()
-        self._offers = ()
+        self._offers.clear()
+        self.engines.on_change = lambda name: self.loop.enqueue("engine", name)
         self._stop_listening = self.store.listen(self._heard)
-        if not self._engine_runs:
-            await self.engine.start(self.observed)
-            self._engine_runs = True
-        await self.sync_nodes()
-        await self._adopt_all()
+        await self.take_over(self.engines.own.name)
+        for name in {*self.engines.names, *self._running} - {self.engines.own.name}:
+            self.loop.enqueue("engine", name)  # beside it: a site may take its time
         for job_id in await self.store.read(_held_back):
             self.loop.enqueue("job", job_id)
         wait = await self.store.read(_first_back_off)
@@ -97,11 +107,37 @@ class JobReconciler:
         await self.loop.close()
         self._view.forget()
         self._seen.clear()
+        self._lines.clear()
+        self._handover.forget()
 
     async def close(self) -> None:
         await self.pause()
-        if self._engine_runs:
-            await self.engine.close()
+        while self._running:
+            await self._running.popitem()[1].close()
+
+    async def take_over(self, name: object) -> None:
+        """An engine is there: start it, register its nodes, find what runs on it. Or it went: nothing is left of it here."""
+        engine, known = self.engines.find(str(name)), self._running.get(str(name))
+        if known is not None and known is not engine:
+            del self._running[str(name)]
+            await known.close()
+        if engine is not None and str(name) not in self._running:
+            await engine.start(self.observed)
+            self._running[engine.name] = engine
+        self._offers.pop(str(name), None)
+        await self.sync_nodes()
+        if engine is None:
+            await self._end_of(str(name))
+        else:
+            await self._adopt_all(engine)
+        self._view.engines_changed = True
+        self.loop.enqueue("schedule", "all")
+
+    async def _end_of(self, name: str) -> None:
+        """The engine was removed: how its attempts end cannot be known any more."""
+        now = self.store.clock()
+        for _, attempt in await self.store.read(lambda conn: _active(conn, name)):
+            self.observed(_orphaned(attempt, now))
 
     def observed(self, seen: Observation) -> None:
         """The engine's sink: keeps the newest, folds the happenings of those not yet taken in."""
@@ -115,14 +151,15 @@ class JobReconciler:
                 and seen.started_at is None
             ):
                 return
+        if self._said_before(job_id, seen):
+            return
         before = self._seen.get(job_id)
-        if before is not None and before.attempt_id == seen.attempt_id:
-            seen = replace(
-                seen,
-                happened=before.happened + seen.happened,
-                started_at=seen.started_at if seen.started_at is not None else before.started_at,
-            )
-        self._seen[job_id] = seen
+        if before is None:
+            self._seen[job_id] = [seen]
+        elif (both := folded(before[-1], seen)) is not None:
+            before[-1] = both
+        else:
+            before.append(seen)
         fold = self._folds.pop(job_id, None)
         if fold is not None:
             fold.cancel()
@@ -130,6 +167,18 @@ class JobReconciler:
             self._folds[job_id] = asyncio.get_running_loop().call_later(FOLD_S, self._unfold, job_id)
         else:
             self.loop.enqueue("job", job_id)
+
+    def _said_before(self, job_id: str, seen: Observation) -> bool:
+        """Of one that waits in its engine's line, the same as the last time: most of what engines say."""
+        if seen.stage is not Stage.QUEUED:
+            self._lines.pop(job_id, None)
+            return False
+        estimate = None if seen.start_estimate is None else round(seen.start_estimate / queued.ESTIMATE_MOVED_S)
+        said = (seen.attempt_id, seen.reason, seen.message, seen.help, seen.engine_job, seen.unknown_since, estimate)
+        if self._lines.get(job_id) == said and job_id not in self._seen:
+            return True
+        self._lines[job_id] = said
+        return False
 
     def _reported(self, job_id: str, point: Mapping[str, Any]) -> None:
         """Keep the newest report, with the pace of the last few of the same rank."""
@@ -152,7 +201,7 @@ class JobReconciler:
                 self.loop.enqueue("schedule", "all")
             if event.kind == "Job" and event.reason in (Reason.Created, Reason.Updated):
                 self.loop.enqueue("schedule", "all")
-                if event.data.get("held") == "dependency":
+                if event.data.get("held") == "dependency" or event.data.get("withdrawn"):
                     self.loop.enqueue("job", event.subject_id)
             elif event.kind == "Job" and event.reason in _WAKE:
                 self.loop.enqueue("job", event.subject_id)
@@ -163,13 +212,15 @@ class JobReconciler:
 
     async def schedule(self, _key: object) -> None:
         """One cycle; then tell the engine of what was admitted, and have evicted attempts told to stop."""
-        setting = admission.Setting(self.jobs_dir, self.engine.name, 0, self._memory)
+        setting = admission.Setting(self.jobs_dir, self.engines.own.name, 0, self._memory, self.engines)
         done = await self._cycle(setting)
         for job_id in done.evicted:
             self.loop.enqueue("job", job_id)
         if done.again_at < math.inf:
             self.loop.enqueue("schedule", "all", max(done.again_at - self.store.clock(), 0.01))
         self.loop.enqueue("outlook", "all", self._look_ahead_s)
+        for job, attempt, queue in done.handed_over:
+            self._hand_over(job, attempt, queue)
         await asyncio.gather(*(self._submit(job, attempt) for job, attempt in done.admitted))
 
     async def look_ahead(self, _key: object) -> None:
@@ -201,11 +252,16 @@ class JobReconciler:
                     raise
         raise AssertionError("unreachable")
 
+    def _hand_over(self, job: Row[Any], attempt: Mapping[str, Any], queue: str) -> None:
+        told = launch(job._mapping, attempt, self._memory.spec(job), self.site, queue)  # noqa: SLF001 - as below
+        self._handover.put(attempt["engine"], told)
+        self.loop.enqueue("handover", attempt["engine"])
+
     async def _submit(self, job: Row[Any], attempt: Mapping[str, Any]) -> None:
         spec = self._memory.spec(job)
         told = launch(job._mapping, attempt, spec, self.site)  # noqa: SLF001 - SQLAlchemy's public name for it
         try:
-            await self.engine.submit(told)
+            await self.engines.own.submit(told)
         except Exception as error:  # whatever an engine's fault: the attempt ends with a reason, the cycle goes on
             log.exception("cannot submit %s", told.attempt_id)
             now = self.store.clock()
@@ -218,14 +274,14 @@ class JobReconciler:
     async def reconcile(self, job_id: object) -> float | None:
         """Take in what was seen of a job; see to its dependencies, its array and its end."""
         key = str(job_id)
-        if key in self._seen and self._seen[key].reason == Reason.NodeLost:
+        if key in self._seen and self._seen[key][-1].reason == Reason.NodeLost:
             await self.sync_nodes()  # first the node is closed, so that nothing is placed there again
-        seen = self._seen.pop(key, None)
+        seen = self._seen.pop(key, [])
         try:
             effects, stop = await self.store.write(lambda tx: self._apply(tx, key, seen))
         except BaseException:
-            if seen is not None and key not in self._seen:
-                self._seen[key] = seen
+            if seen:
+                self._seen[key] = seen + self._seen.get(key, [])
             raise
         for other in effects.look_at:
             self.loop.enqueue("job", other)
@@ -236,23 +292,22 @@ class JobReconciler:
         if effects.ended:
             self.progress.pop(key, None)
             self._reports.pop(key, None)
-        if stop is not None:
-            attempt_id, run_dir, reason, grace_s = stop
-            await self.engine.stop(attempt_id, run_dir, reason=reason, grace_s=grace_s)
-        return None
+        return await self._stop(*stop) if stop is not None else None
 
     def _apply(
-        self, tx: Tx, job_id: str, seen: Observation | None
-    ) -> tuple[progression.Effects, tuple[str, str, str, float] | None]:
+        self, tx: Tx, job_id: str, seen: Sequence[Observation]
+    ) -> tuple[progression.Effects, tuple[Row[Any], float] | None]:
         self.fence(tx)
         row = submit.by_id(tx.conn, job_id)
         effects = progression.Effects()
         if row is None:
             return effects, None
-        if seen is not None:
-            if job_id in self.progress:
-                seen = replace(seen, progress=self.progress[job_id])
-            effects = progression.observe(tx, row, seen)
+        if seen:
+            for one in seen[:-1]:
+                progression.observe(tx, row, one)
+                row = submit.by_id(tx.conn, job_id) or row
+            last = replace(seen[-1], progress=self.progress[job_id]) if job_id in self.progress else seen[-1]
+            effects = progression.observe(tx, row, last)
             if effects.ended:
                 return effects, None
         elif row.held == "dependency" and row.array_of is None:
@@ -268,15 +323,33 @@ class JobReconciler:
             self._view.touch(row.id, array=row.array_count is not None and row.array_of is None)
         return effects, self._stop_order(tx, row)
 
-    def _stop_order(self, tx: Tx, row: Row[Any]) -> tuple[str, str, str, float] | None:
-        """What to tell the engine when somebody asked the job's attempt to end; telling it twice does no harm."""
+    def _stop_order(self, tx: Tx, row: Row[Any]) -> tuple[Row[Any], float] | None:
+        """The attempt that somebody asked to end, and its grace; telling its engine twice does no harm."""
         if row.phase != Phase.STOPPING:
             return None
         attempt = progression.current_attempt(tx.conn, row)
         if attempt is None or attempt.stop_reason is None or attempt.ended_at is not None:
             return None
-        grace = JobSpec.model_validate_json(row.spec).grace_period
-        return f"{row.id}.{attempt.number}", attempt.run_dir, attempt.stop_reason, grace
+        return attempt, JobSpec.model_validate_json(row.spec).grace_period
+
+    async def _stop(self, attempt: Row[Any], grace_s: float) -> float | None:
+        """Tell the attempt's engine; in how many seconds to try again."""
+        engine, id_ = self.engines.find(attempt.engine), _id(attempt)
+        if engine is None:
+            self.observed(_orphaned(attempt, self.store.clock()))
+            return None
+        if engine.schedules_itself and not self._handover.take_back(engine.name, id_):
+            return STOP_AGAIN_S
+        known = attempt.engine_job is not None or attempt.started_at is not None or not engine.schedules_itself
+        try:
+            seen = None if known else await engine.adopt(id_, attempt.run_dir)
+            await engine.stop(id_, attempt.run_dir, reason=attempt.stop_reason, grace_s=grace_s)
+        except Unreachable as error:
+            self.observed(_unknown(attempt, engine, error, self.store.clock()))
+            return AGAIN_S
+        if seen is not None and seen.stage is Stage.ABSENT:
+            self.observed(_vanished(seen, attempt, self.store.clock()))
+        return None
 
     async def drain_node(self, name: object) -> None:
         told = await self.store.write(lambda tx: (self.fence(tx) and progression.drain(tx, str(name))) or [])
@@ -284,42 +357,62 @@ class JobReconciler:
             self.loop.enqueue("job", job_id)
 
     async def sync_nodes(self) -> None:
-        """Make the fleet's table agree with what the engine offers now."""
-        offers = self.engine.nodes()
-        if offers == self._offers:
-            return
-        changed = await self.store.write(lambda tx: (self.fence(tx), inventory.sync(tx, self.engine.name, offers))[1])
-        self._offers = offers
-        if changed:
-            self.loop.enqueue("schedule", "all")
+        """Make the fleet's table agree with what the engines offer now."""
+        for engine in [*self._running.values()]:
+            offers = engine.nodes()
+            before = self._offers.get(engine.name)
+            if offers == before or (not offers and engine.unknown_since is not None):
+                continue  # of a site that has not answered yet nothing is known
+            if await self.store.write(partial(self._sync, engine=engine.name, offers=offers)):
+                self.loop.enqueue("schedule", "all")
+            self._offers[engine.name] = offers
+
+    def _sync(self, tx: Tx, engine: str, offers: Sequence[NodeOffer]) -> list[str]:
+        self.fence(tx)
+        changed = inventory.sync(tx, engine, offers, self.engines.names)
+        for words in inventory.clashes(tx.conn, engine, offers):
+            log.warning("%s", words)
+        return changed
 
     async def end_orphans(self) -> list[str]:
         """After a restore: end what runs and no row knows of as active. Returns the attempts' ids."""
-        known = {f"{job.id}.{attempt.number}" for job, attempt in await self.store.read(_active)}
+        known = {_id(attempt) for _, attempt in await self.store.read(_active)}
         ended = []
         for run_dir in await asyncio.to_thread(_run_dirs, self.jobs_dir):
-            attempt_id = f"{run_dir.parent.name}.{run_dir.name}"
-            if attempt_id in known:
+            number, _, name = run_dir.name.partition(".")
+            attempt_id, engine = f"{run_dir.parent.name}.{number}", self.engines.find(name)
+            if attempt_id in known or engine is None:
                 continue
-            seen = await self.engine.adopt(attempt_id, str(run_dir))
-            if seen.stage in (Stage.STARTING, Stage.RUNNING):
-                await self.engine.stop(attempt_id, str(run_dir), reason=Reason.Cancelled, grace_s=5.0)
-                ended.append(attempt_id)
+            try:
+                seen = await engine.adopt(attempt_id, str(run_dir))
+                if seen.stage in (Stage.QUEUED, Stage.STARTING, Stage.RUNNING):
+                    await engine.stop(attempt_id, str(run_dir), reason=Reason.Cancelled, grace_s=5.0)
+                    ended.append(attempt_id)
+            except Unreachable as error:
+                log.warning("whether %s runs on %s cannot be known: %s", attempt_id, engine.name, error)
         return ended
 
-    async def _adopt_all(self) -> None:
-        """After a start: ask the engine what became of every attempt that the rows call active, and go on from there."""
-        rows = await self.store.read(_active)
+    async def _adopt_all(self, engine: Engine) -> None:
+        """After its start: ask an engine what became of every attempt that the rows call active, and go on from there."""
+        rows = await self.store.read(lambda conn: _active(conn, engine.name))
+        setup = await self.store.read(live.current)
         gate = asyncio.Semaphore(ADOPT_AT_ONCE)
 
         async def one(job: Row[Any], attempt: Row[Any]) -> None:
             async with gate:
-                seen = await self.engine.adopt(f"{job.id}.{attempt.number}", attempt.run_dir)
+                try:
+                    seen = await engine.adopt(_id(attempt), attempt.run_dir)
+                except Unreachable as error:
+                    self.observed(_unknown(attempt, engine, error, self.store.clock()))
+                    raise
                 if seen.stage is Stage.ABSENT and attempt.started_at is None and attempt.stop_reason is None:
-                    await self._submit(job, attempt._asdict())
+                    if engine.schedules_itself:
+                        self._hand_over(job, attempt._asdict(), queue_of(setup, self._memory.spec(job), job.project))
+                    else:
+                        await self._submit(job, attempt._asdict())
                 elif seen.stage is Stage.ABSENT and attempt.started_at is None:
                     # Told to the engine too: it leaves a record, so that a late start finds the attempt over.
-                    await self.engine.stop(seen.attempt_id, attempt.run_dir, reason=attempt.stop_reason, grace_s=0)
+                    await engine.stop(seen.attempt_id, attempt.run_dir, reason=attempt.stop_reason, grace_s=0)
                     self.observed(_vanished(seen, attempt, self.store.clock()))
                 elif seen.stage is Stage.ABSENT:
                     self.observed(_vanished(seen, attempt, self.store.clock()))
@@ -330,7 +423,44 @@ class JobReconciler:
 
 
 def _run_dirs(jobs_dir: str) -> list[Path]:
-    return [run for job in Path(jobs_dir).iterdir() if job.is_dir() for run in job.iterdir() if run.name.isdigit()]
+    """``<job id>/3`` of the server's own engine, ``<job id>/3.c1`` of engine c1."""
+    found = (run for job in Path(jobs_dir).iterdir() if job.is_dir() for run in job.iterdir())
+    return [run for run in found if run.name.partition(".")[0].isdigit()]
+
+
+def _id(attempt: Row[Any]) -> str:
+    return f"{attempt.job_id}.{attempt.number}"
+
+
+def folded(before: Observation, seen: Observation) -> Observation | None:
+    """Two observations of an attempt as one; None where each is a step of its own: it ran, and waits in a line again."""
+    if before.attempt_id != seen.attempt_id:
+        return seen
+    ran = before.started_at is not None or before.ended_at is not None
+    if before.stage is not seen.stage and Stage.QUEUED in (before.stage, seen.stage) and ran:
+        return None
+    return replace(
+        seen,
+        happened=before.happened + seen.happened,
+        started_at=seen.started_at if seen.started_at is not None else before.started_at,
+        ended_at=seen.ended_at if seen.ended_at is not None else before.ended_at,
+        groups=seen.groups or before.groups,
+        gpu_model=seen.gpu_model or before.gpu_model,
+        engine_job=seen.engine_job or before.engine_job,
+    )
+
+
+def _unknown(attempt: Row[Any], engine: Engine, error: Unreachable, now: float) -> Observation:
+    """Its engine does not answer: it is as it was last seen."""
+    stage = Stage.QUEUED if attempt.started_at is None else Stage.RUNNING
+    since = engine.unknown_since if engine.unknown_since is not None else now
+    return Observation(_id(attempt), stage, now, message=str(error), unknown_since=since)
+
+
+def _orphaned(attempt: Row[Any], now: float) -> Observation:
+    """Its engine was removed."""
+    words = f"engine {attempt.engine} was removed, so how it ended cannot be known"
+    return Observation(_id(attempt), Stage.LOST, now, ended_at=now, reason=Reason.SupervisorLost, message=words)
 
 
 def _vanished(seen: Observation, attempt: Row[Any], now: float) -> Observation:
@@ -345,8 +475,10 @@ def _vanished(seen: Observation, attempt: Row[Any], now: float) -> Observation:
 _WAKE = frozenset({Reason.CancelRequested, Reason.Cancelled})
 
 
-def _active(conn: Connection) -> list[tuple[Row[Any], Row[Any]]]:
-    found = conn.execute(select(attempts).where(attempts.c.phase.in_([p.value for p in ACTIVE]))).all()
+def _active(conn: Connection, engine: str | None = None) -> list[tuple[Row[Any], Row[Any]]]:
+    """Jobs with their attempts that run, or wait in an engine's line; ``engine``: of that one alone."""
+    query = select(attempts).where(attempts.c.phase.in_([Phase.PENDING.value, *(p.value for p in ACTIVE)]))
+    found = conn.execute(query if engine is None else query.where(attempts.c.engine == engine)).all()
     pairs = [(submit.by_id(conn, attempt.job_id), attempt) for attempt in found]
     return [(job, attempt) for job, attempt in pairs if job is not None]
 

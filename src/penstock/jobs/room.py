@@ -15,11 +15,11 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.errors import InvalidInput, NotFound, Problem
 from penstock.base.reasons import Reason
 from penstock.base.resource import Actor
-from penstock.engines.spec import Engine
+from penstock.engines.several import Engines
 from penstock.jobs import queries, submit
 from penstock.jobs.launch import needs
 from penstock.jobs.spec import JobSpec
-from penstock.jobs.view import Memory, queue_of
+from penstock.jobs.view import Memory, engine_of, queue_of
 from penstock.scheduling import live, windows
 from penstock.scheduling.rights import may_use, too_urgent
 from penstock.scheduling.spec import Setup, there_are
@@ -42,7 +42,7 @@ class Room:
     """
 
     store: Store
-    engine: Engine
+    engines: Engines
     progress: Mapping[str, Mapping[str, Any]]
     holds: Holds
     require_project: Callable[[Connection, str], None]
@@ -106,16 +106,14 @@ class Room:
 
     def check(self, conn: Connection, actor: Actor, project: str, spec: JobSpec, path: str = "spec") -> list[Problem]:
         """What only this server can say of a spec: the engine's refusals, a snapshot that is not the user's."""
-        problems = [
-            Problem(f"{path}.{p.path}" if p.path else path, p.message) for p in self.engine.validate(needs(spec))
-        ]
+        setup = live.current(conn)
+        problems = self._engine_says(setup, spec, project, path)
         if spec.snapshot is not None and not self.holds(conn, actor.user, spec.snapshot):
             problems.append(Problem(f"{path}.snapshot", "no such snapshot was uploaded by you"))
         if spec.reservation is not None:
             refused = windows.refusal(conn, spec.reservation, project, actor.user, self.store.clock())
             if refused is not None:
                 problems.append(Problem(f"{path}.reservation", refused))
-        setup = live.current(conn)
         queue = queue_of(setup, spec, project)
         for refused_by in (may_use(setup, queue, project), too_urgent(setup, queue, spec.priority)):
             if refused_by is not None:
@@ -128,6 +126,28 @@ class Room:
         except NotFound as error:
             problems.append(Problem("project", error.message))
         return problems
+
+    def _engine_says(self, setup: Setup, spec: JobSpec, project: str, path: str) -> list[Problem]:
+        """What is wrong with a spec on the engine that it is for."""
+        name = engine_of(setup, spec, project)
+        engine = self.engines.find(name)
+        if engine is None:
+            words = f"there is no engine {name!r}{there_are(self.engines.names)}"
+            if spec.engine is not None:
+                return [Problem(f"{path}.engine", words)]
+            return [Problem(f"{path}.queue", f"queue {queue_of(setup, spec, project)!r} is of another engine: {words}")]
+        found = [Problem(f"{path}.{p.path}" if p.path else path, p.message) for p in engine.validate(needs(spec))]
+        if engine is self.engines.own:
+            if spec.engine_options:
+                found.append(Problem(f"{path}.engine_options", f"the {engine.name} engine takes none"))
+            return found
+        words = f"is of what this server places itself, and {engine.name} places its jobs"
+        asked = {
+            "placement": spec.placement is not None and spec.placement.required,
+            "flavors": bool(spec.flavors),
+            "reservation": spec.reservation is not None,
+        }
+        return found + [Problem(f"{path}.{field}", words) for field, there in asked.items() if there]
 
     def create(self, tx: Tx, actor: Actor, new: submit.NewJob) -> SimpleNamespace:
         """Check and insert; the new row. Raises InvalidInput with all that is wrong, Conflict."""

@@ -58,6 +58,7 @@ class ListQuery(_Model):
     phase: list[str] = Field(default_factory=list, max_length=16)
     q: str | None = Field(default=None, max_length=200)
     queue: str | None = Field(default=None, max_length=63)
+    engine: str | None = Field(default=None, max_length=63)
     limit: int = Field(default=100, ge=1, le=500)
     cursor: int | None = Field(default=None, ge=0, lt=1 << 62)
 
@@ -141,7 +142,7 @@ class _Routes:
                 projects=projects,
                 phases=query.phase,
                 text=query.q,
-                queue=query.queue,
+                place=queries.Place(query.queue, query.engine),
                 limit=query.limit + 1,
                 before=query.cursor,
             )
@@ -238,5 +239,8 @@ class _Routes:
     async def progress(self, call: Call) -> dict[str, Any]:
         row = await self.room.row(call.path)
         rows = await self.room.store.read(lambda conn: queries.attempt_rows(conn, row.id))
-        points = [point for r in rows for point in await self.room.engine.logs(r.run_dir).progress()]
+        points = []
+        for one in rows:
+            engine = self.room.engines.find(one.engine)
+            points += await engine.logs(one.run_dir).progress() if engine is not None else []
         return series.summarize(points)

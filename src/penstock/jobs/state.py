@@ -8,7 +8,7 @@ from penstock.base.reasons import Reason
 
 
 class Phase(StrEnum):
-    PENDING = "Pending"  # waits: for resources, a dependency, an array slot, a back-off
+    PENDING = "Pending"  # waits: for resources, a dependency, an array slot, a back-off, or in its engine's own line
     STARTING = "Starting"  # admitted, with a placement; the engine has been or is being told
     RUNNING = "Running"
     STOPPING = "Stopping"  # a cancel, drain or limit runs its grace
@@ -21,7 +21,10 @@ FINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
 ACTIVE = frozenset({Phase.STARTING, Phase.RUNNING, Phase.STOPPING})  # holds resources
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.PENDING: frozenset({Phase.STARTING, Phase.FAILED, Phase.CANCELLED, Phase.RUNNING, Phase.SUCCEEDED}),
+    # Stopping: an engine that schedules itself has it in its line, and must let go of it first.
+    Phase.PENDING: frozenset(
+        {Phase.STARTING, Phase.STOPPING, Phase.FAILED, Phase.CANCELLED, Phase.RUNNING, Phase.SUCCEEDED}
+    ),
     Phase.STARTING: frozenset(
         {Phase.RUNNING, Phase.STOPPING, Phase.PENDING, Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED}
     ),
@@ -41,7 +44,7 @@ END_PHASE: dict[str, Phase] = {
 }
 
 # Ends that are nobody's failure: a new attempt follows and max_restarts is not spent.
-BLAMELESS = frozenset({Reason.Preempted, Reason.Reclaimed, Reason.IdleReclaimed, Reason.NodeDrained})
+BLAMELESS = frozenset({Reason.Preempted, Reason.Reclaimed, Reason.IdleReclaimed, Reason.NodeDrained, Reason.Updated})
 # Ends that trying again cannot mend.
 HOPELESS = frozenset(
     {

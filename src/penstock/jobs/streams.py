@@ -131,7 +131,9 @@ class _Streams:
                         yield f"--- attempt {attempt.number} ---\n".encode()
                     shown = attempt.number
                     ended = self._ended(attempt)
-                    async for chunk in self.room.engine.logs(attempt.run_dir).read(request, ended):
+                    async for chunk in (
+                        self.room.engines.named(attempt.engine).logs(attempt.run_dir).read(request, ended)
+                    ):
                         yield chunk
                     continue
                 if not request.follow or job.phase in FINAL or (number is not None and shown):
@@ -192,7 +194,8 @@ class _Streams:
             raise InvalidInput(
                 f"job {row.name!r} is {row.phase}: there is nothing to go into", hint="Wait until it runs."
             )
-        session = await self.room.engine.session(f"{row.id}.{attempt.number}", attempt.run_dir, request)
+        engine = self.room.engines.named(attempt.engine)
+        session = await engine.session(f"{row.id}.{attempt.number}", attempt.run_dir, request)
         await self._record(row, call, Reason.SessionOpened, what)
         try:
             await _pump(call.socket, session)

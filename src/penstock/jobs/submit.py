@@ -27,6 +27,7 @@ _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 # Statements are made once: building one costs more than running it. Which columns an update sets follows from its values.
 _SET = jobs.update().where(jobs.c.id == bindparam("b_id"))
 _INSERT = jobs.insert()
+_OURS = frozenset({"max_restarts", "grace_period"})  # an engine was not told of them, or is when it is to stop
 _MUTABLE = ("time_limit", "max_restarts", "priority", "grace_period", "idle_timeout")
 
 
@@ -134,6 +135,9 @@ def _values(tx: Tx, new: NewJob, job_id: str, name: str) -> dict[str, Any]:
         "array_index": None,
         "array_count": None,
         "cancelled_by": None,
+        "engine": None,
+        "engine_job": None,
+        "start_estimate": None,
     }
 
 
@@ -203,7 +207,8 @@ def refusal(row: Row[Any], differ: list[str]) -> str | None:
     if row.array_of is not None or row.array_count is not None:
         return f"{row.name!r} is an array or its task: delete it or take another name to change it"
     fixed = [name for name in differ if name not in _MUTABLE]
-    if row.phase in FINAL or not fixed or (row.phase == Phase.PENDING and row.attempt == 0):
+    begun = row.attempt - (1 if row.held == "engine" else 0)  # what an engine has in its line did not
+    if row.phase in FINAL or not fixed or (row.phase == Phase.PENDING and begun == 0):
         return None
     return f"job {row.name!r} is {row.phase}: {', '.join(fixed)} cannot change under it"
 
@@ -227,18 +232,23 @@ def replace(tx: Tx, row: Row[Any], spec: JobSpec, *, actor: str, generation: int
         "generation": row.generation + 1,
         "priority": spec.priority,
     }
-    if row.phase not in FINAL:
+    data = {"generation": row.generation + 1, "changed": differ}
+    if row.phase == Phase.PENDING and row.held == "engine" and not _OURS.issuperset(differ):
+        _withdraw(tx, row, Reason.Updated, "its specification was changed: it is handed over anew", **values)
+        data["withdrawn"] = True
+    elif row.phase not in FINAL:
         update(tx, row.id, **values)
     else:
         values |= {"held": None, "next_at": None, "restarts": 0, "exit_code": None, "signal": None, "progress": None}
         values |= {"cancelled_by": None, "finished_at": None, "started_at": None, "queued_at": tx.now}
+        values |= {"engine": None, "engine_job": None} if row.engine is not None else {}
         move(tx, row, Phase.PENDING, Reason.WaitingBehind, "in line", **values)
     tx.emit(
         ref(row),
         Reason.Updated,
         f"generation {row.generation + 1}: {', '.join(differ)}",
         actor=actor,
-        data={"generation": row.generation + 1, "changed": differ},
+        data=data,
     )
     return "update"
 
@@ -248,23 +258,31 @@ def cancel(tx: Tx, row: Row[Any], *, actor: str, why: str = "") -> list[str]:
     if row.phase in FINAL or row.cancelled_by is not None:
         return []
     told: list[str] = []
+    held = row.phase in ACTIVE or row.held == "engine"
     if row.array_count is not None and row.array_of is None:
         for task in tx.conn.execute(select(jobs).where(jobs.c.array_of == row.id)).all():
+            held = held or task.held == "engine"
             told += cancel(tx, task, actor=actor, why=why or f"{row.name} was cancelled")
         told.append(row.id)
     message = f"cancelled by {actor}" + (f": {why}" if why else "")
-    if row.phase in ACTIVE:
-        move(tx, row, Phase.STOPPING, Reason.CancelRequested, message, cancelled_by=actor)
-        tx.conn.execute(
-            attempts.update()
-            .where(attempts.c.job_id == row.id, attempts.c.number == row.attempt)
-            .values(stop_reason=Reason.Cancelled)
-        )
+    if held:
+        _withdraw(tx, row, Reason.Cancelled, message, cancelled_by=actor)
         tx.emit(ref(row), Reason.CancelRequested, message, actor=actor)
         return [*told, row.id]
     move(tx, row, Phase.CANCELLED, Reason.Cancelled, message, cancelled_by=actor, finished_at=tx.now, held=None)
     tx.emit(ref(row), Reason.Cancelled, message, actor=actor)
     return [*told, row.id]
+
+
+def _withdraw(tx: Tx, row: Row[Any], reason: Reason, message: str, **values: Any) -> None:
+    """Its engine is to let go of the attempt that it runs, or has in its line."""
+    said = Reason.CancelRequested if reason is Reason.Cancelled else reason
+    move(tx, row, Phase.STOPPING, said, message, **values)
+    tx.conn.execute(
+        attempts.update()
+        .where(attempts.c.job_id == row.id, attempts.c.number == row.attempt)
+        .values(stop_reason=reason)
+    )
 
 
 def remove(tx: Tx, row: Row[Any], *, actor: str) -> list[str]:

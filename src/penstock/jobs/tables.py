@@ -22,7 +22,9 @@ jobs = Table(
     Column("phase", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("message", Text, nullable=False),
-    Column("held", Text),  # "dependency" or "slot": not in line yet; "array": a parent, never in line
+    Column(
+        "held", Text
+    ),  # "dependency" or "slot": not in line yet; "array": a parent, never in line; "engine": in its line
     Column("priority", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("queued_at", Float, nullable=False),
@@ -40,6 +42,9 @@ jobs = Table(
     Column("array_index", Integer),
     Column("array_count", Integer),
     Column("cancelled_by", Text),
+    Column("engine", Text),  # of the newest attempt, where it is not the server's own
+    Column("engine_job", Text),  # the name that engine has for it
+    Column("start_estimate", Float),  # as that engine told it
 )
 Index("jobs_by_name", jobs.c.project, jobs.c.name, unique=True)
 Index("jobs_by_project", jobs.c.project, jobs.c.seq)
@@ -47,6 +52,7 @@ Index("jobs_by_phase", jobs.c.phase, jobs.c.seq)
 # The line, in its order of service.
 Index("jobs_in_line", jobs.c.phase, jobs.c.held, jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.seq)
 Index("jobs_by_array", jobs.c.array_of, jobs.c.array_index)
+Index("jobs_by_engine", jobs.c.engine, jobs.c.engine_job)
 
 dependencies = Table(
     "job_dependencies",
@@ -82,5 +88,7 @@ attempts = Table(
     Column("restarts", Integer, nullable=False),  # in place
     Column("ranks", Text, nullable=False),  # JSON
     Column("gpu_idle", Text),  # JSON: [[node, GPU, since]] of those that do nothing, once that was told
+    Column("engine_job", Text),  # the engine's own name for it: a Slurm job id
+    Column("help", Text),  # what would let it start, while it waits in its engine's line
 )
 Index("attempts_by_phase", attempts.c.phase)

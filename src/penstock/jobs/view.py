@@ -34,6 +34,8 @@ QUIET = frozenset(
     {
         *(Reason.AttemptStarted, Reason.Started, Reason.RankExited, Reason.RankRestarted, Reason.Progressing),
         *(Reason.WaitingForResources, Reason.WaitingBehind, Reason.Unschedulable, Reason.QuotaExceeded),
+        *(Reason.HandedOver, Reason.HeldByAdministrator, Reason.Requeued),
+        *(Reason.EngineUnreachable, Reason.EngineReached),
     }
 )
 SETTLED = 1000  # jobs above which the garbage collector's passes are felt
@@ -54,11 +56,13 @@ _EVICTIONS = (
 
 @dataclass(slots=True)
 class Memory:
-    """Parsed specs, so that nothing is parsed twice. Bounded. ``speed`` is the engine's: how many times as fast as the clock
-    the times pass that a spec states (a simulated fleet's; else 1).
+    """Parsed specs, so that nothing is parsed twice. Bounded. ``speed`` is the own engine's: how many times as fast as the
+    clock the times pass that a spec states (a simulated fleet's; else 1); ``own`` its name: no other one's nodes and jobs
+    are the planners' concern (empty: there is no other).
     """
 
     speed: float = 1.0
+    own: str = ""
     specs: OrderedDict[tuple[str, int], JobSpec] = field(default_factory=OrderedDict)
 
     def spec(self, row: Row[Any]) -> JobSpec:
@@ -79,6 +83,9 @@ class View:
         self.scheduler: Scheduler | None = None
         self.setup = Setup()
         self.rows: dict[str, Row[Any]] = {}  # of those that wait
+        self.elsewhere: dict[str, Row[Any]] = {}  # of those that are to be handed over to another engine
+        self.stranded: dict[str, Row[Any]] = {}  # of those whose engine is not there
+        self.engines_changed = False
         self.mig: dict[
             str, dict[str, dict[str, str]]
         ] = {}  # by node: a planner's name of an instance -> {"id","profile"}
@@ -144,6 +151,10 @@ class View:
         self._arrays.clear()
         if self._idle:
             self._read_idle(conn, scheduler)
+        if self.engines_changed:
+            self.engines_changed = False
+            self.elsewhere |= self.stranded
+            self.stranded.clear()
         self._settle()
         return scheduler
 
@@ -152,11 +163,14 @@ class View:
         self.setup = live.current(conn)
         scheduler = Scheduler(at_speed(self.setup, self.memory.speed))
         for node in inventory.all_nodes(conn):
-            scheduler.put_node(self.node(node))
+            if self.ours(node.engine):
+                scheduler.put_node(self.node(node))
         windows.take_over(conn, scheduler, now)
         self._windows = False
         for known in (self._jobs, self._arrays, self._idle, self._nodes, self.rows, self.told):
             known.clear()
+        self.elsewhere.clear()
+        self.stranded.clear()
         self._later.clear()
         self.evictions = dict(conn.execute(_EVICTIONS).all())
         for row in conn.execute(_LIVE).all():
@@ -187,7 +201,7 @@ class View:
 
     def _read_nodes(self, conn: Connection, scheduler: Scheduler) -> None:
         names, self._nodes = self._nodes, set()
-        found = {row.name: row for row in inventory.some_nodes(conn, names)}
+        found = {row.name: row for row in inventory.some_nodes(conn, names) if self.ours(row.engine)}
         for row in found.values():
             scheduler.put_node(self.node(row))
         for name in names - found.keys():
@@ -201,13 +215,22 @@ class View:
                 self._job(conn, scheduler, row, now)
                 yield row
 
+    def ours(self, engine: str | None) -> bool:
+        """Whether it is the one on which the planners place."""
+        return engine is None or not self.memory.own or engine == self.memory.own
+
     def _gone(self, scheduler: Scheduler, id_: str, now: float) -> None:
         self.rows.pop(id_, None)
+        self.elsewhere.pop(id_, None)
+        self.stranded.pop(id_, None)
         self.told.pop(id_, None)
         scheduler.withdraw(id_)
         scheduler.end(id_, now)
 
     def _job(self, conn: Connection, scheduler: Scheduler, row: Row[Any], now: float) -> None:
+        if self.elsewhere or self.stranded:
+            self.elsewhere.pop(row.id, None)
+            self.stranded.pop(row.id, None)
         if row.phase in ACTIVE:
             self._active(conn, scheduler, row)
             return
@@ -219,6 +242,10 @@ class View:
             if row.phase == Phase.PENDING and row.held is None:
                 heapq.heappush(self._later, (row.next_at, row.id))
             return
+        if not self.ours(engine_of(self.setup, self.memory.spec(row), row.project)):
+            self._gone(scheduler, row.id, now)
+            self.elsewhere[row.id] = row
+            return
         self.rows[row.id] = row
         if known is None or (known.generation, known.queued_at, known.attempt) != (
             row.generation, row.queued_at, row.attempt,
@@ -229,7 +256,7 @@ class View:
     def _active(self, conn: Connection, scheduler: Scheduler, row: Row[Any]) -> None:
         self.rows.pop(row.id, None)
         self.told.pop(row.id, None)
-        if row.array_count is not None and row.array_of is None:
+        if (row.array_count is not None and row.array_of is None) or not self.ours(row.engine):
             return
         if row.id in scheduler.held:
             if row.phase == Phase.STOPPING:
@@ -381,6 +408,14 @@ def to_workload(setup: Setup, spec: JobSpec, project: str, user: str, speed: flo
 def queue_of(setup: Setup, spec: JobSpec, project: str) -> str:
     """The queue that a spec names, or its project's."""
     return spec.queue or live.queue_of(setup, project)
+
+
+def engine_of(setup: Setup, spec: JobSpec, project: str) -> str | None:
+    """The engine that a spec names, or its queue; None: the server's own."""
+    if spec.engine is not None:
+        return spec.engine
+    queue = setup.queues.get(queue_of(setup, spec, project))
+    return queue.engine if queue is not None else None
 
 
 def fresh(conn: Connection, now: float, memory: Memory) -> tuple[View, Scheduler]:

@@ -105,6 +105,7 @@ class QueueForm(_Form):
     qos: Annotated[Number, Field(le=1)] = 0.0
     partition: Annotated[Number, Field(le=1)] = 0.0
     max_priority: Annotated[int, Field(strict=True, ge=-1_000_000, le=1_000_000)] | None = None
+    engine: Name | None = None
 
 
 class CohortForm(_Form):

@@ -54,6 +54,7 @@ class Queue:
     qos: float = 0.0  # multifactor: 0..1
     partition: float = 0.0  # multifactor: 0..1, Slurm's PriorityJobFactor over the largest of all partitions
     max_priority: int | None = None  # the highest that a job may state, asked at submission
+    engine: str | None = None  # which places its jobs itself; None: the server's own, on which the planners place
 
     @property
     def limited(self) -> bool:
@@ -339,7 +340,7 @@ def _setup(reader: _Reader) -> Setup:
         form.name: Queue(
             form.name, form.cohort, _frozen(form.quotas), form.weight, form.user_weights, form.projects,
             form.reclaim_within_cohort, form.preempt_within_queue, form.reclaim_idle_after, form.max_time_limit, form.qos,
-            form.partition, form.max_priority,
+            form.partition, form.max_priority, form.engine,
         )
         for form in forms["queues"]
     }  # fmt: skip

@@ -20,6 +20,7 @@ REVISIONS = (
     "0009",
     "0010",
     "0011",
+    "0012",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

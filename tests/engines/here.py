@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 from collections.abc import Mapping, Sequence
 
 from penstock.engines.slurm.process import PipeStream, TtyStream, completed
@@ -35,4 +36,7 @@ class Here:
 
 
 def _as(user: str | None, argv: Sequence[str]) -> tuple[str, ...]:
-    return (*("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"), *argv) if user else tuple(argv)
+    if user is None:
+        return tuple(argv)
+    known = pwd.getpwnam(user)
+    return ("setpriv", f"--reuid={known.pw_uid}", f"--regid={known.pw_gid}", "--init-groups", "--", *argv)

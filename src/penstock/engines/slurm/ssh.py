@@ -52,15 +52,17 @@ _STREAM = r"""
 of=${1:-$PPID}; shift
 [ -d "/proc/$of" ] || of=self
 exec 3<&0
+[ -x /usr/bin/setsid ] && set -- /usr/bin/setsid "$@"
 sh -c 'echo "penstock $$"; exec "$@"' sh "$@" <&3 3<&- &
 child=$!
 exec 3<&-
-(exec >/dev/null 2>&1 </dev/null; while [ -d "/proc/$of" ] && kill -0 "$child"; do sleep 3; done; kill "$child") &
+(exec >/dev/null 2>&1 </dev/null; while [ -d "/proc/$of" ] && kill -0 "$child"; do sleep 3; done; kill -- "-$child" || kill "$child") &
 watch=$!
 wait "$child"; code=$?
 kill "$watch" 2>/dev/null
 exit "$code"
 """
+_END = 'kill -- "-$1" 2>/dev/null || kill "$1"'  # all that it started, where it has a session of its own
 _GREETING = re.compile(rb"(?:^|\n)penstock (\d+)\r?\n")
 
 
@@ -309,7 +311,7 @@ class _FarStream:
     async def close(self) -> None:
         if not self._over and self._pid.isdigit():
             with contextlib.suppress(Unreachable, Refused):
-                await self._transport.run(("sh", "-c", 'kill "$1"', "sh", self._pid), user=self._user)
+                await self._transport.run(("sh", "-c", _END, "sh", self._pid), user=self._user)
         await self._inner.close()
 
 

@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "live_cycle",
         "fuzz",
     ),
+    "C": ("slurm_contract", "slurm_engine", "slurm_render", "slurm_soak"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import soak_report
@@ -21,10 +22,15 @@ BARS = (
 
 
 def measure() -> list[Bar]:
+    return read(BARS)
+
+
+def read(rows: Iterable[tuple[str, str, float, str]]) -> list[Bar]:
+    """Bars of what the last soak recorded: rows of (name, key, limit, direction)."""
     report, note = soak_report.read(ROOT)
     measured = report.measured if report is not None and not note else {}
     bars = []
-    for name, key, limit, direction in BARS:
+    for name, key, limit, direction in rows:
         value = float(measured[key]) if key in measured else None
         why = note or ("" if value is not None else f"the soak recorded no {key}")
         bars.append(Bar(name, value, limit, "", "at least" if direction == "at least" else "at most", why))

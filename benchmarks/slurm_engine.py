@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Bar, alone, say, spread
@@ -142,16 +143,16 @@ def ended(client: Client, count: int) -> None:
 
 
 def rates(slurm: Cluster, client: Client) -> list[Bar]:
-    bare, arrays, singles = [], [], []
+    bare, arrays, singles = list[float](), list[float](), list[float]()
     for number in range(ROUNDS):
-        ways = [
-            lambda: bare.append(bare_loop(slurm)),
-            lambda n=number: arrays.append(by_array(client, f"array{n}")),
-            lambda n=number: singles.append(singly(client, f"s{n}")),
+        ways: list[tuple[list[float], Callable[[], float]]] = [
+            (bare, partial(bare_loop, slurm)),
+            (arrays, partial(by_array, client, f"array{number}")),
+            (singles, partial(singly, client, f"s{number}")),
         ]
         random.Random(number).shuffle(ways)
-        for way in ways:
-            way()
+        for found, way in ways:
+            found.append(way())
             idle(slurm)
         say(
             f"   round {number + 1}: sbatch {bare[-1]:.1f} jobs/s, our array {arrays[-1]:.1f}, singly {singles[-1]:.1f}"

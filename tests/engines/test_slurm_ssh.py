@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -150,14 +151,18 @@ def test_a_terminal_is_one_and_learns_its_size(server: Sshd, folder: Path) -> No
     over(server, folder, body)
 
 
-def alive(marker: str) -> int:
-    found = 0
+def commands() -> dict[int, bytes]:
+    """What every process was called with."""
+    found = {}
     for entry in Path("/proc").iterdir():
-        try:
-            found += entry.name.isdigit() and (entry / "cmdline").read_bytes() == f"sleep\0{marker}\0".encode()
-        except OSError:
-            continue
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes()
     return found
+
+
+def alive(marker: str) -> int:
+    return list(commands().values()).count(f"sleep\0{marker}\0".encode())
 
 
 @pytest.mark.parametrize("user", [None, "daemon"])
@@ -207,11 +212,7 @@ def test_a_command_that_hangs_is_ended_on_both_sides(server: Sshd, folder: Path)
 
 
 def master_of(path: str) -> int:
-    [found] = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and path.encode() in (entry / "cmdline").read_bytes()
-    ]
+    [found] = [pid for pid, words in commands().items() if path.encode() in words]
     return found
 
 

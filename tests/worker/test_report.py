@@ -55,6 +55,22 @@ def test_a_report_is_one_line_of_json(pipe: tuple[int, int]) -> None:
     assert body == {"rank": 3, "step": 30, "total_steps": 100, "metrics": {"loss": 0.25, "tokens": 7, "done": 1}}
 
 
+def test_a_file_of_this_ranks_reports_is_added_to(tmp_path: Path) -> None:
+    """Where no process reads beside the rank, as on a Slurm node."""
+    path = tmp_path / "progress/3"
+    path.parent.mkdir()
+    path.write_text("before\n")
+    with path.open("r+b") as file:
+        assert open_channel(file.fileno(), 0) is None
+        channel = channel_to(file.fileno(), rank=3)
+        for step in (1, 2):
+            channel.send(step, None, {})
+    before, *lines = path.read_text().splitlines()
+    assert before == "before"
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    os.close(channel.fd)
+
+
 def test_step_and_total_may_be_left_out(pipe: tuple[int, int]) -> None:
     channel_to(pipe[1]).send(None, None, {"loss": 1.5})
     body = received(pipe[0])

@@ -56,20 +56,21 @@ class Channel:
 
 
 def open_channel(fd: int | None, rank: int) -> Channel | None:
-    """A non-blocking writer to ``fd``; None where that is no pipe.
+    """A non-blocking writer to ``fd``; None where that is neither a pipe nor a file of this rank's reports.
 
     A number can outlive its pipe: launchers close what they do not know, and the number may then be anything.
     """
     if fd is None or fd < 0:
         return None
     try:
-        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISFIFO(mode) and not (stat.S_ISREG(mode) and _path(fd).endswith(f"/progress/{rank}")):
             return None
     except OSError:
         return None
     try:
         # Opened anew: O_NONBLOCK belongs to the open pipe, which others (`echo ... >&$PENSTOCK_REPORT_FD`) share.
-        return Channel(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), rank)
+        return Channel(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC), rank)
     except OSError:
         pass
     try:
@@ -77,6 +78,10 @@ def open_channel(fd: int | None, rank: int) -> Channel | None:
     except OSError:
         return None
     return Channel(fd, rank)
+
+
+def _path(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")
 
 
 @cache

@@ -30,6 +30,7 @@ class LaunchContract:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1  # ranks on this node, as the launcher says
     rdzv_endpoint: str = ""
     checkpoint_dir: str | None = None
     resume_from: str | None = None
@@ -62,6 +63,7 @@ class LaunchContract:
             rank=number("RANK", 0),
             local_rank=number("LOCAL_RANK", 0),
             world_size=number("WORLD_SIZE", 1),
+            local_world_size=number("LOCAL_WORLD_SIZE", number("PENSTOCK_NPROC", 1)),
             rdzv_endpoint=environ.get("PENSTOCK_RDZV_ENDPOINT", ""),
             checkpoint_dir=environ.get("PENSTOCK_CKPT_DIR") or None,
             resume_from=environ.get("PENSTOCK_RESUME_FROM") or None,

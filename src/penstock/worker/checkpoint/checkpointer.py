@@ -1,0 +1,406 @@
+"""``Checkpointer``: what a training script uses, in three lines (docs/checkpoints.md).
+
+``ckpt = Checkpointer(model=model, optimizer=optimizer)`` before the loop, ``for step in range(ckpt.load(), steps)`` to
+begin where the last run ended, and ``if ckpt.step(step): break`` at the end of each step; ``ckpt.close()`` after it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from penstock.base.quantities import parse_duration
+from penstock.worker import contract
+from penstock.worker.checkpoint import folder, saving
+from penstock.worker.checkpoint.errors import CheckpointError, Damaged, FolderInUse, OtherModel, SaveFailed
+from penstock.worker.checkpoint.layout import Layout, make_layout
+from penstock.worker.checkpoint.loading import compare, fill
+from penstock.worker.checkpoint.manifest import Manifest
+from penstock.worker.checkpoint.memory import available, short_of_memory, stand_back
+from penstock.worker.checkpoint.parts import (
+    Captured,
+    Position,
+    Target,
+    part_of,
+    random_state,
+    set_random_state,
+)
+from penstock.worker.checkpoint.ranks import Ranks
+from penstock.worker.checkpoint.staging import Staging, streamed
+from penstock.worker.checkpoint.tensors import Placed, written_here
+from penstock.worker.checkpoint.upkeep import Shelf
+from penstock.worker.checkpoint.writing import Pace, Staged
+from penstock.worker.report import report
+
+STOPPED = 143  # 128 + SIGTERM: the exit code of a script that goes on after it was told to stop
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is seldom changed. Durations are seconds, sizes bytes."""
+
+    mtbf: float | None = None  # mean time between failures of the whole job, for every="auto"
+    keep_every: int | None = None  # every n-th step stays for good
+    asynchronous: bool = True
+    reserve: int = 1 << 30  # host memory that staging leaves free
+    read_back: bool = True  # read a checkpoint from the disk before it counts as one of the last `keep`
+    commit_timeout: float = 600.0
+    niceness: int = 10
+    bytes_per_s: float | None = None
+    on_failure: Literal["tell", "raise"] = "tell"  # what step() does after a save that the disk refused
+
+
+@dataclass(slots=True)
+class Figures:
+    """What the last save cost."""
+
+    step: int = -1
+    stall_s: float = 0.0
+    durable_s: float = 0.0
+    size: int = 0
+    saves: int = 0
+    failures: int = 0
+
+
+class Checkpointer:
+    """Saves and loads ``parts`` (model=, optimizer=, scheduler=, anything with a state_dict) in ``directory``.
+
+    ``directory`` is the job's (PENSTOCK_CKPT_DIR) where none is given. ``every``: a number of steps, a duration
+    ("10m"), or "auto" for the interval that loses least (Young and Daly) given Options.mtbf. ``loader`` is the data
+    position, each rank's own. Where torch.distributed is in use, every rank makes one, after init_process_group.
+    """
+
+    def __init__(
+        self,
+        directory: str | None = None,
+        *,
+        keep: int = 3,
+        every: int | str = "10m",
+        loader: Any = None,
+        options: Options = Options(),
+        **parts: Any,
+    ) -> None:
+        where = directory or contract.checkpoint_dir()
+        if where is None:
+            raise CheckpointError("no folder for checkpoints", hint="Give directory=, or set PENSTOCK_CKPT_DIR.")
+        if keep < 1:
+            raise CheckpointError("keep must be at least 1: the last checkpoint is never removed")
+        self.directory = os.path.abspath(where)
+        self.options = options
+        self.figures = Figures()
+        self._contract = contract.current()
+        modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+        self._parts = [part_of(name, part, modules) for name, part in parts.items() if part is not None]
+        self._position = Position("loader", loader) if loader is not None else None
+        self._on_gpu = any(p.is_cuda for m in modules.values() for p in m.parameters())
+        self._ranks = Ranks()
+        self._every_steps = every if isinstance(every, int) else None
+        self._interval = math.inf if isinstance(every, int) else 600.0 if every == "auto" else parse_duration(every)
+        self._auto = every == "auto"
+        if self._auto and options.mtbf is None:
+            raise CheckpointError('every="auto" needs Options(mtbf=...): the mean time between failures, in seconds')
+        self._shelf = Shelf(self.directory, keep, options.keep_every, options.read_back)
+        self._lock = folder.Lock(self.directory, {"job": self._contract.job_id, "attempt": self._contract.attempt})
+        self._locked = False
+        self._series = self._open()
+        self._number = 0
+        self._thread = ThreadPoolExecutor(1, "penstock-checkpoint", stand_back, (options.niceness,))
+        self._flight: Future[None] | None = None
+        self._layout: Layout | None = None
+        self._staging: Future[Staging] | None = None
+        self._last_began = time.monotonic()
+        self._last_saved = -1
+        self._asked_at = 0.0
+        self._stopping = False
+        contract.should_stop()
+
+    # -------------------------------------------------------------------------------------------------------- load
+
+    def load(self) -> int:
+        """Load the newest checkpoint that is whole into the parts; answers the step to go on with, 0 for a fresh start.
+
+        Every byte is verified; a damaged checkpoint is told, and the one before it is taken. Raises Damaged when there
+        are checkpoints and none is whole, and OtherModel when one is whole but of another model: the parts may then be
+        partly overwritten, and must not be trained on.
+        """
+        names = self._ranks.first([(e.path, e.step, e.id) for e in reversed(folder.entries(self.directory))])
+        candidates = [folder.Entry(*name) for name in names]
+        reasons = []
+        for entry in candidates:
+            fault = self._try(entry)
+            if not fault:
+                self._last_saved = entry.step
+                self._shelf.verified.add(entry.id)
+                self._say(f"step {entry.step} loaded, every byte verified ({entry.path})")
+                return entry.step + 1
+            reasons.append(fault)
+            self._shelf.damaged[entry.id] = fault
+            self._say(f"step {entry.step} is damaged and not used: {fault}")
+        if reasons:
+            raise Damaged(f"none of the {len(reasons)} checkpoints in {self.directory} is whole; newest: {reasons[0]}")
+        return 0
+
+    def _try(self, entry: folder.Entry) -> str:
+        """Load one checkpoint; the reason of any rank that found it damaged. All ranks come to the same answer."""
+        error: CheckpointError | None = None
+        target = Target()
+        manifest: Manifest | None = None
+        try:
+            manifest = folder.checked_manifest(entry)
+            for part in self._parts:
+                part.target(manifest, target)
+            compare(manifest, target.placed, [part.name for part in self._parts])
+            fill(entry.path, manifest, target.placed, self._ranks.rank, self._ranks.world_size)
+        except CheckpointError as found:
+            error = found
+        told = self._ranks.all((type(error).__name__, error.message) if error else None)
+        worst = [fault for fault in told if fault is not None and fault[0] != "Damaged"]
+        if error is not None and not isinstance(error, Damaged):
+            raise error
+        if worst:
+            raise OtherModel(f"on another rank: {worst[0][1]}")
+        damaged = [fault[1] for fault in told if fault is not None]
+        if damaged:
+            return damaged[0]
+        assert manifest is not None
+        for finish in target.finish:
+            finish()
+        self._restore_own(manifest)
+        return ""
+
+    def _restore_own(self, manifest: Manifest) -> None:
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        if self._position is not None:
+            said = [row.get("loader") for row in manifest.ranks]
+            if any(row is None for row in said):
+                raise OtherModel(f"the checkpoint of step {manifest.step} has no data position")
+            self._position.restore(said, rank, world_size)
+        if rank < len(manifest.ranks):
+            set_random_state(manifest.ranks[rank]["random"])
+
+    # -------------------------------------------------------------------------------------------------------- save
+
+    def step(self, step: int) -> bool:
+        """Call it after each step: saves when it is time, or on request. True: stop here, all is saved (SIGTERM)."""
+        if self._stopping:
+            raise SystemExit(STOPPED)
+        self._settle(strict=self.options.on_failure == "raise")
+        if self._staging is None:
+            self._prepare()
+        now = time.monotonic()
+        asked, stop, due = self._ranks.any_of((self._asked(now), contract.should_stop(), self._due(now)))
+        by_count = self._every_steps is not None and (step + 1) % self._every_steps == 0
+        if asked or stop or due or by_count:
+            self._save(step)
+        if stop:
+            self._stopping = True
+            self.wait()
+        return stop
+
+    def save(self, step: int) -> None:
+        """Save now: returns when the state is staged. Raises SaveFailed if the save before this one came to nothing."""
+        self._settle(strict=True, block=True)
+        self._save(step)
+
+    def wait(self) -> None:
+        """Until the save in flight is committed. Raises SaveFailed."""
+        self._settle(strict=True, block=True)
+
+    def close(self) -> None:
+        """Wait for what is in flight and let the folder go. Raises SaveFailed."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown(wait=True)
+            self._ranks.close()
+            self._lock.release()
+            if self._staging is not None and self._staging.done() and not self._staging.exception():
+                self._staging.result().close()
+
+    def _save(self, step: int) -> None:
+        began = time.monotonic()
+        self._settle(strict=False, block=True)
+        captured, mine, layout = self._capture()
+        shared = captured.state if self._ranks.rank == 0 else {}
+        own: dict[str, Any] = {"random": random_state()}
+        if self._position is not None:
+            own["loader"] = self._position.capture()
+        ticket = self._ticket(step)
+        header = layout.header(saving.notes_of(ticket))
+        tensors = [item.local for item in mine]
+        staging = self._stage(layout)
+        self.figures.step, self.figures.size = step, layout.size
+        if staging is None:
+            source = streamed(layout, tensors, header)
+            self._flight = self._thread.submit(self._write, ticket, source, layout, (own, shared), began)
+            self._settle(strict=False, block=True)
+        else:
+            staged = Staged()
+            source = staging.source(staged)
+            self._flight = self._thread.submit(self._write, ticket, source, layout, (own, shared), began)
+            with torch.no_grad():
+                staging.copy(tensors, header, staged)
+        self.figures.stall_s = time.monotonic() - began
+        self._last_began, self._last_saved = time.monotonic(), step
+
+    def _ticket(self, step: int) -> saving.Ticket:
+        self._number += 1
+        return saving.Ticket(
+            directory=self.directory,
+            id=folder.save_id(self._series, self._number),
+            step=step,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            timeout=self.options.commit_timeout,
+            pace=Pace(self.options.niceness, self.options.bytes_per_s),
+            origin={"job": self._contract.job_id, "attempt": self._contract.attempt, "torch": torch.__version__},
+        )
+
+    def _write(
+        self,
+        ticket: saving.Ticket,
+        source: Any,
+        layout: Layout,
+        states: tuple[Mapping[str, Any], Mapping[str, Any]],
+        began: float,
+    ) -> None:
+        """In the background: this rank's part, and on rank 0 the commit and what follows it."""
+        try:
+            if ticket.rank == 0:
+                self._take_lock()
+            saving.begin(ticket)
+            saving.write_part(ticket, source, layout, *states)
+            if ticket.rank == 0:
+                saving.conclude(ticket)
+            else:
+                saving.await_commit(ticket)
+        except BaseException as error:
+            saving.give_up(ticket, error)
+            raise
+        self.figures.durable_s = time.monotonic() - began
+        self.figures.saves += 1
+        if ticket.rank == 0:
+            self._shelf.committed(ticket.id)
+            self._thread.submit(self._prune)
+            report(
+                checkpoint_step=ticket.step,
+                checkpoint_durable_s=self.figures.durable_s,
+                checkpoint_stall_s=self.figures.stall_s,
+                checkpoint_bytes=self.figures.size,
+            )
+
+    def _prune(self) -> None:
+        try:
+            self._shelf.prune()
+        except OSError as error:
+            self._say(f"old checkpoints could not be removed: {error}")
+
+    def _settle(self, *, strict: bool, block: bool = False) -> None:
+        """Look at the save in flight: forget one that is done, tell or raise one that failed."""
+        if self._flight is None or not (block or self._flight.done()):
+            return
+        flight, self._flight = self._flight, None
+        error = flight.exception()
+        if error is None:
+            if self._auto and self.options.mtbf is not None:
+                self._interval = young_daly(self.figures.stall_s, self.options.mtbf)
+            return
+        self.figures.failures += 1
+        reason = f"the save of step {self.figures.step} failed: {error}"
+        report(checkpoint_failed=self.figures.failures)
+        if strict or not isinstance(error, OSError | SaveFailed):
+            raise SaveFailed(reason) from error
+        self._say(f"{reason}; training goes on, the last committed checkpoint is intact")
+
+    # ------------------------------------------------------------------------------------------------------ set-up
+
+    def _open(self) -> str:
+        """Take the folder, clear what a dead owner left, and agree on this run's ids."""
+        fault, series = "", ""
+        if self._ranks.rank == 0:
+            try:
+                self._take_lock()
+            except FolderInUse as error:
+                fault = error.message
+            except OSError as error:
+                self._say(f"{self.directory} cannot be written ({error}); saves will fail until it can")
+            series = folder.new_series(self.directory)
+            if self._locked:
+                folder.clear(self.directory, series)
+        fault, series = self._ranks.first((fault, series))
+        if fault:
+            raise FolderInUse(fault)
+        return series
+
+    def _take_lock(self) -> None:
+        if not self._locked:
+            os.makedirs(self.directory, exist_ok=True)
+            self._lock.take()
+            self._locked = True
+
+    def _capture(self) -> tuple[Captured, list[Placed], Layout]:
+        captured = Captured()
+        for part in self._parts:
+            part.capture(captured)
+        mine = written_here(captured.placed, self._ranks.rank, self._ranks.world_size)
+        mine.sort(key=lambda item: -item.local.element_size())
+        boxes = tuple(item.box for item in mine)
+        if self._layout is None or self._layout.boxes != boxes:
+            self._layout = make_layout(saving.shard_name(self._ranks.rank), boxes)
+        return captured, mine, self._layout
+
+    def _prepare(self) -> None:
+        """After the first step, when the optimizer has its state: refuse what cannot be saved, and make the buffer."""
+        _, _, layout = self._capture()
+        self._request(layout)
+
+    def _request(self, layout: Layout) -> None:
+        """Have the buffer made in the background, if there is memory for it."""
+        self._staging = None
+        ranks_here = max(1, min(self._ranks.world_size, self._contract.local_world_size))
+        short = short_of_memory(layout.size, ranks_here, self.options.reserve, available())
+        if self.options.asynchronous and not short:
+            self._staging = self._thread.submit(Staging, layout, self._on_gpu)
+        elif short:
+            self._say(f"no asynchronous saves: {short}; each save is written while the loop waits")
+            self.options = replace(self.options, asynchronous=False)
+
+    def _stage(self, layout: Layout) -> Staging | None:
+        if not self.options.asynchronous:
+            return None
+        if self._staging is not None and not self._staging.result().fits(layout):
+            self._staging.result().close()
+            self._staging = None
+        if self._staging is None:
+            self._request(layout)
+        return self._staging.result() if self._staging is not None else None
+
+    def _asked(self, now: float) -> bool:
+        """Whether someone put ``save-now`` into the folder. Looked at once a second, by rank 0."""
+        if self._ranks.rank != 0 or now - self._asked_at < 1:
+            return False
+        self._asked_at = now
+        try:
+            os.unlink(os.path.join(self.directory, folder.SAVE_NOW))
+        except OSError:  # not there, or not ours to remove
+            return False
+        return True
+
+    def _due(self, now: float) -> bool:
+        return self._ranks.rank == 0 and self._flight is None and now - self._last_began >= self._interval
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"penstock: checkpoint: rank {self._ranks.rank}: {text}\n")
+
+
+def young_daly(cost: float, mtbf: float) -> float:
+    """Seconds between saves that lose least: sqrt(2 cost mtbf), which holds while a save costs little beside mtbf."""
+    return max(1.0, math.sqrt(2 * max(cost, 1e-3) * mtbf))

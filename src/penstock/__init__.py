@@ -3,9 +3,10 @@
 TYPE_CHECKING = False  # as typing has it, without importing typing
 if TYPE_CHECKING:
     from penstock.client.client import Client
+    from penstock.worker.checkpoint import public as checkpoint
     from penstock.worker.report import report
 
-__all__ = ["Client", "report"]
+__all__ = ["Client", "checkpoint", "report"]
 
 
 def __getattr__(name: str) -> object:
@@ -17,6 +18,8 @@ def __getattr__(name: str) -> object:
         from penstock.client.client import with_defaults
 
         value: object = with_defaults(lambda: settings_from(os.environ))
+    elif name == "checkpoint":  # brings torch
+        from penstock.worker.checkpoint import public as value
     elif name == "report":
         from penstock.worker.report import report as value
     else:

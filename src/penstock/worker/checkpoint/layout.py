@@ -81,7 +81,8 @@ def _header(boxes: Iterable[Box], notes: Mapping[str, str]) -> bytes:
     at = 0
     for box in boxes:
         name = box.name if box.name not in body else f"{box.name}@{','.join(map(str, box.offsets))}"
-        body[name] = {"dtype": box.dtype, "shape": box.shape, "data_offsets": [at, at + box.nbytes]}
+        dtype, shape = ("F64", (*box.shape, 2)) if box.dtype == "C128" else (box.dtype, box.shape)  # which it lacks
+        body[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + box.nbytes]}
         at += box.nbytes
     return json.dumps(body, separators=(",", ":")).encode()
 

@@ -62,11 +62,11 @@ def prepare(environment: Mapping[str, Any], base: Mapping[str, str], *, folders:
         binds = [word for folder in folders for word in ("--bind", folder)]
         wrap = (container() or _CONTAINERS[0], "exec", "--nv", *binds, str(image))
     if modules := environment.get("modules"):
-        wrap = (*_load_modules(tuple(modules)), *wrap)
+        wrap = (*load_modules(tuple(modules)), *wrap)
     return Prepared(env, wrap, needs)
 
 
-def _load_modules(modules: tuple[str, ...]) -> tuple[str, ...]:
+def load_modules(modules: tuple[str, ...]) -> tuple[str, ...]:
     """A login shell defines ``module``; names are arguments, never shell text."""
     script = (
         f"type module >/dev/null 2>&1 || exit {NO_MODULE_SYSTEM}; n=$1; shift; "

@@ -1,0 +1,95 @@
+"""Slurm's commands on this machine, as whichever Unix user a job belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+
+from penstock.engines.slurm.errors import Refused, Unreachable
+from penstock.engines.slurm.spec import Completed, Stream
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_AT_ONCE = 8  # processes of ours; more would only wait for slurmctld
+
+
+class LocalTransport:
+    """Commands die with the server (PR_SET_PDEATHSIG, by setpriv): no forgotten sbatch submits later what is asked again."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None, path: str = _PATH) -> None:
+        """``environment``: of every command, SLURM_CONF say. Nothing of the server's own is passed on."""
+        self._environment = {"PATH": path, "LANG": "C.UTF-8", **(environment or {})}
+        self._root = os.geteuid() == 0
+        self._setpriv = shutil.which("setpriv", path=path)
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(
+        self, argv: Sequence[str], *, stdin: bytes = b"", user: str | None = None, timeout_s: float = 30.0
+    ) -> Completed:
+        words, environment = self._as(argv, user)
+        async with self._at_once:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *words,
+                    stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    env=environment,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise Unreachable(f"{words[0]} cannot be started: {error.strerror}") from error
+            try:
+                async with asyncio.timeout(timeout_s):
+                    out, err = await process.communicate(stdin or None)
+            except TimeoutError:
+                raise Unreachable(f"{argv[0]} did not answer within {timeout_s:g} s") from None
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    await process.wait()
+        code = process.returncode
+        if code == 127 and not out:
+            raise Unreachable(f"{argv[0]} is not on this machine: install Slurm's commands, or name a login node (--ssh)")
+        return Completed(code, out, err)
+
+    async def open(
+        self, argv: Sequence[str], *, user: str | None = None, tty: tuple[int, int] | None = None
+    ) -> Stream:
+        raise NotImplementedError
+
+    async def home(self, user: str | None) -> str:
+        if user is None:
+            return os.path.expanduser("~")
+        return _entry(user).pw_dir
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _as(self, argv: Sequence[str], user: str | None) -> tuple[list[str], dict[str, str]]:
+        words = [self._setpriv, "--pdeathsig", "KILL"] if self._setpriv else []
+        environment = dict(self._environment)
+        if user is None:
+            home = os.path.expanduser("~")
+            return [*words, *(["--"] if words else []), *argv], {**environment, "HOME": home}
+        entry = _entry(user)
+        environment |= {"HOME": entry.pw_dir, "USER": user, "LOGNAME": user, "SHELL": entry.pw_shell or "/bin/sh"}
+        if os.geteuid() == entry.pw_uid:
+            return [*words, *(["--"] if words else []), *argv], environment
+        if not self._root or not self._setpriv:
+            raise Refused(f"only root can run Slurm's commands as {user}, and the server does not run as root")
+        become = [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups"]
+        return [*words, *become, "--", *argv], environment
+
+
+def _entry(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise Refused(f"the Unix user {user!r} does not exist on this machine") from None

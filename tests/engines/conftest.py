@@ -87,7 +87,7 @@ class World:
         launch = self.launch(*command, **fields)
         await self.engine.submit(launch)
         if wait:
-            await until(lambda: self.last(launch))
+            await until(lambda: (last := self.last(launch)) and last.stage not in (Stage.QUEUED, Stage.STARTING))
         return launch
 
     async def end_of(self, launch: Launch) -> Observation:

@@ -13,7 +13,7 @@ from tests.engines.conftest import World, local_world
 from tests.engines.contract import CONTRACT
 
 
-def _shell(script: str, *, ignore_term: bool = False) -> tuple[str, ...]:
+def shell(script: str, *, ignore_term: bool = False) -> tuple[str, ...]:
     verb, _, rest = script.partition(" ")
     if verb == "echo":
         return ("echo", rest)
@@ -31,7 +31,7 @@ def _simulated(script: str, *, ignore_term: bool = False) -> tuple[str, ...]:
 def test_local(clause: str, data: Path) -> None:
     async def main() -> None:
         async with local_world(data, local_nodes=2) as world:
-            await CONTRACT[clause](world, _shell)
+            await CONTRACT[clause](world, shell)
 
     asyncio.run(main())
 

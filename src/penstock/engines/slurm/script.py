@@ -67,7 +67,10 @@ def word(text: str) -> str:
     """One shell word: ``text`` quoted, its marks as variables."""
     parts = _MARK.split(text)
     shown = "".join(
-        (f'"${{p_{part}}}"' if odd else shlex.quote(part)) for index, part in enumerate(parts) if part for odd in (index % 2,)
+        (f'"${{p_{part}}}"' if odd else shlex.quote(part))
+        for index, part in enumerate(parts)
+        if part
+        for odd in (index % 2,)
     )
     return shown or "''"
 
@@ -183,7 +186,7 @@ def _marked(launch: Launch) -> Launch:
 def _exports(launch: Launch, url: str | None) -> list[str]:
     """All variables of the process that becomes the rank, by node rank and rank where they differ."""
     marked, groups = _marked(launch), _groups(launch)
-    told = {"rdzv_host": _mark("host"), "rdzv_port": _Mark()}
+    told: dict[str, Any] = {"rdzv_host": _mark("host"), "rdzv_port": _Mark()}
     rendered = [_node_variables(marked, group, url, **told) for group in groups]
     lines = ["p_node=$SLURMD_NODENAME", 'p_resume_from=; [ -z "$p_resume" ] || p_resume_from=$p_dir/checkpoints']
     lines += _cases("p_node_rank", [(group.node_rank, env) for group, env in zip(groups, rendered, strict=True)])
@@ -220,7 +223,11 @@ def _cases(variable: str, rendered: Sequence[tuple[int, Mapping[str, str]]]) -> 
         return lines
     lines.append(f'case "${variable}" in')
     for number, env in rendered:
-        lines += [f"{number})", *_assign({name: value for name, value in env.items() if common.get(name) != value}), ";;"]
+        lines += [
+            f"{number})",
+            *_assign({name: value for name, value in env.items() if common.get(name) != value}),
+            ";;",
+        ]
     return [*lines, "esac"]
 
 
@@ -273,21 +280,19 @@ def _wrap(launch: Launch) -> tuple[str, ...]:
 # -- sbatch's options
 
 
-def submission(launches: Sequence[Launch], config: SlurmConfig, script: bytes, *, models: Sequence[str] = ()) -> Submission:
+def submission(
+    launches: Sequence[Launch], config: SlurmConfig, script: bytes, *, models: Sequence[str] = ()
+) -> Submission:
     """What sbatch is told. ``models``: of the launch's GPU models those that the site has."""
     first = launches[0]
-    array = None
-    name = job_name(first.job_name, first.attempt_id)
-    if len(launches) > 1:
-        array = ",".join(str(launch.array[1]) for launch in launches if launch.array)
-        name = array_name(launches)
-    return Submission(script, options(first, config, name, models), first.unix_user, array=array)
+    array = ",".join(str(launch.array[1]) for launch in launches if launch.array) if len(launches) > 1 else None
+    told = options(first, config, name_of(launches), models)
+    return Submission(script, told, first.unix_user, array=array)
 
 
-def array_name(launches: Sequence[Launch]) -> str:
-    """Of tasks submitted together: found again by the first one's attempt."""
-    first = launches[0]
-    return job_name(f"{first.array[0]}-array" if first.array else first.job_name, first.attempt_id)
+def name_of(launches: Sequence[Launch]) -> str:
+    """Of the Slurm job: tasks submitted together are found again by the first one's attempt, and their index."""
+    return job_name(launches[0].job_name, launches[0].attempt_id)
 
 
 def options(launch: Launch, config: SlurmConfig, name: str, models: Sequence[str] = ()) -> dict[str, str | int | bool]:

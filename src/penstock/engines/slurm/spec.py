@@ -179,6 +179,7 @@ class Controller(Protocol):
     async def jobs(self, keys: Collection[str]) -> list[SlurmJob]: ...  # those slurmctld still knows: one query
     async def named(self, tag: str) -> list[SlurmJob]: ...  # whose name ends in the tag; slurmctld's, else slurmdbd's
     async def finished(self, keys: Sequence[str]) -> list[SlurmJob]: ...  # from slurmdbd; () where there is none
+    async def devices(self, keys: Sequence[str]) -> dict[str, dict[str, tuple[int, ...]]]: ...  # GPUs by job and node
     async def signal(self, key: str, signal: str, *, user: str | None = None) -> None: ...  # its batch script alone
     async def cancel(self, key: str, *, user: str | None = None) -> None: ...
     async def nodes(self) -> list[SlurmNode]: ...

@@ -24,6 +24,7 @@ class LocalTransport:
         """``environment``: of every command, SLURM_CONF say. Nothing of the server's own is passed on."""
         self._environment = {"PATH": path, "LANG": "C.UTF-8", **(environment or {})}
         self._root = os.geteuid() == 0
+        self._home = os.path.expanduser("~")
         self._setpriv = shutil.which("setpriv", path=path)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
@@ -54,19 +55,19 @@ class LocalTransport:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
                     await process.wait()
-        code = process.returncode
+        code = process.returncode or 0
         if code == 127 and not out:
-            raise Unreachable(f"{argv[0]} is not on this machine: install Slurm's commands, or name a login node (--ssh)")
+            raise Unreachable(
+                f"{argv[0]} is not on this machine: install Slurm's commands, or name a login node (--ssh)"
+            )
         return Completed(code, out, err)
 
-    async def open(
-        self, argv: Sequence[str], *, user: str | None = None, tty: tuple[int, int] | None = None
-    ) -> Stream:
+    async def open(self, argv: Sequence[str], *, user: str | None = None, tty: tuple[int, int] | None = None) -> Stream:
         raise NotImplementedError
 
     async def home(self, user: str | None) -> str:
         if user is None:
-            return os.path.expanduser("~")
+            return self._home
         return _entry(user).pw_dir
 
     async def close(self) -> None:
@@ -76,8 +77,7 @@ class LocalTransport:
         words = [self._setpriv, "--pdeathsig", "KILL"] if self._setpriv else []
         environment = dict(self._environment)
         if user is None:
-            home = os.path.expanduser("~")
-            return [*words, *(["--"] if words else []), *argv], {**environment, "HOME": home}
+            return [*words, *(["--"] if words else []), *argv], {**environment, "HOME": self._home}
         entry = _entry(user)
         environment |= {"HOME": entry.pw_dir, "USER": user, "LOGNAME": user, "SHELL": entry.pw_shell or "/bin/sh"}
         if os.geteuid() == entry.pw_uid:

@@ -1,0 +1,286 @@
+"""One question for all attempts at once, at a pace that fits what is going on; and what follows from its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from penstock.engines.slurm import runfolder, states
+from penstock.engines.slurm.attempts import Attempt
+from penstock.engines.slurm.book import Book
+from penstock.engines.slurm.errors import Refused, Unreachable
+from penstock.engines.slurm.runfolder import Facts
+from penstock.engines.slurm.spec import Controller, Site, SlurmConfig, SlurmJob, Transport
+from penstock.engines.spec import Observation, Stage
+
+_HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
+_QUICK_S = 0.25
+_MANY = 50  # attempts, from which on even in a hurry a second goes by
+_UNREACHABLE_S = 5.0
+_FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
+_PATIENCE_S = 15.0  # until one that Slurm does not know is given up
+_TERM_AGAIN_S = 5.0
+_KILL_PATIENCE_S = 10.0  # from the end of the grace until Slurm itself ends it
+_FOLDERS_AT_ONCE = 200
+
+
+class Poller:
+    """``resubmit`` is given an attempt that Slurm has lost before it began, and that is still known in full."""
+
+    def __init__(
+        self, config: SlurmConfig, transport: Transport, controller: Controller, book: Book, *,
+        resubmit: Callable[[Attempt], None],
+    ) -> None:  # fmt: skip
+        self.unknown_since: float | None = None
+        self.site: Site | None = None
+        self._config = config
+        self._transport = transport
+        self._controller = controller
+        self._book = book
+        self._resubmit = resubmit
+        self._wake = asyncio.Event()
+        self._hurry_until = 0.0
+        self._turn = asyncio.Lock()
+
+    def hurry(self) -> None:
+        """Something was asked for: look soon, and often for a while."""
+        self._hurry_until = asyncio.get_running_loop().time() + _HURRY_S
+        self._wake.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self._wait()
+            with suppress(OSError):  # the disk is full: ends are told when they can be written
+                await self.turn()
+
+    async def _wait(self) -> None:
+        if not any(attempt.key for attempt in self._book.live.values()):
+            await self._wake.wait()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval()):
+                    await self._wake.wait()
+        if self._wake.is_set():
+            self._wake.clear()
+            await asyncio.sleep(min(0.05, self._config.poll_s))  # several that come together are one question
+
+    def _interval(self) -> float:
+        loop = asyncio.get_running_loop()
+        pace = self._config.poll_s
+        if self.unknown_since is not None:
+            return max(pace, _UNREACHABLE_S)
+        if loop.time() < self._hurry_until:
+            pace = min(pace, 1.0 if len(self._book.live) > _MANY else _QUICK_S)
+        now = self._book.clock()
+        due = [
+            attempt.stop.at + attempt.stop.grace_s - now
+            for attempt in self._book.live.values()
+            if attempt.stop is not None and not attempt.stop.killed_at and attempt.key
+        ]
+        return max(0.02, min([pace, *due]))
+
+    async def turn(self) -> None:
+        """Ask about all, and tell what is new."""
+        async with self._turn:
+            attempts = [attempt for attempt in self._book.live.values() if attempt.key and not attempt.over]
+            if not attempts:
+                return
+            try:
+                seen = await self.look(attempts)
+            except Unreachable as error:
+                self._silent(attempts, error.message)
+                return
+            self.unknown_since = None
+            for attempt, observation in seen:
+                if observation.stage in (Stage.EXITED, Stage.LOST):
+                    await self._book.finish(attempt, observation)
+                elif observation.stage is Stage.ABSENT:
+                    self._absent(attempt, observation)
+                else:
+                    self._book.tell(attempt, observation)
+
+    def _silent(self, attempts: Iterable[Attempt], message: str) -> None:
+        self.unknown_since = self.unknown_since or self._book.clock()
+        for attempt in attempts:
+            last = attempt.told or Observation(attempt.attempt_id, Stage.QUEUED, self.unknown_since)
+            self._book.tell(attempt, replace(last, message=message, unknown_since=self.unknown_since))
+
+    def _absent(self, attempt: Attempt, seen: Observation) -> None:
+        """Slurm has lost it before it began."""
+        if attempt.launch is not None:
+            attempt.key, attempt.missing_since = "", None
+            self._resubmit(attempt)
+        else:
+            self._book.forget(attempt)
+            self._book.sink(seen)
+
+    async def look(self, attempts: Sequence[Attempt]) -> list[tuple[Attempt, Observation]]:
+        """What is new of each; stops that are due are sent on the way. Raises Unreachable."""
+        jobs = await self._jobs(attempts)
+        over: list[tuple[Attempt, SlurmJob]] = []
+        gone: list[Attempt] = []
+        found = []
+        now = self._book.clock()
+        for attempt in attempts:
+            job = jobs.get(attempt.key)
+            if job is None:
+                gone.append(attempt)
+                continue
+            attempt.missing_since = None
+            if states.over(job):
+                over.append((attempt, job))
+            else:
+                attempt.silent_since = None
+                await self._drive(attempt, job)
+                await self._ask_devices(attempt, job)
+                found.append((attempt, self._going(attempt, job, now)))
+        for attempt in gone:
+            attempt.missing_since = attempt.missing_since or now
+        return found + await self._ends(over, gone)
+
+    async def _jobs(self, attempts: Iterable[Attempt]) -> dict[str, SlurmJob]:
+        """By key; ids that were given to others after Slurm had forgotten ours are none of ours."""
+        names = {attempt.key: attempt.name for attempt in attempts}
+        return {job.key: job for job in await self._controller.jobs(list(names)) if job.name == names.get(job.key)}
+
+    def _going(self, attempt: Attempt, job: SlurmJob, now: float) -> Observation:
+        seen = states.going(attempt.asked, job, now, site=self.site, devices=attempt.devices)
+        last = attempt.told
+        if seen.stage is Stage.QUEUED and last is not None and last.stage in (Stage.RUNNING, Stage.STARTING):
+            attempt.requeues += 1
+            attempt.devices, attempt.groups = {}, ()
+            attempt.requeued_at = now
+        if seen.stage is Stage.QUEUED:
+            seen = replace(seen, ended_at=attempt.requeued_at)
+        else:
+            attempt.groups = seen.groups
+        return replace(seen, restarts=max(seen.restarts, attempt.requeues))
+
+    async def _ask_devices(self, attempt: Attempt, job: SlurmJob) -> None:
+        if attempt.gpus and job.state == "RUNNING" and not attempt.devices:
+            with suppress(Refused):
+                found = await self._controller.devices([attempt.key])
+                attempt.devices = found.get(attempt.key) or {"": ()}
+
+    # -- the end
+
+    async def _ends(
+        self, over: Sequence[tuple[Attempt, SlurmJob]], gone: Sequence[Attempt]
+    ) -> list[tuple[Attempt, Observation]]:
+        if not over and not gone:
+            return []
+        facts = await self._facts([*(attempt for attempt, _ in over), *gone])
+        told = await self._accounting(over, gone, facts)
+        now = self._book.clock()
+        found = []
+        for attempt, job in over:
+            known = told.get(attempt.key, job)
+            if self._settled(attempt, known, facts[attempt.attempt_id], now):
+                found.append((attempt, self._ended(attempt, known, facts[attempt.attempt_id], now)))
+        for attempt in gone:
+            seen = self._gone(attempt, told.get(attempt.key), facts[attempt.attempt_id], now)
+            if seen is not None:
+                found.append((attempt, seen))
+        return found
+
+    def _ended(self, attempt: Attempt, job: SlurmJob, facts: Facts, now: float) -> Observation:
+        seen = states.ended(attempt.asked, job, facts, now)
+        groups = attempt.groups or seen.groups
+        return replace(seen, groups=groups, restarts=max(seen.restarts, attempt.requeues))
+
+    def _settled(self, attempt: Attempt, job: SlurmJob, facts: Facts, now: float) -> bool:
+        """Whether what is known will do: a run folder may tell its end a little later than Slurm, and slurmdbd too."""
+        if facts.end is not None or (attempt.stop is not None and not facts.claim):
+            return True
+        if job.state not in ("COMPLETED", "FAILED") and (job.state != "CANCELLED" or job.cancelled_by or attempt.stop):
+            return True
+        if not self._config.shared and job.exit_code is not None:
+            return True
+        attempt.silent_since = attempt.silent_since or now
+        return now - attempt.silent_since >= _FOLDER_PATIENCE_S
+
+    def _gone(self, attempt: Attempt, job: SlurmJob | None, facts: Facts, now: float) -> Observation | None:
+        """Of one that slurmctld does not know: slurmdbd's word, the run folder's, and only then none."""
+        if job is not None and states.over(job):
+            return self._ended(attempt, job, facts, now)
+        if now - (attempt.missing_since or now) < _PATIENCE_S:
+            return None
+        if facts.end is not None:
+            state = "COMPLETED" if facts.end.reason == "Completed" else "FAILED"
+            nodes = tuple(group.node.removeprefix(self._config.node_prefix) for group in attempt.groups)
+            job = SlurmJob(int(attempt.key.partition("_")[0]), attempt.name, state, nodes=nodes)
+            return replace(self._ended(attempt, job, facts, now), engine_job=attempt.key)
+        if attempt.stop is not None and not facts.claim:
+            return states.stopped(attempt.attempt_id, attempt.stop.reason, now)
+        if facts.claim or attempt.groups:
+            message = "Slurm has forgotten it, and it left no word of its end"
+            return states.lost(attempt.asked, attempt.key, facts, now, message)
+        return Observation(attempt.attempt_id, Stage.ABSENT, now, message="Slurm has lost it before it began")
+
+    async def _facts(self, attempts: Sequence[Attempt]) -> dict[str, Facts]:
+        """One command a user."""
+        found = {attempt.attempt_id: Facts() for attempt in attempts}
+        if not self._config.shared:
+            return found
+        users: dict[str | None, list[Attempt]] = {}
+        for attempt in attempts:
+            users.setdefault(attempt.user, []).append(attempt)
+        for user, theirs in users.items():
+            for begin in range(0, len(theirs), _FOLDERS_AT_ONCE):
+                some = theirs[begin : begin + _FOLDERS_AT_ONCE]
+                mark = secrets.token_hex(8)
+                words = runfolder.command(mark, [attempt.folder for attempt in some])
+                done = await self._transport.run(words, user=user)
+                told = runfolder.read(done.out.decode("utf-8", "replace"), mark)
+                found |= {attempt.attempt_id: told.get(attempt.folder, Facts()) for attempt in some}
+        return found
+
+    async def _accounting(
+        self, over: Sequence[tuple[Attempt, SlurmJob]], gone: Sequence[Attempt], facts: Mapping[str, Facts]
+    ) -> dict[str, SlurmJob]:
+        """slurmdbd's word on those of whose end slurmctld does not tell enough."""
+        keys = [attempt.key for attempt in gone]
+        for attempt, job in over:
+            if attempt.stop is None and (job.state == "CANCELLED" or facts[attempt.attempt_id].end is None):
+                keys.append(attempt.key)
+        if not keys:
+            return {}
+        names = {attempt.key: attempt.name for attempt in (*gone, *(attempt for attempt, _ in over))}
+        try:
+            told = await self._controller.finished(keys)
+        except (Unreachable, Refused):  # it goes without
+            return {}
+        return {job.key: job for job in told if job.name == names.get(job.key) and states.over(job)}
+
+    # -- stops
+
+    async def _drive(self, attempt: Attempt, job: SlurmJob) -> None:
+        """Its stop, as far as it has come: out of the line; or SIGTERM, then SIGKILL, then Slurm's own way."""
+        stop, now = attempt.stop, self._book.clock()
+        if stop is None:
+            return
+        try:
+            if job.state in states.WAITING:
+                await self._controller.cancel(attempt.key, user=attempt.user)
+                return
+            left = stop.at + stop.grace_s - now
+            if left > 0 and now - stop.sent_at >= _TERM_AGAIN_S:
+                await self._controller.signal(attempt.key, "TERM", user=attempt.user)
+                stop.sent_at = now
+            elif left <= 0 and not stop.killed_at:
+                if not stop.sent_at:
+                    await self._controller.signal(attempt.key, "TERM", user=attempt.user)
+                    stop.sent_at = now
+                await self._controller.signal(attempt.key, "USR1", user=attempt.user)
+                stop.killed_at = now
+            elif left < -_KILL_PATIENCE_S and now - stop.cancelled_at >= _KILL_PATIENCE_S:
+                await self._controller.cancel(attempt.key, user=attempt.user)
+                stop.cancelled_at = now
+        except Refused:  # its batch script has not begun, or has just ended: the next turn sees
+            if now >= stop.at + stop.grace_s:
+                with suppress(Refused):
+                    await self._controller.cancel(attempt.key, user=attempt.user)

@@ -1,0 +1,113 @@
+"""What the batch script left in an attempt's run folder, asked for several attempts at once. Pure: the command and its reader.
+
+The files are the job's user's, who may write anything into them: they are read as that user, and believed of that job alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.engines.spec import RankExit
+
+# One process a folder, and one command a user: `tail -v` heads each file's last line with its name.
+_SCRIPT = """\
+mark=$1; shift
+for folder do
+  printf '\\n%s %s\\n' "$mark" "$folder"
+  cd "$folder" 2>/dev/null && tail -v -n 1 claim started ended ranks/* 2>/dev/null
+done
+exit 0
+"""
+_HEAD = re.compile(r"==> (claim|started|ended|ranks/(\d{1,7})) <==")
+_LONGEST = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    at: float
+    exit_code: int | None
+    signal: int | None
+    reason: str  # Completed, Failed, Stopped (it was told to end), TimeLimit, or why it could not start
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of one run folder; all empty of one that is not there."""
+
+    claim: str = ""
+    started_at: float | None = None
+    requeues: int = 0
+    end: End | None = None
+    ranks: tuple[RankExit, ...] = ()
+
+
+def command(mark: str, folders: Sequence[str]) -> tuple[str, ...]:
+    """``mark``: a word that is drawn anew for each question, so that no file's text is taken for another's heading."""
+    return ("sh", "-c", _SCRIPT, "sh", mark, *folders)
+
+
+def read(text: str, mark: str) -> dict[str, Facts]:
+    """By folder."""
+    found = {}
+    for part in text.split(f"\n{mark} ")[1:]:
+        folder, _, rest = part.partition("\n")
+        found[folder] = facts(rest)
+    return found
+
+
+def facts(text: str) -> Facts:
+    """Of one folder, from the last lines of its files."""
+    claim, started_at, requeues, end = "", None, 0, None
+    ranks: dict[int, RankExit] = {}
+    for name, line in _files(text):
+        words = line[:_LONGEST].split(" ")
+        if name == "claim":
+            claim = words[0]
+        elif name == "started":
+            started_at = _number(words[0])
+            requeues = int(_number(words[1]) or 0) if len(words) > 1 else 0
+        elif name == "ended":
+            end = _end(line[:_LONGEST].split(" ", 4))
+        elif (exit_ := _rank(int(name.partition("/")[2]), words)) is not None:
+            ranks[exit_.rank] = exit_
+    return Facts(claim, started_at, requeues, end, tuple(ranks[rank] for rank in sorted(ranks)))
+
+
+def _files(text: str) -> Iterator[tuple[str, str]]:
+    name = ""
+    for line in text.split("\n"):
+        head = _HEAD.fullmatch(line)
+        if head:
+            name = head[1]
+        elif name and line:
+            yield name, line
+            name = ""
+
+
+def _end(words: Sequence[str]) -> End | None:
+    if len(words) < 4 or (at := _number(words[0])) is None or not words[3].isalnum():
+        return None
+    return End(at, *_status(words[1], words[2]), words[3], words[4] if len(words) > 4 else "")
+
+
+def _rank(rank: int, words: Sequence[str]) -> RankExit | None:
+    if len(words) < 4:
+        return None
+    restarts = int(_number(words[4]) or 0) if len(words) > 4 else 0
+    return RankExit(rank, words[0], *_status(words[1], words[2]), restarts, _number(words[3]))
+
+
+def _status(code: str, signal: str) -> tuple[int | None, int | None]:
+    number = int(signal) if signal.isdecimal() and len(signal) < 4 else 0
+    return (int(code) if code.isdecimal() and len(code) < 4 and not number else None), number or None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text) else None
+
+
+def by_folder(facts_: Mapping[str, Facts], folder: str) -> Facts:
+    return facts_.get(folder, Facts())

@@ -12,13 +12,14 @@ from typing import Any
 from penstock.base.errors import Conflict, InvalidInput, NotFound, Problem
 from penstock.base.reasons import Reason
 from penstock.engines.slurm import attempts as records
-from penstock.engines.slurm import checks, drained, offers, script, states
+from penstock.engines.slurm import checks, drained, offers, reading, script, states
 from penstock.engines.slurm.attempts import Attempt, Stop
 from penstock.engines.slurm.book import Book
 from penstock.engines.slurm.commands import CommandController
 from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.poller import Poller
 from penstock.engines.slurm.sending import Sender
+from penstock.engines.slurm.sessions import open_session
 from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmNode, Transport
 from penstock.engines.spec import (
     GpuSample,
@@ -292,18 +293,17 @@ class SlurmEngine:
     # -- reading and entering
 
     def logs(self, run_dir: str) -> LogReader:
-        from penstock.engines.slurm.plainlogs import PlainLogs
-
-        return PlainLogs(self._transport, run_dir, self._config)
+        return reading.log_reader(records.load(run_dir, self._config), self._transport)
 
     async def session(self, attempt_id: str, run_dir: str, request: SessionRequest) -> Session:
         """A terminal, a command, or a port. Raises InvalidInput, NotFound, Conflict."""
         if request.port is None and not request.command:
             raise InvalidInput("no command was given", details=[Problem("command", "give at least one word")])
-        attempt = self._book.live.get(attempt_id)
-        if attempt is None or attempt.told is None or attempt.told.stage is not Stage.RUNNING:
-            raise NotFound("it does not run", hint="Sessions are of running jobs.")
-        raise NotFound("sessions are not there yet")
+        place = reading.place(self._book.live.get(attempt_id), self._config.node_prefix)
+        return await open_session(self._transport, place, self._unprefixed(request))
+
+    def _unprefixed(self, request: SessionRequest) -> SessionRequest:
+        return replace(request, node=request.node.removeprefix(self._config.node_prefix)) if request.node else request
 
     # -- what all of these need
 

@@ -157,7 +157,7 @@ class Poller:
         if seen.stage is Stage.QUEUED:
             seen = replace(seen, ended_at=attempt.requeued_at)
         else:
-            attempt.groups = seen.groups
+            attempt.groups, attempt.slurm_id = seen.groups, job.id
         return replace(seen, restarts=max(seen.restarts, attempt.requeues))
 
     async def _ask_devices(self, attempt: Attempt, job: SlurmJob) -> None:

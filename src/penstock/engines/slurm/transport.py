@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pwd
 import shutil
-import signal
 from collections.abc import Mapping, Sequence
 
 from penstock.engines.slurm.errors import Refused, Unreachable
+from penstock.engines.slurm.process import PipeStream, TtyStream, completed
 from penstock.engines.slurm.spec import Completed, Stream
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NOT_FOUND = 127
 _AT_ONCE = 8  # processes of ours; more would only wait for slurmctld
 
 
@@ -34,36 +34,20 @@ class LocalTransport:
         words, environment = self._as(argv, user)
         async with self._at_once:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *words,
-                    stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    env=environment,
-                    cwd="/",
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise Unreachable(f"{words[0]} cannot be started: {error.strerror}") from error
-            try:
-                async with asyncio.timeout(timeout_s):
-                    out, err = await process.communicate(stdin or None)
+                done = await completed(words, stdin=stdin, timeout_s=timeout_s, env=environment)
             except TimeoutError:
                 raise Unreachable(f"{argv[0]} did not answer within {timeout_s:g} s") from None
-            finally:
-                if process.returncode is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    await process.wait()
-        code = process.returncode or 0
-        if code == 127 and not out:
+            except OSError as error:
+                raise Unreachable(f"{words[0]} cannot be started: {error.strerror}") from error
+        if done.code == _NOT_FOUND and not done.out:
             raise Unreachable(
                 f"{argv[0]} is not on this machine: install Slurm's commands, or name a login node (--ssh)"
             )
-        return Completed(code, out, err)
+        return done
 
     async def open(self, argv: Sequence[str], *, user: str | None = None, tty: tuple[int, int] | None = None) -> Stream:
-        raise NotImplementedError
+        words, environment = self._as(argv, user)
+        return await (PipeStream.open(words, environment) if tty is None else TtyStream.open(words, tty, environment))
 
     async def home(self, user: str | None) -> str:
         if user is None:

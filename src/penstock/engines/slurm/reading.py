@@ -1,0 +1,47 @@
+"""How an attempt's logs are reached, and how a job that runs is entered."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Sequence
+
+from penstock.base.errors import NotFound
+from penstock.engines.slurm.attempts import Attempt
+from penstock.engines.slurm.files import FarFiles, Files, NearFiles, reader
+from penstock.engines.slurm.logs import SlurmLogReader
+from penstock.engines.slurm.sessions import Place
+from penstock.engines.slurm.spec import Transport
+from penstock.engines.slurm.transport import LocalTransport
+from penstock.engines.spec import Stage
+
+_NOWHERE = "/nonexistent"
+
+
+def log_reader(attempt: Attempt | None, transport: Transport) -> SlurmLogReader:
+    """``attempt`` is None where nothing was ever submitted: then there is nothing to read."""
+    if attempt is None or not attempt.folder:
+        return SlurmLogReader(_nothing, 1)
+    folder, user = attempt.folder, attempt.user
+
+    async def command() -> Sequence[str]:
+        return reader(folder)
+
+    async def files() -> Files:
+        if isinstance(transport, LocalTransport):
+            return NearFiles(folder, None if user is None else pwd.getpwnam(user).pw_uid)
+        return FarFiles(transport, user, command)
+
+    return SlurmLogReader(files, attempt.asked.procs * len(attempt.asked.groups))
+
+
+async def _nothing() -> Files:
+    return NearFiles(_NOWHERE, None)
+
+
+def place(attempt: Attempt | None, prefix: str) -> Place:
+    """Raises NotFound of one that does not run."""
+    told = attempt.told if attempt is not None else None
+    if attempt is None or told is None or told.stage is not Stage.RUNNING:
+        raise NotFound("it does not run", hint="A session needs a job that runs: `penstock get` shows which do.")
+    nodes = tuple(group.node.removeprefix(prefix) for group in told.groups)
+    return Place(int(attempt.slurm_id or attempt.key), attempt.attempt_id.rpartition(".")[0], attempt.user, nodes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.simulated.line import QueueingEngine
 from penstock.engines.simulated.shape import Fleet
 from tests.engines.conftest import World, local_world
 from tests.engines.contract import CONTRACT
@@ -40,6 +41,17 @@ def test_local(clause: str, data: Path) -> None:
 def test_simulated(clause: str, data: Path) -> None:
     async def main() -> None:
         world = World(SimulatedEngine(Fleet(2)), data)
+        await world.engine.start(world.seen.append)
+        await CONTRACT[clause](world, _simulated)
+        await world.engine.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("clause", CONTRACT)
+def test_one_that_schedules_itself(clause: str, data: Path) -> None:
+    async def main() -> None:
+        world = World(QueueingEngine(Fleet(2)), data)
         await world.engine.start(world.seen.append)
         await CONTRACT[clause](world, _simulated)
         await world.engine.close()

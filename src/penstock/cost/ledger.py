@@ -19,7 +19,8 @@ _OPEN = text(
     'INSERT INTO usage (job_id, attempt, node, resource, project, "user", job, quantity, started_at, queue)'
     " SELECT :job_id, :attempt, :node, :resource, :project, :user, :job, :quantity, :started_at, :queue"
     " WHERE NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.job_id = :job_id AND u.attempt = :attempt AND u.node = :node"
-    " AND u.resource = :resource AND (u.ended_at IS NULL OR u.ended_at > :started_at)) ON CONFLICT DO NOTHING"
+    " AND u.resource = :resource AND (u.ended_at IS NULL OR u.ended_at > :started_at))"
+    " ON CONFLICT (job_id, attempt, node, resource, started_at) DO UPDATE SET ended_at = NULL"  # it ran for no time at all
 )
 _END: BindParameter[float] = bindparam("end")
 _CLOSE = (

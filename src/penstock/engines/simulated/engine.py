@@ -247,12 +247,15 @@ class SimulatedEngine:
         if record is None:
             records.abandon(run_dir)
             return Observation(attempt_id, Stage.ABSENT, now)
-        launch = _launch(attempt_id, run_dir, record)
+        launch = self._launch(attempt_id, run_dir, record)
         script = Script.parse(launch.command, self.default_run_s)
         run = self._begin(launch, script, record["speed"], record["started_at"])
         if run.seen.stage is Stage.RUNNING:
             self._plan(run, now)
         return run.seen
+
+    def _launch(self, attempt_id: str, run_dir: str, record: Mapping[str, Any]) -> Launch:
+        return _launch(attempt_id, run_dir, record)
 
     async def stop(self, attempt_id: str, run_dir: str, *, reason: str, grace_s: float) -> None:
         if (await self.adopt(attempt_id, run_dir)).stage is Stage.ABSENT:

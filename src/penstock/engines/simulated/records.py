@@ -43,7 +43,7 @@ def write_run(launch: Launch, started_at: float, speed: float) -> None:
         "time_limit_s": launch.time_limit_s,
         "grace_s": launch.grace_s,
     }
-    _write(f"{launch.run_dir}/{RUN}", body)
+    write(f"{launch.run_dir}/{RUN}", body)
 
 
 def write_exit(run_dir: str, seen: Observation) -> None:
@@ -57,7 +57,7 @@ def write_exit(run_dir: str, seen: Observation) -> None:
         "ended_at": seen.ended_at,
         "ranks": [asdict(rank) for rank in seen.ranks],
     }
-    _write(f"{run_dir}/{EXIT}", body)
+    write(f"{run_dir}/{EXIT}", body)
 
 
 def read(run_dir: str, name: str) -> dict[str, Any] | None:
@@ -83,7 +83,8 @@ def ended(attempt_id: str, record: Mapping[str, Any], now: float) -> Observation
     )
 
 
-def _write(path: str, body: Mapping[str, Any]) -> None:
+def write(path: str, body: Mapping[str, Any]) -> None:
+    """In one step."""
     with open(f"{path}.part", "w", encoding="utf-8") as file:
         json.dump(body, file)
     os.replace(f"{path}.part", path)

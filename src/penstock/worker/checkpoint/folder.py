@@ -51,6 +51,12 @@ def entries(directory: str) -> list[Entry]:
     return sorted(made, key=lambda entry: entry.id)
 
 
+def entry_of(path: str) -> Entry | None:
+    """The checkpoint that ``path`` itself is, by its name."""
+    match = _NAME.fullmatch(os.path.basename(os.path.normpath(path)))
+    return Entry(path, int(match[1]), match[2]) if match else None
+
+
 def checked_manifest(entry: Entry) -> Manifest:
     """The manifest, which must be the one of this folder: a copied or renamed one is stale. Raises Damaged."""
     manifest = manifest_of(entry.path)
@@ -112,6 +118,10 @@ class Lock:
         self._patience = patience
         self._owner = {**owner, "host": socket.gethostname(), "pid": os.getpid()}
         self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._fd is not None
 
     def take(self) -> None:
         """Raises FolderInUse, naming the owner, or OSError where nothing can be written."""

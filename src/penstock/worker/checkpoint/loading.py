@@ -74,7 +74,8 @@ class Filling:
         starts, shape = shared
         width = SIZES[tensor.dtype]
         source = _run(piece.offsets, piece.shape, starts, shape)
-        target = _run(box.offsets, box.shape, starts, shape) if is_flat(local) else None
+        as_it_lies = is_flat(local) and local.dtype == DTYPES[tensor.dtype]
+        target = _run(box.offsets, box.shape, starts, shape) if as_it_lies else None
         if source is not None and target is not None:
             memory = as_bytes(local)
             into = memory[target * width : (target + math.prod(shape)) * width]

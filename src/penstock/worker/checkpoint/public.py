@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from penstock.worker.checkpoint.checkpointer import Checkpointer, Options
+from penstock.worker.checkpoint.dcp import Reader, Stager, Writer
 from penstock.worker.checkpoint.errors import (
     CheckpointError,
     Damaged,
@@ -23,8 +24,11 @@ __all__ = [
     "NewerFormat",
     "Options",
     "OtherModel",
+    "Reader",
     "SaveFailed",
+    "Stager",
     "Unencodable",
+    "Writer",
     "latest",
     "verify",
 ]

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from penstock.worker.checkpoint import folder
@@ -73,7 +73,7 @@ def write_part(
     write_small(_part(ticket, ticket.rank), part_bytes(part))
 
 
-def conclude(ticket: Ticket) -> tuple[str, Manifest]:
+def conclude(ticket: Ticket, shared: Mapping[str, Any] | None = None) -> tuple[str, Manifest]:
     """Rank 0: wait for every part, and commit. Answers the checkpoint's path. Raises SaveFailed or OSError."""
     for rank in range(1, ticket.world_size):
         _wait(ticket, lambda rank=rank: _arrived(ticket, rank), f"rank {rank} did not finish")  # type: ignore[misc]  # mypy does not infer a lambda's default
@@ -81,6 +81,8 @@ def conclude(ticket: Ticket) -> tuple[str, Manifest]:
     for rank in range(ticket.world_size):
         with open(_part(ticket, rank), "rb") as file:
             parts.append(read_part(file.read(), _part(ticket, rank)))
+    if shared:
+        parts[0] = replace(parts[0], shared={**parts[0].shared, **shared})
     manifest = merged(ticket.id, ticket.step, time.time(), parts, ticket.origin)
     write_small(os.path.join(ticket.folder, NAME), manifest_bytes(manifest))
     for rank in range(ticket.world_size):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from penstock.worker.checkpoint.layout import Layout
@@ -40,7 +41,7 @@ class Staging:
     def copy(self, tensors: Sequence[torch.Tensor], header: bytes, staged: Staged) -> None:
         """Returns when every byte is here. ``tensors`` come in the layout's order."""
         try:
-            self.buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8).numpy()
+            self.buffer[: len(header)] = np.frombuffer(header, np.uint8)
             on_host = all(tensor.device.type == "cpu" for tensor in tensors)
             for view, tensor, start, box in zip(
                 self.views, tensors, self.layout.starts, self.layout.boxes, strict=True
@@ -70,7 +71,7 @@ def _register(buffer: Bytes) -> bool:
 
 def streamed(layout: Layout, tensors: Sequence[torch.Tensor], header: bytes) -> Source:
     """The file's bytes straight from the tensors, for a save that the loop waits for: no buffer of their size."""
-    first = torch.frombuffer(bytearray(header), dtype=torch.uint8).numpy()
+    first = np.frombuffer(header, np.uint8)
     segments = [Segment(len(first), lambda: first)]
     for tensor, box in zip(tensors, layout.boxes, strict=True):
         if box.nbytes:

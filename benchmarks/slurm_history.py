@@ -9,14 +9,9 @@ Needs root, as slurmd does. Own folder, keys, sockets and ports: the machine's o
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
 import shutil
-import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from benchmarks.measure import free_ports, until
-from benchmarks.slurm import Slurm, available, daemon, stop
+from benchmarks.measure import until
+from benchmarks.slurm import Slurm
+from tests.slurm_cluster import Place, make_people, started
 
 NODES, GPUS, CPUS = 4, 4, 8
 # As docs/capacity.md tells a site to call them (with its own dates).
@@ -38,75 +34,20 @@ SITE = (
     ("sacctmgr", "-P", "show", "assoc", "format=Account,ParentName,User,Share,GrpTRES"),
 )
 
-CONFIG = """\
-ClusterName=history
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ctl}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={dir}/munge.sock
-CredType=cred/munge
-StateSaveLocation={dir}/state
-SlurmdSpoolDir={dir}/spool.%n
-SlurmctldPidFile={dir}/ctld.pid
-SlurmdPidFile={dir}/slurmd.%n.pid
-SlurmctldLogFile={dir}/ctld.log
-SlurmdLogFile={dir}/slurmd.%n.log
-SlurmctldDebug=info
-SlurmdDebug=error
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={host}
-AccountingStoragePort={dbd}
-AccountingStoragePass={dir}/munge.sock
-AccountingStorageTRES=gres/gpu,gres/gpu:a100
-AccountingStorageEnforce=associations,limits,qos
-JobCompType=jobcomp/none
-MpiDefault=none
-SwitchType=switch/none
-ReturnToService=2
-MinJobAge=600
-KillWait=2
-GresTypes=gpu
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SlurmdParameters=config_overrides
-SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=2,bf_resolution=1,bf_continue,batch_sched_delay=0,sched_interval=5
-PriorityType=priority/multifactor
-PriorityDecayHalfLife=2
-PriorityCalcPeriod=1
-PriorityMaxAge=00:05:00
-PriorityWeightAge=3000
-PriorityWeightFairshare=1500
-PriorityWeightJobSize=500
-PriorityWeightPartition=1500
-PriorityWeightQOS=1000
-{nodes}
-PartitionName=gpu Nodes=n[1-{count}] Default=YES MaxTime=1:00:00 State=UP PriorityJobFactor=1 \
-TRESBillingWeights=CPU=0.0,Mem=0.0,GRES/gpu=1.0
-PartitionName=urgent Nodes=n[1-{count}] MaxTime=INFINITE State=UP PriorityJobFactor=4 \
-TRESBillingWeights=CPU=0.0,Mem=0.0,GRES/gpu=1.0
-"""
-DBD = """\
-DbdHost={host}
-DbdAddr=127.0.0.1
-DbdPort={dbd}
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={dir}/munge.sock
-DebugLevel=info
-LogFile={dir}/dbd.log
-PidFile={dir}/dbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={sql}
-StorageUser=root
-StorageLoc=slurm_history
-"""
+PARAMETERS = {"bf_interval": 2, "bf_resolution": 1, "bf_continue": True, "batch_sched_delay": 0, "sched_interval": 5}
+WEIGHTS = {"age": 3000, "fairshare": 1500, "job_size": 500, "partition": 1500, "qos": 1000}
+SETTINGS = {
+    "SlurmctldDebug": "info",
+    "SlurmdDebug": "error",
+    "JobAcctGatherType": "jobacct_gather/none",
+    "JobAcctGatherParams": "NoShared",
+    "SelectTypeParameters": "CR_Core",
+    "MinJobAge": 600,
+    "PriorityDecayHalfLife": 2,
+    "PriorityCalcPeriod": 1,
+    "PriorityMaxAge": "00:05:00",
+}
+BILLING = {"TRESBillingWeights": "CPU=0.0,Mem=0.0,GRES/gpu=1.0"}
 INTERNS = 4  # GPUs, at the most: their GrpTRES
 # Users that every Debian has; the account, its shares, theirs.
 PEOPLE = {
@@ -126,108 +67,31 @@ class Entry:
     words: tuple[str, ...]
 
 
-def unavailable() -> str:
-    """Why it cannot be started here; empty when it can."""
-    missing = [name for name in ("slurmdbd", "mariadbd", "sacctmgr") if shutil.which(name) is None]
-    return available() or (f"{', '.join(missing)} not found (make test-deps)" if missing else "")
-
-
 @contextmanager
 def accounted() -> Iterator[Slurm]:
     """A cluster with all nodes idle, its accounts made; ended whatever happens."""
-    if reason := unavailable():
-        raise RuntimeError(f"Slurm: {reason}")
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="penstock-history-", dir=memory))
-    slurm = Slurm(folder, {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "TZ": "UTC"}, [])
-    try:
-        sql = _write(folder)
-        _start(slurm, sql)
-        yield slurm
-    finally:
-        stop(slurm)
-        shutil.rmtree(folder, ignore_errors=True)
+    with started(_fleet, lambda cluster: make_people(cluster, PEOPLE)) as running:
+        limit = ("sacctmgr", "-i", "modify", "account", "interns", "set", f"GrpTRES=gres/gpu={INTERNS}")
+        # slurmctld makes it known
+        until(lambda: running.tried(*limit).returncode == 0, "the TRES gres/gpu", timeout=60, every=0.5)
+        yield Slurm(running)
 
 
-def _write(folder: Path) -> int:
-    ctl, dbd, sql, *ports = free_ports(3 + NODES)
-    host = socket.gethostname().split(".")[0]
-    nodes = "\n".join(
-        f"NodeName=n{i} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs={CPUS} RealMemory=4000 "
-        f"Gres=gpu:a100:{GPUS} State=UNKNOWN"
-        for i, port in enumerate(ports, start=1)
-    )
-    for name in ("state", "sql", *(f"spool.n{i}" for i in range(1, NODES + 1))):
-        (folder / name).mkdir()
-    values = {"host": host, "ctl": ctl, "dbd": dbd, "sql": sql, "dir": folder, "nodes": nodes, "count": NODES}
-    (folder / "slurm.conf").write_text(CONFIG.format(**values))
-    (folder / "slurmdbd.conf").write_text(DBD.format(**values))
-    for number in range(GPUS):  # gres/gpu wants a device for each: null devices will do
-        os.mknod(folder / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-    (folder / "gres.conf").write_text(f"NodeName=n[1-{NODES}] Name=gpu Type=a100 File={folder}/gpu[0-{GPUS - 1}]\n")
-    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
-    folder.chmod(0o755)  # jobs run as other users
-    for name in ("munge.key", "slurmdbd.conf"):
-        (folder / name).chmod(0o600)
-    return sql
-
-
-def _start(slurm: Slurm, sql: int) -> None:
-    folder = slurm.folder
-    data = f"--datadir={folder}/sql"
-    slurm.run(
-        "mariadb-install-db", "--no-defaults", data, "--user=root", "--auth-root-authentication-method=normal",
-        "--skip-test-db",
-    )  # fmt: skip
-    daemon(
-        slurm, None, "mariadbd", "--no-defaults", data, "--user=root", f"--port={sql}", "--bind-address=127.0.0.1",
-        f"--socket={folder}/sql.sock", f"--pid-file={folder}/sql.pid", "--innodb-flush-log-at-trx-commit=0",
-        "--innodb-log-file-size=16M", "--innodb-buffer-pool-size=64M",
-    )  # fmt: skip
-    daemon(
-        slurm,
-        None,
-        *("munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.sock"),
-        *(f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed"),
-    )
-    until((folder / "sql.sock").exists, "mariadbd", timeout=60)
-    until((folder / "munge.sock").exists, "munged", timeout=60)
-    daemon(slurm, None, "slurmdbd", "-D")
-    until(lambda: _answers(slurm, "sacctmgr", "-n", "show", "cluster"), "slurmdbd", timeout=90)
-    _people(slurm)
-    daemon(slurm, None, "slurmctld", "-D", "-c")
-    for index in range(1, NODES + 1):
-        daemon(slurm, None, "slurmd", "-D", "-N", f"n{index}")
-    until(lambda: idle(slurm), "slurmctld and slurmd ready", timeout=90)
-    limit = ("sacctmgr", "-i", "modify", "account", "interns", "set", f"GrpTRES=gres/gpu={INTERNS}")
-    until(lambda: _answers(slurm, *limit), "the TRES gres/gpu", timeout=60, every=0.5)  # slurmctld makes it known
-
-
-def _answers(slurm: Slurm, *command: str) -> bool:
-    with suppress(RuntimeError):
-        slurm.run(*command)
-        return True
-    return False
-
-
-def idle(slurm: Slurm) -> bool:
-    with suppress(RuntimeError):
-        return slurm.run("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T").split() == ["idle"] * NODES
-    return False
-
-
-def _people(slurm: Slurm) -> None:
-    def manage(*words: str) -> None:
-        slurm.run("sacctmgr", "-i", *words)
-
-    manage("add", "cluster", "history")
-    manage("add", "qos", "high", "Priority=10")
-    for account, (share, users) in PEOPLE.items():
-        manage("add", "account", account, f"Fairshare={share}", "Cluster=history")
-        for user, own in users.items():
-            manage(
-                "add", "user", user, f"Account={account}", f"Fairshare={own}", "QOS=normal,high", "DefaultQOS=normal"
-            )
+def _fleet(place: Place) -> dict[str, object]:
+    slurm = place.slurm(SETTINGS)
+    return {
+        "kind": "Fleet",
+        "name": "history",
+        "controllers": [{"host": place.host, "address": "127.0.0.1"}],
+        "pools": [place.pool(f"n[1-{NODES}]", cpus=CPUS, memory=4000, gpus=("a100", GPUS))],
+        "partitions": [
+            {"name": "gpu", "default": True, "max_time": "1h", "priority_factor": 1, "extra": BILLING},
+            {"name": "urgent", "priority_factor": 4, "extra": BILLING},
+        ],
+        "accounting": place.accounting(),
+        "scheduler": {"parameters": PARAMETERS, "weights": WEIGHTS},
+        "slurm": {**slurm, "cgroup": {"plugin": "none"}},
+    }
 
 
 # -- the work
@@ -381,9 +245,8 @@ def record(folder: Path, jobs: int, seconds: float, seed: int) -> None:
             (folder / "sacct.txt").write_text(slurm.run(*steps))
             (folder / "site.txt").write_text("".join(slurm.run(*command) for command in SITE))
         finally:
-            for name in ("ctld.log", "dbd.log"):
-                if (slurm.folder / name).exists():
-                    shutil.copy(slurm.folder / name, folder / name)
+            for name in ("slurmctld.log", "slurmdbd.log"):
+                shutil.copy(slurm.cluster.folder / name, folder / name)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,19 @@ started at first use; leave it as you found it), or start your own where you sto
 ``slurm.environment`` (SLURM_CONF) is what Slurm's commands need. Nodes ``node-0`` .. ``node-7``, each of 8 CPUs, 16000 MB
 and 4 GPUs (``gres/gpu:h100``, null devices), in two leaves; a job that asks for no memory has 1000 MB a CPU, and one that
 takes more than it has is killed by its control group (OUT_OF_MEMORY, ``0:125``) where this machine lets root make those of
-version 1 (``slurm.contained``), by slurmd (FAILED, ``0:9``) where not. Partitions: ``all`` (default, every node), ``pair`` (node-0,
-node-1), ``urgent`` (higher tier: its jobs preempt and requeue those of ``all`` and ``pair``), ``spare`` (lowest tier: its
-jobs are cancelled for any other). ``preempt="qos"`` has QoS ``high`` preempt ``normal`` instead. Accounts and their users,
-who are users of every Debian: PEOPLE. QoS: normal, high.
+version 1 (``slurm.contained``), by slurmd (FAILED, ``0:9``) where not. Partitions: ``all`` (default, every node), ``pair``
+(node-0, node-1), ``urgent`` (higher tier: its jobs preempt and requeue those of ``all`` and ``pair``), ``spare`` (lowest
+tier: its jobs are cancelled for any other). ``preempt="qos"`` has QoS ``high`` preempt ``normal`` instead. Accounts and
+their users, who are users of every Debian: ACCOUNTS. QoS: normal, high.
 
-Needs root, as slurmd does. Own folder, keys, sockets and ports: nothing of the machine's own Slurm is used or changed, and
+Every file of it is rendered from a fleet file (``fleet``) by ``penstock.provisioning``; ``started`` starts any other, as the
+benchmarks do. Needs root, as slurmd does. Own folder, keys, sockets and ports: nothing of the machine's own Slurm is used or changed, and
 whatever was started is ended by its process id.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import random
@@ -32,7 +34,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,122 +42,94 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import descendants, until
+from penstock.provisioning.hostlist import expand
+from penstock.provisioning.plan import parse
+from penstock.provisioning.slurm import render
 
 NODES, GPUS, CPUS, MEMORY = 8, 4, 8, 16_000
-PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db", "sbatch", "sacctmgr")
+MOST_NODES = 16
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
+ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 ACCOUNTS = {
     "production": (5, {"daemon": 2, "bin": 1}),
     "research": (3, {"nobody": 3, "sys": 3, "games": 1, "man": 1}),
     "interns": (1, {"mail": 1, "news": 1}),
 }
 
-CONFIG = """\
-ClusterName={name}
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ctl}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={dir}/munge.sock
-AuthAltTypes=auth/jwt
-AuthAltParameters=jwt_key={dir}/jwt.key
-CredType=cred/munge
-StateSaveLocation={dir}/state
-SlurmdSpoolDir={dir}/spool.%n
-SlurmctldPidFile={dir}/ctld.pid
-SlurmdPidFile={dir}/slurmd.%n.pid
-SlurmctldLogFile={dir}/ctld.log
-SlurmdLogFile={dir}/slurmd.%n.log
-SlurmctldDebug=info
-SlurmdDebug=info
-ProctrackType=proctrack/{proctrack}
-TaskPlugin=task/{task}
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=1
-JobAcctGatherParams={memory}
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={host}
-AccountingStoragePort={dbd}
-AccountingStoragePass={dir}/munge.sock
-AccountingStorageTRES=gres/gpu,gres/gpu:h100
-AccountingStorageEnforce={enforce}
-JobCompType=jobcomp/none
-MpiDefault=none
-SwitchType=switch/none
-ReturnToService=2
-MinJobAge={min_job_age}
-KillWait=2
-CompleteWait=0
-SlurmdTimeout=20
-GresTypes=gpu
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=1000
-MailProg=/bin/true
-SlurmdParameters=config_overrides
-TopologyPlugin=topology/tree
-SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=1,bf_resolution=1,bf_continue,batch_sched_delay=0,sched_interval=1,sched_min_interval=0
-PriorityType=priority/multifactor
-PriorityWeightAge=1000
-PriorityWeightFairshare=1000
-PriorityWeightPartition=1000
-PriorityWeightQOS=1000
-PreemptType={preempt_type}
-PreemptMode=REQUEUE
-{nodes}
-PartitionName=all Nodes=node-[0-7] Default=YES MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=REQUEUE
-PartitionName=pair Nodes=node-[0-1] MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=REQUEUE
-PartitionName=urgent Nodes=node-[0-7] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
-PartitionName=spare Nodes=node-[0-7] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL
-"""
-DBD = """\
-DbdHost={host}
-DbdAddr=127.0.0.1
-DbdPort={dbd}
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={dir}/munge.sock
-AuthAltTypes=auth/jwt
-AuthAltParameters=jwt_key={dir}/jwt.key
-DebugLevel=info
-LogFile={dir}/dbd.log
-PidFile={dir}/dbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={sql}
-StorageUser=root
-StorageLoc=slurm
-"""
-CGROUP = """\
-CgroupPlugin=cgroup/v1
-CgroupAutomount=no
-CgroupMountpoint={dir}/cgroup
-ConstrainRAMSpace=yes
-MinRAMSpace=10
-"""
-TOPOLOGY = """\
-SwitchName=leaf1 Nodes=node-[0-3]
-SwitchName=leaf2 Nodes=node-[4-7]
-SwitchName=spine Switches=leaf[1-2]
-"""
+ACCOUNT_QOS = ("QOS=normal,high", "DefaultQOS=normal")
+_V1, _GROUPS = Path("/sys/fs/cgroup"), ("freezer", "memory")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a fleet file for this machine needs to know. Ports by name: ``controller``, ``dbd``, ``sql``, ``rest``."""
+
+    folder: Path
+    host: str
+    ports: Mapping[str, int]
+    node_ports: Sequence[int]
+    contained: bool  # whether jobs can have control groups of their own
+
+    def slurm(self, extra: Mapping[str, object]) -> dict[str, object]:
+        """The part ``slurm`` of a fleet file: everything in this folder, run by root, several slurmd on one host."""
+        folder = str(self.folder)
+        usual: dict[str, object] = {
+            "SlurmdUser": "root",
+            "SlurmdParameters": "config_overrides",
+            "MailProg": "/bin/true",
+        }
+        usual |= {"ReturnToService": 2, "KillWait": 2, "JobCompType": "jobcomp/none"}
+        return {
+            "version": "22.05",
+            "user": "root",
+            "state_dir": f"{folder}/state",
+            "spool_dir": f"{folder}/spool",
+            "log_dir": folder,
+            "run_dir": folder,
+            "munge_socket": f"{folder}/munge.sock",
+            "ports": {"controller": self.ports["controller"], "node": self.ports["node"]},
+            "extra": usual | dict(extra),
+        }
+
+    def pool(self, nodes: str, *, cpus: int, memory: int, gpus: tuple[str, int] | None = None) -> dict[str, object]:
+        """Nodes that are all on this machine, ``memory`` in MB."""
+        ports = list(self.node_ports[: len(expand(nodes))])
+        told: dict[str, object] = {"addresses": "127.0.0.1", "hostnames": self.host, "port": ports}
+        told |= {"name": "nodes", "nodes": nodes, "cpus": cpus, "memory": f"{memory}Mi"}
+        if gpus is not None:
+            told["gpus"] = {"model": gpus[0], "count": gpus[1], "files": f"{self.folder}/gpu[0-{gpus[1] - 1}]"}
+        return told
+
+    def accounting(self) -> dict[str, object]:
+        database = {"host": "127.0.0.1", "port": self.ports["sql"], "user": "root", "name": "slurm"}
+        return {"host": self.host, "address": "127.0.0.1", "port": self.ports["dbd"], "database": database}
 
 
 @dataclass
 class Cluster:
     """A running private cluster."""
 
-    folder: Path
+    place: Place
     environment: dict[str, str]
-    host: str
-    ports: dict[str, int]
+    name: str
+    nodes: tuple[str, ...]
+    accounted: bool
     private: tuple[str, ...] = ()
-    contained: bool = False
+    watch: Callable[[int], None] | None = None
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    idle_after_s: float = 0.0  # from the start of slurmctld and slurmd to every node idle
 
     @property
-    def nodes(self) -> list[str]:
-        return [f"node-{i}" for i in range(NODES)]
+    def folder(self) -> Path:
+        return self.place.folder
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        return self.place.ports
+
+    @property
+    def contained(self) -> bool:
+        return self.place.contained
 
     def run(
         self, *command: str, user: str | None = None, stdin: str = "", timeout: float = 60.0, cwd: str = "/"
@@ -230,12 +204,12 @@ class Cluster:
 
     def start_slurmd(self, node: str) -> None:
         binds = [word for folder in self.private for word in (str(self.disk(node, folder)), folder)]
-        if self.contained:
+        if self.contained and (self.folder / "cgroup.conf").exists():
             groups = [(str(_V1 / name / self.folder.name), str(self.folder / "cgroup" / name)) for name in _GROUPS]
             binds += [word for pair in groups for word in pair]
         script = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; exec "$@"'
         unshare = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *binds, "--")
-        self._start(node, *unshare, "slurmd", "-D", "-N", node)
+        self._start(node, *(unshare if binds else ()), "slurmd", "-D", "-N", node)
 
     def disk(self, node: str, folder: str) -> Path:
         """Where what ``node`` sees at ``folder``, one of ``private_mounts``, can be seen from here."""
@@ -295,7 +269,8 @@ class Cluster:
 
     def _idle(self) -> bool:
         with suppress(RuntimeError):
-            return self.run("sinfo", "-h", "-N", "-p", "all", "-o", "%T").split() == ["idle"] * NODES
+            told = self.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+            return set(told) == {f"{node} idle" for node in self.nodes}
         return False
 
     def _answers(self, *command: str) -> bool:
@@ -308,6 +283,8 @@ class Cluster:
                 command, env={**self.environment, "TEST_NODE": name}, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=output, cwd="/",
             )  # fmt: skip
+        if self.watch is not None:
+            self.watch(self.daemons[name].pid)
 
     def _end(self, name: str, *, kill: bool = False) -> None:
         process = self.daemons.pop(name)
@@ -322,9 +299,10 @@ class Cluster:
             process.wait(30)
 
 
-def unavailable() -> str:
+def unavailable(*, accounting: bool = True) -> str:
     """Why none can be started here; empty when one can."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    wanted = PROGRAMS + (ACCOUNTING if accounting else ())
+    missing = [name for name in wanted if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not found (make test-deps)"
     return "" if os.geteuid() == 0 else "slurmd needs root"
@@ -334,10 +312,10 @@ def unavailable() -> str:
 def cluster(
     *,
     min_job_age: int = 300,
-    enforce: str = "associations,limits,qos",
+    enforce: Sequence[str] = ("associations", "limits", "qos"),
     preempt: str = "partition",
     private_mounts: Sequence[str] = (),
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[Cluster]:
     """A cluster with every node idle and its accounts made; ended whatever happens.
 
@@ -345,106 +323,164 @@ def cluster(
     folders, made if missing, in whose place each node sees one of its own (``disk``): nodes that share no files.
     ``settings``: of slurm.conf, instead of those here.
     """
-    if reason := unavailable():
+
+    def document(place: Place) -> dict[str, object]:
+        told = fleet(place, preempt=preempt, extra={"MinJobAge": min_job_age, **(settings or {})})
+        accounting = {**place.accounting(), "enforce": list(enforce)}
+        return {**told, "accounting": accounting}
+
+    def people(slurm: Cluster) -> None:
+        make_people(slurm, ACCOUNTS, preempt=preempt)
+
+    with started(document, people, private=private_mounts) as slurm:
+        yield slurm
+
+
+def fleet(place: Place, *, preempt: str = "partition", extra: Mapping[str, object] | None = None) -> dict[str, object]:
+    """The fleet file of the tests' cluster."""
+    told: dict[str, object] = {
+        "JobAcctGatherType": "jobacct_gather/linux",
+        "JobAcctGatherFrequency": "task=1",
+        "CompleteWait": 0,
+        "SlurmdTimeout": 20,
+    }
+    cgroup: dict[str, object] = {"plugin": "none"}
+    if place.contained:
+        own = {"CgroupMountpoint": f"{place.folder}/cgroup", "CgroupAutomount": "no", "MinRAMSpace": 10}
+        cgroup = {"plugin": "v1", "cores": False, "devices": False, "extra": own}
+        told["TaskPlugin"] = "task/cgroup"
+    slurm = place.slurm({**told, **(extra or {})})
+    parameters = {"bf_interval": 1, "bf_resolution": 1, "bf_continue": True, "batch_sched_delay": 0}
+    leaves = [{"name": f"leaf{i + 1}", "nodes": f"node-[{4 * i}-{4 * i + 3}]"} for i in range(NODES // 4)]
+    usual = {"priority_tier": 5, "preempt_mode": "requeue"}
+    return {
+        "kind": "Fleet",
+        "name": "test",
+        "controllers": [{"host": place.host, "address": "127.0.0.1"}],
+        "pools": [place.pool(f"node-[0-{NODES - 1}]", cpus=CPUS, memory=MEMORY, gpus=("h100", GPUS))],
+        "topology": {"kind": "tree", "switches": [*leaves, {"name": "spine", "switches": "leaf[1-2]"}]},
+        "partitions": [
+            {"name": "all", "default": True, **usual},
+            {"name": "pair", "nodes": "node-[0-1]", **usual},
+            {"name": "urgent", "priority_tier": 10, "preempt_mode": "off"},
+            {"name": "spare", "priority_tier": 1, "preempt_mode": "cancel"},
+        ],
+        "scheduler": {
+            "parameters": parameters | {"sched_interval": 1, "sched_min_interval": 0},
+            "weights": {"age": 1000, "fairshare": 1000, "partition": 1000, "qos": 1000},
+            "preempt": preempt,
+        },
+        "slurm": {**slurm, "jwt_key": f"{place.folder}/jwt.key", "default_memory_per_cpu": "1000Mi", "cgroup": cgroup},
+    }
+
+
+def make_people(
+    slurm: Cluster, accounts: Mapping[str, tuple[int, Mapping[str, int]]], *, preempt: str = "partition"
+) -> None:
+    """Accounts with their shares, their users with theirs, and the QoS ``high``."""
+
+    def manage(*words: str) -> None:
+        slurm.run("sacctmgr", "-i", *words)
+
+    manage("add", "qos", "high", "Priority=10", *(["Preempt=normal"] if preempt == "qos" else []))
+    for account, (share, users) in accounts.items():
+        manage("add", "account", account, f"Fairshare={share}")
+        for user, own in users.items():
+            manage("add", "user", user, f"Account={account}", f"Fairshare={own}", *ACCOUNT_QOS)
+
+
+# -- any cluster on this machine, from a fleet file
+
+
+@contextmanager
+def started(
+    document: Callable[[Place], Mapping[str, object]],
+    people: Callable[[Cluster], None] | None = None,
+    *,
+    private: Sequence[str] = (),
+    watch: Callable[[int], None] | None = None,
+) -> Iterator[Cluster]:
+    """What the fleet file says, running, every node idle. ``watch`` is told the id of every daemon."""
+    if reason := unavailable(accounting=False):
         raise RuntimeError(f"Slurm: {reason}")
+    # In memory: on a disk the files that Slurm removes after each job slow down whoever makes new ones there.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="penstock-slurm-", dir=memory))
-    ports = dict(zip(("ctl", "dbd", "sql", "rest", *range(NODES)), _ports(4 + NODES), strict=True))
-    found = Cluster(
-        folder,
-        {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "TZ": "UTC"},
-        socket.gethostname().split(".")[0],
-        {str(name): port for name, port in ports.items()},
-        tuple(private_mounts),
-    )
-    values = {"min_job_age": str(min_job_age), "enforce": enforce, "preempt_type": f"preempt/{_PREEMPT[preempt]}"}
+    slurm = None
     try:
-        found.contained = _make_groups(folder)
-        kinds = ("cgroup", "cgroup", "NoOverMemoryKill") if found.contained else ("linuxproc", "none", "OverMemoryKill")
-        values |= dict(zip(("proctrack", "task", "memory"), kinds, strict=True))
-        _write(found, values, settings or {})
-        _start(found, preempt)
-        yield found
+        names = ("controller", "dbd", "sql", "rest", "node")
+        ports = _ports(len(names) + MOST_NODES)
+        host = socket.gethostname().split(".")[0]
+        rooms = dict(zip(names, ports, strict=False))
+        place = Place(folder, host, rooms, ports[len(names) :], _make_groups(folder))
+        slurm = _written(place, document(place), private, watch)
+        _start(slurm, people)
+        yield slurm
     finally:
-        _stop(found)
+        if slurm is not None:
+            _stop(slurm)
         _remove_groups(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_V1, _GROUPS = Path("/sys/fs/cgroup"), ("freezer", "memory")
-_PREEMPT = {"partition": "partition_prio", "qos": "qos"}
-
-
-def _write(slurm: Cluster, values: dict[str, str], settings: Mapping[str, str]) -> None:
-    folder = slurm.folder
-    nodes = "\n".join(
-        f"NodeName=node-{i} NodeAddr=127.0.0.1 NodeHostname={slurm.host} Port={slurm.ports[str(i)]} CPUs={CPUS} "
-        f"RealMemory={MEMORY} Gres=gpu:h100:{GPUS} State=UNKNOWN"
-        for i in range(NODES)
-    )
-    for name in ("state", "sql", *(f"spool.node-{i}" for i in range(NODES))):
+def _written(
+    place: Place, document: Mapping[str, object], private: Sequence[str], watch: Callable[[int], None] | None
+) -> Cluster:
+    """The rendered files, and what they name."""
+    folder = place.folder
+    told = parse(json.dumps(document))
+    if reason := unavailable(accounting=told.accounting is not None):
+        raise RuntimeError(f"Slurm: {reason}")
+    for file in render(told):
+        path = folder / file.name
+        path.write_text(str(file))
+        path.chmod(file.mode)
+    for name in ("state", "sql", *(f"spool.{node}" for node in told.nodes)):
         (folder / name).mkdir()
-    told = {**values, "name": "test", "host": slurm.host, "dir": folder, "nodes": nodes, **slurm.ports}
-    text = CONFIG.format(**told)
-    lines = [line for line in text.splitlines() if line.partition("=")[0] not in settings]
-    lines[1:1] = [f"{name}={value}" for name, value in settings.items()]
-    (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
-    (folder / "topology.conf").write_text(TOPOLOGY)
-    (folder / "slurmdbd.conf").write_text(DBD.format(**told))
-    for number in range(GPUS):  # gres/gpu wants a device for each: null devices will do
+    for number in range(max(pool.gpus.count if pool.gpus else 0 for pool in told.pools)):
+        # gres/gpu wants a device for each: null devices will do
         os.mknod(folder / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-    (folder / "gres.conf").write_text(f"NodeName=node-[0-7] Name=gpu Type=h100 File={folder}/gpu[0-{GPUS - 1}]\n")
-    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
-    (folder / "jwt.key").write_bytes(secrets.token_bytes(32))
-    folder.chmod(0o755)  # jobs run as other users
-    for name in ("munge.key", "slurmdbd.conf", "jwt.key"):
+    for name, size in (("munge.key", 128), ("jwt.key", 32)):
+        (folder / name).write_bytes(secrets.token_bytes(size))
         (folder / name).chmod(0o600)
-    if slurm.contained:
-        (folder / "cgroup.conf").write_text(CGROUP.format(**told))
-    for private in slurm.private:
-        Path(private).mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)  # jobs run as other users
+    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "TZ": "UTC"}
+    slurm = Cluster(place, environment, told.name, told.nodes, told.accounting is not None, tuple(private), watch)
+    for each in private:
+        Path(each).mkdir(parents=True, exist_ok=True)
         for node in slurm.nodes:
-            slurm.disk(node, private).mkdir(parents=True)
-            slurm.disk(node, private).chmod(0o1777)
+            slurm.disk(node, each).mkdir(parents=True)
+            slurm.disk(node, each).chmod(0o1777)
+    return slurm
 
 
-def _start(slurm: Cluster, preempt: str) -> None:
-    folder = slurm.folder
-    slurm.run(
-        "mariadb-install-db", "--no-defaults", f"--datadir={folder}/sql", "--user=root",
-        "--auth-root-authentication-method=normal", "--skip-test-db",
-    )  # fmt: skip
-    slurm.start_mariadb()
+def _start(slurm: Cluster, people: Callable[[Cluster], None] | None) -> None:
     slurm.start_munged()
-    slurm.start_dbd()
-    _people(slurm, preempt)
+    if slurm.accounted:
+        slurm.run(
+            "mariadb-install-db", "--no-defaults", f"--datadir={slurm.folder}/sql", "--user=root",
+            "--auth-root-authentication-method=normal", "--skip-test-db",
+        )  # fmt: skip
+        slurm.start_mariadb()
+        slurm.start_dbd()
+        slurm.run("sacctmgr", "-i", "add", "cluster", slurm.name)
+        if people is not None:
+            people(slurm)
+    began = time.monotonic()
     slurm.start_ctld(wait=False)
     for node in slurm.nodes:
         slurm.start_slurmd(node)
     slurm.wait_idle()
-
-
-def _people(slurm: Cluster, preempt: str) -> None:
-    def manage(*words: str) -> None:
-        slurm.run("sacctmgr", "-i", *words)
-
-    manage("add", "cluster", "test")
-    manage("add", "qos", "high", "Priority=10", *(["Preempt=normal"] if preempt == "qos" else []))
-    for account, (share, users) in ACCOUNTS.items():
-        manage("add", "account", account, f"Fairshare={share}", "Cluster=test")
-        for user, own in users.items():
-            words = (f"Account={account}", f"Fairshare={own}", "QOS=normal,high", "DefaultQOS=normal")
-            manage("add", "user", user, *words)
+    slurm.idle_after_s = time.monotonic() - began
 
 
 def _stop(slurm: Cluster) -> None:
-    """Steps first, by their id: they would outlive slurmd."""
-    order = [*slurm.nodes, "slurmrestd", "slurmctld", "slurmdbd", "mariadbd", "munged"]
+    """Steps too, by their id: they would outlive slurmd."""
     for name in slurm.nodes:
         if name in slurm.daemons:
             slurm.daemons[name].terminate()
     _kill_steps({"SLURM_CONF": slurm.environment["SLURM_CONF"]})
-    for name in order:
+    for name in (*slurm.nodes, "slurmrestd", "slurmctld", "slurmdbd", "mariadbd", "munged"):
         if name in slurm.daemons:
             slurm._end(name)
     _kill_steps({"SLURM_CONF": slurm.environment["SLURM_CONF"]})

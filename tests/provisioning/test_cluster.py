@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from benchmarks.measure import until
+from penstock.provisioning.lint import lint
 from tests.slurm_cluster import Cluster, cluster
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600), pytest.mark.needs("slurmdbd", "root")]
@@ -86,3 +88,50 @@ def test_daemons_stop_and_start_and_nodes_share_nothing(tmp_path: Path) -> None:
         assert list(Path(private).iterdir()) == []
         assert [len(list(slurm.disk(name, private).glob(job))) for name in ("node-0", "node-1", "node-2")] == [1, 1, 0]
     Path(private).rmdir()
+
+
+# A new slurmctld has nothing saved, and Debian's packages bring no PMIx.
+AT_FIRST = re.compile(
+    r"Could not open \w+ state file|Trying backup state save file|No fed_mgr state file|[Pp][Mm][Ii]x"
+)
+
+
+def test_rendered_files_start_without_a_complaint() -> None:
+    with cluster() as slurm:
+        told = slurm.run("scontrol", "show", "topology")
+        assert re.findall(r"SwitchName=(\w+) Level=(\d) LinkSpeed=1 Nodes=(\S+)", told) == [
+            ("leaf1", "0", "node-[0-3]"),
+            ("leaf2", "0", "node-[4-7]"),
+            ("spine", "1", "node-[0-7]"),
+        ]
+        nodes = slurm.run("sinfo", "-h", "-N", "-p", "all", "-o", "%N %T %G").splitlines()
+        assert nodes == [f"node-{i} idle gpu:h100:4" for i in range(8)]
+        devices = slurm.run(
+            "srun", "-p", "all", "-N8", "--gres=gpu:4", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"
+        ).split()
+        assert devices == ["0,1,2,3"] * 8
+        for log in ("slurmctld", *(f"slurmd.{node}" for node in slurm.nodes)):
+            lines = (slurm.folder / f"{log}.log").read_text().splitlines()
+            assert lines
+            assert [line for line in lines if re.search(r"error:|fatal:", line) and not AT_FIRST.search(line)] == []
+        texts = {path.name: path.read_text() for path in slurm.folder.glob("*.conf")}
+        assert (
+            sorted(texts)
+            == ["cgroup.conf", "gres.conf", "slurm.conf", "slurmdbd.conf", "topology.conf"][
+                0 if slurm.contained else 1 :
+            ]
+        )
+        assert lint(texts) == []
+
+
+def test_what_lint_calls_a_drained_node_is_drained() -> None:
+    """The mistake of gres counts that differ, made for real: what lint says is what Slurm then does."""
+    with cluster() as slurm:
+        conf, gres = slurm.folder / "slurm.conf", slurm.folder / "gres.conf"
+        conf.write_text(conf.read_text().replace("gpu:h100:4", "gpu:h100:8"))
+        assert "8 in slurm.conf" in str(lint({"slurm.conf": conf.read_text(), "gres.conf": gres.read_text()}))
+        slurm.stop_slurmd("node-0")
+        slurm.restart_ctld()
+        slurm.start_slurmd("node-0")
+        node = ("sinfo", "-h", "-n", "node-0", "-p", "all", "-o", "%T %E")
+        until(lambda: "gres/gpu count" in slurm.run(*node), "the node is drained", timeout=60, every=0.2)

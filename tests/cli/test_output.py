@@ -162,6 +162,22 @@ def test_nodes(server: StandIn, cli: Cli) -> None:
     assert NODES[0].title == "NAME"
 
 
+def test_engines_are_shown_where_there_are_several(server: StandIn, cli: Cli) -> None:
+    there = job("far") | {"id": "01F"}
+    there["status"] = there["status"] | {"engine": "c1", "engine_job": "1234", "start_estimate": "2026-11-25T12:00:00Z"}
+    server.answers["GET /api/v1/jobs"] = Reply(body={"items": [job("near"), there], "next_cursor": None})
+    rows = plain(cli("get").out).splitlines()
+    assert rows[0].startswith("NAME ENGINE PHASE")
+    assert rows[2].startswith("far c1:1234 ")
+    server.answers["GET /api/v1/jobs"] = Reply(body={"items": [there], "next_cursor": None})
+    assert "far" in cli("get", "c1:1234").out
+    assert "q=c1%3A1234" in server.seen("GET /api/v1/jobs")[-1].query
+    assert "far" in cli("get", "--engine", "c1").out
+    assert "engine=c1" in server.seen("GET /api/v1/jobs")[-1].query
+    server.answers["GET /api/v1/jobs"] = Reply(body={"items": [job("near")], "next_cursor": None})
+    assert "ENGINE" not in cli("get").out
+
+
 def test_why(server: StandIn, cli: Cli) -> None:
     body = {
         "project": "default", "name": "later", "phase": "Pending", "reason": "WaitingForResources", "message": "8 GPUs",

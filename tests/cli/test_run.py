@@ -54,6 +54,8 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
      {"depends_on": [{"job": "a"}, {"job": "b", "condition": "Finished"}]}),
     (["--array", "100%8"], {"array": {"count": 100, "max_parallel": 8}}),
     (["--array", "3"], {"array": {"count": 3}}),
+    (["--engine", "c1", "--engine-option", "constraint=a100|h100", "--engine-option", "exclusive", "--engine-option=--nice=5"],
+     {"engine": "c1", "engine_options": {"constraint": "a100|h100", "exclusive": True, "nice": "5"}}),
     (["--interactive", "--idle-timeout", "30m"], {"interactive": True, "idle_timeout": "30m"}),
 ]  # fmt: skip
 

@@ -52,6 +52,7 @@ def _get(call: Invocation, arguments: Namespace) -> int:
     if call.output.format != "table":
         call.output.document({"items": rows})
         return 0
+    columns = _with_engines(kind, columns, rows)
     if kind == "job" and arguments.all_projects:
         columns = (view.PROJECT_COLUMN, *columns)
     if not rows:
@@ -70,10 +71,20 @@ def _rows(call: Invocation, kind: str, collection: Collection, arguments: Namesp
     if kind != "job":
         return list(collection.list()), False
     project = None if arguments.all_projects else call.settings.project
-    found = list(collection.list(most=arguments.limit + 1, project=project, phase=arguments.phase, q=arguments.query))
+    only = {"phase": arguments.phase, "q": arguments.query, "engine": arguments.engine}
+    found = list(collection.list(most=arguments.limit + 1, project=project, **only))
     if not found and project is not None and project != "default":
         _must_exist(call, project)
     return found[: arguments.limit], len(found) > arguments.limit
+
+
+def _with_engines(kind: str, columns: Sequence[Column], rows: Sequence[Resource]) -> Sequence[Column]:
+    """With their engine where there are several."""
+    if kind == "node":
+        found: Sequence[Column] = import_module("penstock.fleet.commands").with_engines(rows)
+        return found
+    engines = kind == "job" and any(map(view.engine_text, rows))
+    return (columns[0], view.ENGINE_COLUMN, *columns[1:]) if engines else columns
 
 
 def _must_exist(call: Invocation, project: str) -> None:
@@ -95,7 +106,7 @@ def _named(call: Invocation, kind: str, collection: Collection, names: Sequence[
     if call.output.format != "table":
         call.output.document(found[0] if len(names) == 1 else {"items": found})
     elif found:
-        call.output.table(columns, found, call.now)
+        call.output.table(_with_engines(kind, columns, found), found, call.now)
     return code
 
 
@@ -104,13 +115,21 @@ def _each(call: Invocation, collection: Collection, names: Sequence[str]) -> tup
     found, code = [], 0
     for name in names:
         try:
-            found.append(collection.get(name))
+            found.append(_by_engine(collection, name) if ":" in name else collection.get(name))
         except PenstockError as error:
             if len(names) == 1:
                 raise
             call.output.note(f"{name}: {error}")
             code = error.exit_code
     return found, code
+
+
+def _by_engine(collection: Collection, name: str) -> Resource:
+    """``c1:1234``, as engine c1 calls it. Raises NotFound."""
+    found = next(iter(collection.list(most=1, q=name)), None)
+    if found is None:
+        raise NotFound(f"there is no job that its engine calls {name!r}")
+    return found
 
 
 def _describe(call: Invocation, arguments: Namespace) -> int:
@@ -185,6 +204,7 @@ def _get_arguments(parser: ArgumentParser) -> None:
         "--phase", action="append", metavar="PHASE", help="jobs in this phase, or active, or finished; may be repeated"
     )
     parser.add_argument("-q", "--query", metavar="TEXT", help="jobs whose name or user holds this text")
+    parser.add_argument("--engine", metavar="NAME", help="jobs on this engine, where it is not the server's own")
     parser.add_argument("-n", "--limit", type=int, default=MOST, metavar="N", help=f"at the most N (default {MOST})")
 
 
@@ -194,7 +214,7 @@ def _describe_arguments(parser: ArgumentParser) -> None:
 
 VERBS = {
     "get": Verb(
-        "penstock get\npenstock get jobs --phase active -A\npenstock get digits -o yaml\npenstock get nodes -o json",
+        "penstock get\npenstock get jobs --phase active -A\npenstock get digits -o yaml\npenstock get c1:1234\npenstock get nodes -o json",
         _get_arguments,
         _get,
     ),

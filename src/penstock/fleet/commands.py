@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput
@@ -60,7 +60,6 @@ def _labels(node: Node) -> str:
 
 COLUMNS = (
     Column("NAME", lambda node, _: str(node["name"])),
-    Column("ENGINE", lambda node, _: str(node.get("engine") or "")),
     Column("STATE", state, style=lambda text: _STYLES.get(text, "")),
     Column("CPUS", _cpus, right=True),
     Column("MEMORY", _memory, right=True),
@@ -69,6 +68,14 @@ COLUMNS = (
     Column("JOBS", lambda node, _: str(len(node.get("jobs") or ())), right=True),
     Column("WHY", lambda node, _: " ".join(str(node.get(key) or "") for key in ("reason", "message")).strip()),
 )
+
+
+ENGINE = Column("ENGINE", lambda node, _: str(node.get("engine") or ""))
+
+
+def with_engines(nodes: Sequence[Node]) -> Sequence[Column]:
+    """With the engine of each where there are several."""
+    return (COLUMNS[0], ENGINE, *COLUMNS[1:]) if len({node.get("engine") for node in nodes}) > 1 else COLUMNS
 
 
 def page(node: Node) -> list[str]:
@@ -91,7 +98,7 @@ def page(node: Node) -> list[str]:
 def _nodes(call: Invocation, _arguments: Namespace) -> int:
     nodes = list(call.client.nodes.list())
     if call.output.format == "table":
-        call.output.table(COLUMNS, nodes, call.now)
+        call.output.table(with_engines(nodes), nodes, call.now)
     else:
         call.output.document({"items": nodes})
     return 0

@@ -65,6 +65,10 @@ _WAITING = frozenset(
         Reason.WaitingBehind,
         Reason.Unschedulable,
         Reason.BackingOff,
+        Reason.HandedOver,
+        Reason.HeldByAdministrator,
+        Reason.Requeued,
+        Reason.EngineUnreachable,
         Reason.Preempted,
         Reason.Reclaimed,
         Reason.IdleReclaimed,
@@ -90,6 +94,10 @@ _SENTENCES: dict[str, str] = {
     Reason.WaitingBehind: "It waits behind an earlier job that is first in line.",
     Reason.Unschedulable: "No node could ever hold it as the fleet stands.",
     Reason.BackingOff: "It waits a little before its next attempt.",
+    Reason.HandedOver: "It waits in the line of its engine, which places it itself.",
+    Reason.HeldByAdministrator: "An administrator of its engine holds it; it starts when they let it go.",
+    Reason.Requeued: "Its engine took it back into its line; there it starts again.",
+    Reason.EngineUnreachable: "Its engine does not answer: it is as it was last seen.",
     Reason.Admitted: "Nodes are chosen; it is being started.",
     Reason.Started: "Its processes run.",
     Reason.Completed: "Every rank ended with exit code 0.",
@@ -277,6 +285,11 @@ def _facts(job: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     elif needs.get("gpus"):
         asked.append(f"{needs['gpus']} GPU")
     yield "Per node", ", ".join(asked)
+    if status.get("engine"):
+        named = f", as job {status['engine_job']}" if status.get("engine_job") else ""
+        yield "Engine", f"{status['engine']}{named}"
+    if status.get("start_estimate"):
+        yield "May start", f"about {status['start_estimate']}"
     if status.get("nodes"):
         yield "Nodes", ", ".join(map(str, status["nodes"]))
     if spec.get("depends_on"):
@@ -333,6 +346,7 @@ class AttemptRow:
     ended_at: str | None
     exit: Exit | None
     restarts: int
+    engine: str  # another than the server's own, and what it calls it
     ranks: tuple[tuple[int, str, Exit | None, int], ...]  # rank, node, exit, restarts
 
 
@@ -355,6 +369,7 @@ def _attempt(attempt: Mapping[str, Any]) -> AttemptRow:
         ended_at=attempt.get("ended_at"),
         exit=how_ended(attempt.get("exit_code"), attempt.get("signal")),
         restarts=int(attempt.get("restarts") or 0),
+        engine=f"{attempt['engine']}:{attempt.get('engine_job') or '?'}" if attempt.get("queued") else "",
         ranks=tuple(
             (
                 int(r["rank"]),

@@ -308,6 +308,7 @@ def attempt(row: Row[Any]) -> dict[str, Any]:
         "message": row.message,
         "engine": row.engine,
         "engine_job": row.engine_job,
+        "queued": row.run_dir.endswith(f".{row.engine}"),  # it stood in the engine's own line
         "nodes": [group["node"] for group in json.loads(row.groups)],
         "groups": json.loads(row.groups),
         "submitted_at": format_time(row.admitted_at),

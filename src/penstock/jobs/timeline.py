@@ -11,7 +11,9 @@ from penstock.jobs.page import FINAL, Badge, phase_badge, reason_badge
 
 MAX_LANES = 8  # attempts drawn; older ones are counted in the first lane's label
 MAX_MARKS = 40  # a lane's marks, the newest
-_MARKED = frozenset({"RankExited", "RankRestarted", "CancelRequested", "OutOfMemory", "NodeLost", "Preempted"})
+_MARKED = frozenset(
+    {"RankExited", "RankRestarted", "CancelRequested", "OutOfMemory", "NodeLost", "Preempted", "Requeued"}
+)
 _STEPS = (
     0.05,
     0.1,
@@ -125,7 +127,8 @@ def _attempt(attempt: Mapping[str, Any], scale: _Scale, marks: Sequence[tuple[fl
     bars = []
     first = submitted if submitted is not None else started
     if submitted is not None and (started or until) > submitted:
-        bars.append(scale.bar(submitted, started if started is not None else until, "start", "Starting"))
+        tone, word = ("wait", f"In the line of {attempt['engine']}") if attempt.get("queued") else ("start", "Starting")
+        bars.append(scale.bar(submitted, started if started is not None else until, tone, word))
     if started is not None:
         bars.append(scale.bar(started, until, badge.tone, "Ran" if ended is not None else "Runs"))
     own = [m for at, m in marks if first is not None and first - 0.001 <= at <= until + 0.001]

@@ -30,6 +30,7 @@ _PLAIN = (  # what goes into the spec as it stands
     "priority",
     "queue",
     "reservation",
+    "engine",
 )
 
 _FLAGS = {
@@ -39,6 +40,7 @@ _FLAGS = {
     "flavors": "flavor",
     "labels": "label",
     "modules": "module",
+    "engine_options": "engine-option",
 }  # fields whose flags have other names
 _NAMED = (
     "name",
@@ -58,6 +60,7 @@ _NAMED = (
     "placement",
     "exclude-node",
     "flavor",
+    "engine-option",
 )
 
 
@@ -102,6 +105,13 @@ def configure(parser: ArgumentParser) -> None:
     add("--placement", metavar="LEVEL[:required]", help="all nodes in one rack, or block, or as near as can be")
     add("--flavor", action="append", metavar="NAME", help="a kind of node it may have, best first; may be repeated")
     add("--exclude-node", action="append", metavar="NODE", help="a node it must not have; may be repeated")
+    add("--engine", metavar="NAME", help="the engine to run on (default: the queue's, else this server's own)")
+    add(
+        "--engine-option",
+        action="append",
+        metavar="KEY[=VALUE]",
+        help="passed to that engine as it is, as sbatch's constraint=a100, exclusive; may be repeated",
+    )
     add("--label", action="append", metavar="NAME=VALUE", help="a label; may be repeated")
     add("--detach", action="store_true", help="do not follow it: print its name and return")
     add("--idempotency-key", metavar="KEY", help="two calls with one key make one job")
@@ -178,6 +188,7 @@ def spec_of(arguments: Namespace, settings: Settings) -> dict[str, Any]:
         "placement": _placement(arguments.placement),
         "flavors": arguments.flavor,
         "exclude_nodes": arguments.exclude_node,
+        "engine_options": _options(arguments.engine_option),
         "interactive": arguments.interactive,
     }
     spec |= {name: value for name, value in parts.items() if value}
@@ -223,6 +234,12 @@ def _placement(text: str | None) -> dict[str, Any] | None:
     return {"level": level} | ({"required": True} if colon else {})
 
 
+def _options(texts: list[str] | None) -> dict[str, str | bool]:
+    """``constraint=a100``, or a word that stands for itself; written with or without dashes."""
+    pairs_ = (text.lstrip("-").partition("=") for text in texts or ())
+    return {key: value if equals else True for key, equals, value in pairs_}
+
+
 def _dependency(text: str) -> dict[str, str]:
     job, colon, condition = text.partition(":")
     return {"job": job} | ({"condition": condition[:1].upper() + condition[1:]} if colon else {})
@@ -242,7 +259,8 @@ VERBS = {
         example="""\
 penstock run --procs 2 --max-restarts 3 -- python train.py --epochs 10
 penstock run --detach --name prep --memory 8Gi -- ./prepare.sh
-penstock run --array 100%8 --depends-on prep -- python score.py""",
+penstock run --array 100%8 --depends-on prep -- python score.py
+penstock run --engine c1 --engine-option constraint=a100 -- python train.py""",
         configure=configure,
         run=run,
         takes_command=True,

@@ -42,6 +42,12 @@ def because(reason: object, message: object, phase: object) -> str:
     return ": ".join(words)
 
 
+def engine_text(job: Job) -> str:
+    """``c1:1234``: an engine that schedules itself, and what it calls the job; empty for the server's own."""
+    status = job["status"]
+    return ":".join(str(status[key]) for key in ("engine", "engine_job") if status.get(key))
+
+
 def progress_text(job: Job, _now: float = 0.0) -> str:
     """``30/100`` of steps, or an array's tasks; empty where nothing was reported."""
     status = job["status"]
@@ -94,6 +100,7 @@ COLUMNS = (
     Column("NODES", lambda job, _: ",".join(job["status"].get("nodes") or ())),
     Column("WHY", why_column),
 )
+ENGINE_COLUMN = Column("ENGINE", lambda job, _: engine_text(job))
 PROJECT_COLUMN = Column("PROJECT", lambda job, _: str(job.get("project") or ""))
 
 EVENT_COLUMNS = (
@@ -142,6 +149,8 @@ def page(job: Job, now: float) -> list[str]:
         ("Flavors", ", ".join(spec.get("flavors") or ())),
         ("Not on", ", ".join(spec.get("exclude_nodes") or ())),
         ("Reservation", spec.get("reservation")),
+        ("Engine", engine_text(job) or spec.get("engine")),
+        ("Options", _pairs(spec.get("engine_options"))),
         ("Environment", _pairs(spec.get("environment"))),
         ("Variables", _pairs(spec.get("env"))),
         ("Work folder", spec.get("workdir")),
@@ -153,6 +162,7 @@ def page(job: Job, now: float) -> list[str]:
         ("GPUs", "; ".join(c["message"] for c in status.get("conditions") or () if c["type"] == "GpuIdle")),
         ("Attempt", f"{status.get('attempt', 0)} ({status.get('restarts') or 0} restarts)"),
         ("Nodes", ", ".join(status.get("nodes") or ())),
+        ("May start", f"about {status['start_estimate']}" if status.get("start_estimate") else ""),
         ("Progress", bar(job).text if progress_text(job) else ""),
         ("Started", status.get("started_at")),
         ("Finished", status.get("finished_at")),

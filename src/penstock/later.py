@@ -5,21 +5,26 @@ Bills and replays are asked for now and then; with the simulated fleet (simulati
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from penstock.base.errors import Conflict, PenstockError
 from penstock.base.routes import Endpoint
 from penstock.base.settings import Settings
 from penstock.capacity import routes as capacity_routes
 from penstock.capacity.replays import Replays
-from penstock.cost import bill_routes, outlook
+from penstock.cost import bill_routes, outlook, outside
 from penstock.cost.spec import Prices
 from penstock.cost.terms import Terms
-from penstock.fleet import engine_routes, inventory
+from penstock.engines.slurm.accounting import Accounted
+from penstock.fleet import engine_routes, inventory, registry
 from penstock.fleet.attached import Attached
 from penstock.jobs import history
-from penstock.scheduling import live
-from penstock.store.store import Store
+from penstock.scheduling import compiling, live
+from penstock.store.store import Store, Tx
+
+log = logging.getLogger("penstock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +33,18 @@ class Rooms:
     close: Callable[[], Awaitable[None]]
 
 
-def rooms(settings: Settings, store: Store, rates: Prices, terms: Terms, attached: Attached) -> Rooms:
-    """Bills, the months to come, replays, and the engines that were added."""
+def rooms(
+    settings: Settings, store: Store, rates: Prices, terms: Terms, attached: Attached, job_user: str | None
+) -> Rooms:
+    """Bills, the months to come, replays, and the engines that were added. ``job_user``: of users who are mapped to none."""
+
+    async def accounting(name: str) -> compiling.Engine:
+        engine = attached.engines.named(name)
+        if not isinstance(engine, Accounted):
+            raise Conflict(f"the engine {name!r} has no accounts of its own: the queue file holds there as it is")
+        managed = await store.read(lambda conn: registry.managed(conn, name))
+        return compiling.Engine(engine.name, engine.accounts, managed, job_user)
+
     replays = Replays(store, settings.data_dir, history.trace, live.text, inventory.gpus_by_node)
     what_if = capacity_routes.Room(store, replays, rates, terms, history.extent)
     return Rooms(
@@ -38,6 +53,17 @@ def rooms(settings: Settings, store: Store, rates: Prices, terms: Terms, attache
             *outlook.endpoints(store, rates, terms),
             *capacity_routes.endpoints(what_if),
             *engine_routes.endpoints(attached),
+            *compiling.endpoints(store, accounting),
         ),
         replays.close,
     )
+
+
+async def look_outside(store: Store, attached: Attached, fence: Callable[[Tx], object]) -> None:
+    """Take jobs that were submitted to engines themselves into the ledger; what does not answer is asked again."""
+    for engine in list(attached.engines):
+        if isinstance(engine, Accounted):
+            try:
+                await outside.look(store, outside.Source(engine.name, engine.accounts, engine.node_prefix), fence)
+            except PenstockError as error:
+                log.warning("jobs from outside on %s are not known for now: %s", engine.name, error)

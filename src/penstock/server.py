@@ -70,6 +70,7 @@ log = logging.getLogger("penstock")
 SERVER_FILE = "server.json"
 FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user nor a mapping names another
 SYNC_NODES_S = 15.0
+SEE_OUTSIDE_S = 60.0
 Priced = tuple[Prices, Terms]  # the price file
 HEADS_SHOWN = 5  # of each queue, with why they wait
 if TYPE_CHECKING:
@@ -202,6 +203,13 @@ def job_user(settings: Settings, *, as_root: bool) -> str | None:
     return name
 
 
+def own_user() -> str | None:
+    """Whose jobs those of a server are that was not started by root; None where nobody knows the name."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return None
+
+
 def simulated(settings: Settings, clock: Callable[[], float]) -> Simulation | None:
     """The made-up fleet, where one was asked for."""
     if settings.simulate is None:
@@ -214,8 +222,10 @@ def simulated(settings: Settings, clock: Callable[[], float]) -> Simulation | No
 class Later:
     """Rooms that are loaded when they are first asked for, in the event loop: once, for some 40 ms."""
 
-    def __init__(self, settings: Settings, store: Store, rates: Prices, terms: Terms, attached: Attached) -> None:
-        self._needs = settings, store, rates, terms, attached
+    def __init__(
+        self, settings: Settings, store: Store, rates: Prices, terms: Terms, attached: Attached, user: str | None
+    ) -> None:
+        self._needs = settings, store, rates, terms, attached, user
         self._rooms: later.Rooms | None = None
 
     def endpoints(self) -> Sequence[Endpoint]:
@@ -223,6 +233,14 @@ class Later:
 
         self._rooms = self._rooms or later.rooms(*self._needs)
         return self._rooms.endpoints
+
+    async def look_outside(self, fence: Callable[[Tx], object]) -> None:
+        """Where no engine was added there is nothing outside, and nothing is loaded."""
+        _, store, _, _, attached, _ = self._needs
+        if attached.engines.added:
+            from penstock import later  # noqa: PLC0415 - as above
+
+            await later.look_outside(store, attached, fence)
 
     async def close(self) -> None:
         if self._rooms is not None:
@@ -298,7 +316,7 @@ def build_house(
         store, engines, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
     )
     attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
-    late = Later(settings, store, rates, terms, attached)
+    late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     money = (
         *cost_routes.endpoints(store, rates),
         *idle.endpoints(store, rates),
@@ -452,7 +470,7 @@ async def run(
     try:
         await house.leadership.start()
         await store.write(lambda tx: tx.emit(_server_ref(), Reason.ServerStarted, served.url, actor="system"))
-        watching = [asyncio.create_task(_watch_nodes(house)), *_feeding(house)]
+        watching = _watching(house)
         await served.start()
         try:
             write_server_file(settings.data_dir, served.url, settings.tls_cert)
@@ -473,6 +491,11 @@ async def run(
     finally:
         await store.close()
     return 0
+
+
+def _watching(house: House) -> list[asyncio.Task[None]]:
+    """What is looked at now and then while the server runs."""
+    return [asyncio.ensure_future(watch(house)) for watch in (_watch_nodes, _watch_outside)] + _feeding(house)
 
 
 def _feeding(house: House) -> list[asyncio.Task[None]]:
@@ -499,3 +522,14 @@ async def _watch_nodes(house: House) -> None:
                 await budgets.look(house.store, house.prices)
             except PenstockError as error:
                 log.warning("cannot take over the nodes: %s", error)
+
+
+async def _watch_outside(house: House) -> None:
+    """Jobs that people submit to engines themselves."""
+    while True:
+        await asyncio.sleep(SEE_OUTSIDE_S)
+        if house.leadership.leading:
+            try:
+                await house.later.look_outside(house.leadership.fence)
+            except PenstockError as error:
+                log.warning("jobs from outside cannot be taken over: %s", error)

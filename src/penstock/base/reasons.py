@@ -76,6 +76,7 @@ class Reason(_Named):
     EngineReached = auto()  # again
     # queues
     QueuesChanged = auto()
+    QueuesCompiled = auto()  # into an engine's own accounts
     ReservationCreated = auto()
     ReservationEnded = auto()  # before its time
     ReservationBegan = auto()  # and those who may not be on its nodes were told to leave

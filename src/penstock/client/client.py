@@ -145,6 +145,12 @@ class Client:
             self.transport.request("PUT", f"{API}/queues/setup", query=query, body=text, headers=headers).json()
         )
 
+    def compile_queues(self, engine: str, *, dry_run: bool = False, overwrite: bool = False) -> dict[str, Any]:
+        """Puts the queue file that holds into an engine's own accounts; with ``overwrite`` over changes by hand."""
+        query = {"engine": engine} | ({"dry_run": "true"} if dry_run else {})
+        query |= {"overwrite": "true"} if overwrite else {}
+        return dict(self.transport.request("POST", f"{API}/queues/compile", query=query).json())
+
     def reservations(self, *, over: bool = False) -> list[dict[str, Any]]:
         """Reservations and maintenance windows; with ``over`` those of the last week too."""
         return list(self._get("reservations", {"over": "true"} if over else {})["items"])

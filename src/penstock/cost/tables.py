@@ -65,3 +65,12 @@ budgets = Table(
     Column("contact", Text, nullable=False),
     Column("told", Text, nullable=False),  # "2026-11 80": the month, and the highest threshold that was announced
 )
+
+# How far jobs that were submitted to an engine itself have been taken over.
+outside = Table(
+    "outside",
+    metadata,
+    Column("engine", Text, primary_key=True),
+    Column("since", Double, nullable=False),  # what was before is none of this ledger's
+    Column("known", Double, nullable=False),  # all that ended before is in it; by the cluster's clock
+)

@@ -29,6 +29,11 @@ class Engines:
     def names(self) -> tuple[str, ...]:
         return tuple(engine.name for engine in self)
 
+    @property
+    def added(self) -> bool:
+        """Whether there are others than the server's own."""
+        return bool(self._added)
+
     def named(self, name: str | None) -> Engine:
         """The engine of this name; of none: the server's own. Raises NotFound."""
         if not name or name == self.own.name:

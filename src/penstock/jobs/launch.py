@@ -6,6 +6,7 @@ import json
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -46,8 +47,17 @@ def needs(spec: JobSpec) -> JobNeeds:
     )
 
 
-def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Site, queue: str = "") -> Launch:
-    """``job`` and ``attempt`` are rows. An attempt that has no place yet says what each of its nodes must have."""
+def launch(
+    job: RowMapping,
+    attempt: Mapping[str, Any],
+    spec: JobSpec,
+    site: Site,
+    queue: str = "",
+    account: Mapping[str, str] = MappingProxyType({}),
+) -> Launch:
+    """``job`` and ``attempt`` are rows. An attempt that has no place yet says what each of its nodes must have. ``account``:
+    the options that put it into its queue in its engine's own accounting; a job that names an account goes by that alone.
+    """
     groups = json.loads(attempt["groups"]) or [_unplaced(spec)] * spec.nodes
     number = attempt["number"]
     spent = job["restarts"]
@@ -91,7 +101,9 @@ def launch(job: RowMapping, attempt: Mapping[str, Any], spec: JobSpec, site: Sit
         queue=queue,
         priority=spec.priority,
         exclude_nodes=spec.exclude_nodes,
-        options=spec.engine_options,
+        options=spec.engine_options
+        if account.keys() & spec.engine_options.keys()
+        else {**account, **spec.engine_options},
         array=(job["array_of"], job["array_index"]) if job["array_of"] is not None else None,
     )
 

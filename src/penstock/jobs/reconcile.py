@@ -30,6 +30,7 @@ from penstock.jobs.tables import attempts, jobs
 from penstock.jobs.view import Memory, View, queue_of
 from penstock.reconcile.loop import Loop
 from penstock.scheduling import live
+from penstock.scheduling.made import AccountOptions, account_options
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
 
@@ -219,8 +220,9 @@ class JobReconciler:
         if done.again_at < math.inf:
             self.loop.enqueue("schedule", "all", max(done.again_at - self.store.clock(), 0.01))
         self.loop.enqueue("outlook", "all", self._look_ahead_s)
+        accounts = await self.store.read(account_options) if done.handed_over else {}
         for job, attempt, queue in done.handed_over:
-            self._hand_over(job, attempt, queue)
+            self._hand_over(job, attempt, queue, accounts)
         await asyncio.gather(*(self._submit(job, attempt) for job, attempt in done.admitted))
 
     async def look_ahead(self, _key: object) -> None:
@@ -252,8 +254,9 @@ class JobReconciler:
                     raise
         raise AssertionError("unreachable")
 
-    def _hand_over(self, job: Row[Any], attempt: Mapping[str, Any], queue: str) -> None:
-        told = launch(job._mapping, attempt, self._memory.spec(job), self.site, queue)  # noqa: SLF001 - as below
+    def _hand_over(self, job: Row[Any], attempt: Mapping[str, Any], queue: str, accounts: AccountOptions) -> None:
+        account = accounts.get((attempt["engine"], queue), {})
+        told = launch(job._mapping, attempt, self._memory.spec(job), self.site, queue, account)  # noqa: SLF001 - as below
         self._handover.put(attempt["engine"], told)
         self.loop.enqueue("handover", attempt["engine"])
 
@@ -395,7 +398,7 @@ class JobReconciler:
     async def _adopt_all(self, engine: Engine) -> None:
         """After its start: ask an engine what became of every attempt that the rows call active, and go on from there."""
         rows = await self.store.read(lambda conn: _active(conn, engine.name))
-        setup = await self.store.read(live.current)
+        setup, accounts = await self.store.read(lambda conn: (live.current(conn), account_options(conn)))
         gate = asyncio.Semaphore(ADOPT_AT_ONCE)
 
         async def one(job: Row[Any], attempt: Row[Any]) -> None:
@@ -407,7 +410,8 @@ class JobReconciler:
                     raise
                 if seen.stage is Stage.ABSENT and attempt.started_at is None and attempt.stop_reason is None:
                     if engine.schedules_itself:
-                        self._hand_over(job, attempt._asdict(), queue_of(setup, self._memory.spec(job), job.project))
+                        queue = queue_of(setup, self._memory.spec(job), job.project)
+                        self._hand_over(job, attempt._asdict(), queue, accounts)
                     else:
                         await self._submit(job, attempt._asdict())
                 elif seen.stage is Stage.ABSENT and attempt.started_at is None:

@@ -53,10 +53,9 @@ _COLUMNS = [
 
 
 def _queues(call: Invocation, arguments: Namespace) -> int:
-    if arguments.what == "apply":
-        return _apply(call, arguments)
-    if arguments.file is not None or arguments.dry_run or arguments.force:
-        raise InvalidInput("-f, --dry-run and --force go with `penstock queues apply`")
+    _refuse_unused(arguments)
+    if arguments.what != "list":
+        return _apply(call, arguments) if arguments.what == "apply" else _compile(call, arguments)
     answer = call.client.queues()
     if call.output.format != "table":
         call.output.document(answer)
@@ -66,6 +65,56 @@ def _queues(call: Invocation, arguments: Namespace) -> int:
     for warning in answer["warnings"]:
         call.output.line(f"warning: {warning}")
     return 0
+
+
+_TAKES = {
+    "list": set[str](),
+    "apply": {"--file", "--dry-run", "--force"},
+    "compile": {"--engine", "--dry-run", "--overwrite"},
+}
+
+
+def _refuse_unused(arguments: Namespace) -> None:
+    """Raises InvalidInput for what was given and would change nothing."""
+    every = sorted(set.union(*_TAKES.values()))
+    given = {name for name in every if getattr(arguments, name.strip("-").replace("-", "_"))}
+    wrong = sorted(given - _TAKES[arguments.what])
+    if wrong:
+        fitting = [what for what, takes in _TAKES.items() if set(wrong) <= takes]
+        where = f"; `penstock queues {fitting[0]}` does" if fitting else ""
+        raise InvalidInput(f"`penstock queues {arguments.what}` does not take {', '.join(wrong)}{where}")
+
+
+_SIGNS = {"add": "+", "set": "~", "delete": "-"}
+
+
+def _compile(call: Invocation, arguments: Namespace) -> int:
+    if arguments.engine is None:
+        raise InvalidInput("say which engine: `penstock queues compile --engine NAME`")
+    answer = call.client.compile_queues(arguments.engine, dry_run=arguments.dry_run, overwrite=arguments.overwrite)
+    if call.output.format != "table":
+        call.output.document(answer)
+        return 1 if answer["failed"] else 0
+    tell = call.output.line
+    for change in answer["changes"]:
+        fields = "".join(f" {name}={value or 'none'}" for name, value in sorted(change["fields"].items()))
+        tell(f"{_SIGNS[change['action']]} {change['what']}:{fields} ({change['why']})")
+    for what, lines in (
+        ("changed by hand", [f"{one['message']} (--overwrite sets it back)" for one in answer["drift"]]),
+        ("left", answer["left"]),
+        ("not in Slurm", answer["cannot"]),
+        ("refused", answer["failed"]),
+    ):
+        for line in lines:
+            tell(f"{what}: {line}")
+    count = len(answer["changes"]) - len(answer["failed"])
+    if answer["dry_run"]:
+        tell(
+            f"{answer['engine']}: {count} changes would be made" if count else f"{answer['engine']}: nothing to change"
+        )
+    else:
+        tell(f"{answer['engine']}: {count} changes made" if count else f"{answer['engine']}: nothing to change")
+    return 1 if answer["failed"] else 0
 
 
 def _apply(call: Invocation, arguments: Namespace) -> int:
@@ -88,20 +137,23 @@ def _apply(call: Invocation, arguments: Namespace) -> int:
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", default="list", choices=("list", "apply"), help="default: list")
+    parser.add_argument("what", nargs="?", default="list", choices=("list", "apply", "compile"), help="default: list")
     parser.add_argument("-f", "--file", metavar="FILE", help="the queue file (YAML) to apply")
-    parser.add_argument("--dry-run", action="store_true", help="check the file and change nothing")
+    parser.add_argument("--dry-run", action="store_true", help="apply, compile: show what would be, and change nothing")
     parser.add_argument(
         "--force", action="store_true", help="apply it though jobs are left without a queue that takes them"
     )
+    parser.add_argument("--engine", metavar="NAME", help="compile: into whose accounts, associations and QoS")
+    parser.add_argument("--overwrite", action="store_true", help="compile: set back what was changed there by hand")
 
 
 VERBS = {
     "queues": Verb(
-        "penstock queues\npenstock queues apply -f queues.yaml --dry-run\npenstock queues apply -f queues.yaml",
+        "penstock queues\npenstock queues apply -f queues.yaml --dry-run\npenstock queues apply -f queues.yaml\npenstock queues compile --engine c1 --dry-run",
         _arguments,
         _queues,
         about="A queue file replaces the one before it; what runs goes on, and counts against its queue. START ERROR is how far "
-        "off the start was that jobs were first told, over a week's starts: the median, and what nine in ten keep within.",
+        "off the start was that jobs were first told, over a week's starts: the median, and what nine in ten keep within. "
+        "`compile` puts the queue file that holds into the accounting of an engine that schedules itself.",
     )
 }

@@ -76,3 +76,15 @@ outlooks = Table(
     Column("began", Float),  # null: not yet
 )
 Index("scheduling_outlooks_by_start", outlooks.c.began)
+
+# What of an engine's own accounting was made for the queue file, and the fields that were set last: see drift.py.
+compiled = Table(
+    "scheduling_compiled",
+    metadata,
+    Column("engine", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),  # engines.slurm.accounts.Kind
+    Column("name", Text, primary_key=True),
+    Column("account", Text, primary_key=True),  # of a user's association; else empty
+    Column("fields", Text, nullable=False),  # JSON
+    Column("pending", Boolean, nullable=False),  # about to be set: a server that was interrupted sets it again
+)

@@ -21,6 +21,7 @@ REVISIONS = (
     "0010",
     "0011",
     "0012",
+    "0013",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

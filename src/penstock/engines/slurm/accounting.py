@@ -1,0 +1,68 @@
+"""slurmdbd by sacctmgr and sacct, over whatever transport reaches the site."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from penstock.engines.slurm import accounts, history, limits
+from penstock.engines.slurm.accounts import Accounting, Change
+from penstock.engines.slurm.errors import Refused, Unreachable
+from penstock.engines.slurm.history import Run, Told
+from penstock.engines.slurm.limits import Associations
+from penstock.engines.slurm.spec import Transport
+
+LONG_S = 120.0  # for answers that may be long
+_UNANSWERED = ("unable to contact", "connection refused", "problem talking to the database", "slurmdbd: sending")
+
+
+class Accounts:
+    """What the queue compiler and the import of jobs from outside ask of one site."""
+
+    def __init__(self, transport: Transport, environment: Mapping[str, str]) -> None:
+        self._transport = transport
+        self._environment = environment
+
+    async def read(self) -> Accounting:
+        """Raises Unreachable, Refused."""
+        commands = (accounts.CONFIG, accounts.ASSOCIATIONS, accounts.QOS, accounts.TRES)
+        config, associations, qos, tres = await asyncio.gather(*(self._ask(command) for command in commands))
+        return accounts.read(config, associations, qos, tres)
+
+    async def change(self, change: Change, cluster: str) -> None:
+        """Raises Refused in sacctmgr's words, Unreachable."""
+        await self._ask(accounts.command(change, cluster))
+
+    async def runs(self, since: float) -> list[Run]:
+        """Jobs that ran at any time since then, and those that run. Raises Unreachable, Refused."""
+        return history.read(await self._ask(history.command(since), timeout_s=LONG_S))
+
+    async def limits(self) -> Associations:
+        """slurmctld's own view of the limits and of what is used of them. Raises Unreachable, Refused."""
+        return limits.read(await self._ask(limits.COMMAND))
+
+    async def told(self) -> Told:
+        """How far slurmdbd knows. Raises Unreachable, Refused."""
+        return history.told(await self._ask(history.DIAGNOSIS))
+
+    async def _ask(self, argv: Sequence[str], *, timeout_s: float = 30.0) -> str:
+        set_ = [f"{name}={value}" for name, value in self._environment.items()]
+        done = await self._transport.run((*("env",), *set_, *argv) if set_ else argv, timeout_s=timeout_s)
+        said = done.err.decode(errors="replace").strip()
+        if any(words in said.lower() for words in _UNANSWERED):
+            raise Unreachable(f"Slurm's accounting does not answer: {said.splitlines()[-1][:200]}")
+        out = done.out.decode(errors="replace")
+        if done.code != 0:
+            words = " ".join((said or out.strip()).split())
+            raise Refused(words.removeprefix("sacctmgr: ").removeprefix("sacct: ").removeprefix("error: ")[:300])
+        return out
+
+
+@runtime_checkable
+class Accounted(Protocol):
+    """An engine whose site keeps accounts."""
+
+    name: str
+    accounts: Accounts
+    node_prefix: str

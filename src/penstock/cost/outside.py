@@ -18,7 +18,7 @@ from penstock.base.models import means
 from penstock.cost.spec import CPUS, GPUS, MEMORY
 from penstock.cost.tables import UNRECORDED, capacity, outside, usage
 from penstock.engines.slurm.history import Run, Told
-from penstock.jobs.known import engine_jobs
+from penstock.jobs.known import engine_jobs, of_engine
 from penstock.scheduling import live
 from penstock.store.store import Store, Tx
 from penstock.tenancy import accounts
@@ -78,7 +78,7 @@ def _known(conn: Connection, engine: str) -> tuple[float, float] | None:
 def take(tx: Tx, source: Source, runs: Sequence[Run], since: float) -> int:
     """Write what differs from what is written. How many runs that were."""
     foreign = [run for run in runs if run.ended_at is None or run.ended_at > since]
-    own = _ours(tx.conn, foreign)
+    own = _ours(tx.conn, source.engine, foreign)
     foreign = [run for run in foreign if run.record not in own]
     names = _Names.read(tx.conn)
     written = 0
@@ -107,8 +107,10 @@ def _job_id(run: Run, source: Source) -> str:
     return f"{source.engine}/{run.job}"
 
 
-def _ours(conn: Connection, runs: Sequence[Run]) -> set[int]:
-    """The records of attempts of our own: the ledger has them already. A name alone can be anybody's."""
+def _ours(conn: Connection, engine: str, runs: Sequence[Run]) -> set[int]:
+    """The records of attempts of our own: the ledger has them already. A name alone can be anybody's; the tasks of an array
+    have one name, that of the first.
+    """
     named: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         match = _OURS.search(run.name)
@@ -116,15 +118,22 @@ def _ours(conn: Connection, runs: Sequence[Run]) -> set[int]:
             named.setdefault((match[1], int(match[2])), []).append(run)
     if not named:
         return set()
-    found = engine_jobs(conn, named.keys())
+    found = engine_jobs(conn, engine, named.keys())
+    taken = of_engine(conn, engine, {name for those in named.values() for run in those for name in _called(run)})
     gone = _held(conn, [key for key in named if key not in found])
     return {
         run.record
         for key, those in named.items()
         for run in those
-        if (key in found and found[key] in (None, str(run.job), run.shown))
+        if not taken.isdisjoint(_called(run))
+        or (key in found and found[key] is None)
         or any(run.started_at < end and (run.ended_at or end) >= start for start, end in gone.get(key, ()))
     }
+
+
+def _called(run: Run) -> tuple[str, str]:
+    """What an attempt may know it by: a task of an array by both."""
+    return run.shown, str(run.job)
 
 
 def _held(conn: Connection, keys: Collection[tuple[str, int]]) -> dict[tuple[str, int], list[tuple[float, float]]]:

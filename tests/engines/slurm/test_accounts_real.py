@@ -15,10 +15,10 @@ from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.limits import find
 from penstock.engines.slurm.reasons import Why, why
 from penstock.engines.slurm.spec import Partition, Site, SlurmJob
+from penstock.engines.slurm.transport import LocalTransport
 from penstock.scheduling.compiler import Person, compiled
 from penstock.scheduling.drift import Made, Plan, plan
 from penstock.scheduling.spec import parse_setup
-from tests.engines.here import Here
 from tests.slurm_cluster import Cluster
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("slurmdbd", "root")]
@@ -45,7 +45,7 @@ def slurm(slurm_cluster: Cluster) -> Iterator[Cluster]:
 
 
 def books(slurm: Cluster) -> Accounts:
-    return Accounts(Here(slurm.environment), {})
+    return Accounts(LocalTransport({"SLURM_CONF": slurm.environment["SLURM_CONF"]}))
 
 
 def submit(slurm: Cluster, *words: str, account: str = "research", user: str = "nobody") -> str:

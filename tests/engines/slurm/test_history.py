@@ -1,15 +1,13 @@
-"""sacct's rows are runs; names of hosts are taken apart as Slurm puts them together."""
+"""sacct's rows are runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from penstock.engines.slurm.errors import Refused
-from penstock.engines.slurm.history import command, hosts, read, told
+from penstock.engines.slurm.history import command, read, told
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -53,27 +51,6 @@ def test_too_few_columns_are_no_answer() -> None:
 
 def test_the_question_is_in_seconds_since_the_epoch() -> None:
     assert "--starttime=uts1795633945" in command(1795633945.7)
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("n1", ["n1"]),
-        ("n[1-3,7]", ["n1", "n2", "n3", "n7"]),
-        ("gpu[08-11],login", ["gpu08", "gpu09", "gpu10", "gpu11", "login"]),
-        ("r[1-2]n[1-2]", ["r1n1", "r1n2", "r2n1", "r2n2"]),
-        ("a[1-2]-ib,b", ["a1-ib", "a2-ib", "b"]),
-        ("None assigned", []),
-        ("", []),
-    ],
-)
-def test_names_of_hosts(text: str, names: list[str]) -> None:
-    assert hosts(text) == names
-
-
-@given(st.lists(st.integers(0, 999), min_size=1, max_size=20, unique=True), st.integers(3, 5))
-def test_every_number_is_a_host(numbers: list[int], width: int) -> None:
-    assert hosts(f"n[{','.join(f'{n:0{width}d}' for n in numbers)}]") == [f"n{n:0{width}d}" for n in numbers]
 
 
 def test_how_far_accounting_knows() -> None:

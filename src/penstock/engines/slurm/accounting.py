@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from penstock.engines.slurm import accounts, history, limits
+from penstock.base.text import one_line
+from penstock.engines.slurm import accounts, history, limits, parsing
 from penstock.engines.slurm.accounts import Accounting, Change
 from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.history import Run, Told
@@ -14,15 +15,13 @@ from penstock.engines.slurm.limits import Associations
 from penstock.engines.slurm.spec import Transport
 
 LONG_S = 120.0  # for answers that may be long
-_UNANSWERED = ("unable to contact", "connection refused", "problem talking to the database", "slurmdbd: sending")
 
 
 class Accounts:
     """What the queue compiler and the import of jobs from outside ask of one site."""
 
-    def __init__(self, transport: Transport, environment: Mapping[str, str]) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._environment = environment
 
     async def read(self) -> Accounting:
         """Raises Unreachable, Refused."""
@@ -47,14 +46,13 @@ class Accounts:
         return history.told(await self._ask(history.DIAGNOSIS))
 
     async def _ask(self, argv: Sequence[str], *, timeout_s: float = 30.0) -> str:
-        set_ = [f"{name}={value}" for name, value in self._environment.items()]
-        done = await self._transport.run((*("env",), *set_, *argv) if set_ else argv, timeout_s=timeout_s)
-        said = done.err.decode(errors="replace").strip()
-        if any(words in said.lower() for words in _UNANSWERED):
-            raise Unreachable(f"Slurm's accounting does not answer: {said.splitlines()[-1][:200]}")
+        done = await self._transport.run(argv, timeout_s=timeout_s)
+        said = one_line(done.err.decode(errors="replace"))
+        if parsing.unavailable(said):
+            raise Unreachable(f"Slurm's accounting does not answer: {said[:300]}")
         out = done.out.decode(errors="replace")
         if done.code != 0:
-            words = " ".join((said or out.strip()).split())
+            words = said or one_line(out)
             raise Refused(words.removeprefix("sacctmgr: ").removeprefix("sacct: ").removeprefix("error: ")[:300])
         return out
 

@@ -13,6 +13,7 @@ from penstock.base.errors import Conflict, InvalidInput, NotFound, Problem
 from penstock.base.reasons import Reason
 from penstock.engines.slurm import attempts as records
 from penstock.engines.slurm import checks, drained, offers, reading, script, states
+from penstock.engines.slurm.accounting import Accounts
 from penstock.engines.slurm.attempts import Attempt, Stop
 from penstock.engines.slurm.book import Book
 from penstock.engines.slurm.commands import CommandController
@@ -54,6 +55,8 @@ class SlurmEngine:
         url: str | None = None,
     ) -> None:
         self.name = config.name
+        self.node_prefix = config.node_prefix
+        self.accounts = Accounts(transport)
         self._config = config
         self._clock = clock
         self._transport = transport
@@ -108,6 +111,7 @@ class SlurmEngine:
         while True:
             try:
                 await self._refresh()
+                await self._poller.figures.refresh(self._controller, self.accounts)
             except Unreachable:
                 self._silent_since = self._silent_since or self._clock()
             except Refused:

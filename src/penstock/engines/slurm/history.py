@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from penstock.engines.slurm import parsing
 from penstock.engines.slurm.errors import Refused
 
 FIELDS = (
@@ -23,7 +24,6 @@ FIELDS = (
     "NodeList",
 )
 _RAN = "R,CD,CA,F,TO,NF,PR,OOM,BF,DL,RQ,RS,S"  # states of those that have run, or do
-_LISTED = re.compile(r"([^,\[]*)(?:\[([^\]]*)\])?([^,\[]*)")
 _SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "": 1 << 20}
 DIAGNOSIS = ("sdiag",)
 
@@ -98,7 +98,7 @@ def _run(line: str) -> Run | None:
         state.split(" ")[0],
         float(start),
         float(end) if end.isdigit() else None,
-        tuple(hosts(nodes)),
+        parsing.hosts(nodes),
         counts.get("cpu", 0.0),
         counts.get("mem", 0.0),
         typed | ({"": untyped} if untyped > 0 else {}),
@@ -113,43 +113,6 @@ def _tres(text: str) -> dict[str, float]:
         if match is not None:
             found[name] = float(match[1]) * (_SIZES[match[2]] if name == "mem" else 1)
     return found
-
-
-def hosts(text: str) -> list[str]:
-    """``n[1-3,7],login`` -> each name. Numbers keep their zeros; one pair of brackets in a name, or several."""
-    if text in ("", "None assigned", "(null)"):
-        return []
-    found: list[str] = []
-    for one in _split(text):
-        found += _expanded(one)
-    return found
-
-
-def _split(text: str) -> list[str]:
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter == "[") - (letter == "]")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part for part in parts if part]
-
-
-def _expanded(text: str) -> list[str]:
-    head, bracket, rest = text.partition("[")
-    if not bracket:
-        return [text]
-    inside, _, tail = rest.partition("]")
-    ends = _expanded(tail)
-    return [f"{head}{number}{end}" for span in inside.split(",") for number in _numbers(span) for end in ends]
-
-
-def _numbers(span: str) -> list[str]:
-    first, dash, last = span.partition("-")
-    if not dash:
-        return [span]
-    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 
 def told(text: str) -> Told:

@@ -12,8 +12,9 @@ from penstock.engines.slurm import runfolder, states
 from penstock.engines.slurm.attempts import Attempt
 from penstock.engines.slurm.book import Book
 from penstock.engines.slurm.errors import Refused, Unreachable
+from penstock.engines.slurm.figures import Figures
 from penstock.engines.slurm.runfolder import Facts
-from penstock.engines.slurm.spec import Controller, Site, SlurmConfig, SlurmJob, Transport
+from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, Transport
 from penstock.engines.spec import Observation, Stage
 
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
@@ -35,7 +36,7 @@ class Poller:
         resubmit: Callable[[Attempt], None],
     ) -> None:  # fmt: skip
         self.unknown_since: float | None = None
-        self.site: Site | None = None
+        self.figures = Figures()
         self._config = config
         self._transport = transport
         self._controller = controller
@@ -148,7 +149,8 @@ class Poller:
         return {job.key: job for job in await self._controller.jobs(list(names)) if job.name == names.get(job.key)}
 
     def _going(self, attempt: Attempt, job: SlurmJob, now: float) -> Observation:
-        seen = states.going(attempt.asked, job, now, site=self.site, devices=attempt.devices)
+        why = self.figures.why(attempt, job) if job.state in states.WAITING else None
+        seen = states.going(attempt.asked, job, now, why=why, devices=attempt.devices)
         last = attempt.told
         if seen.stage is Stage.QUEUED and last is not None and last.stage in (Stage.RUNNING, Stage.STARTING):
             attempt.requeues += 1

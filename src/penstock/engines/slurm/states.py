@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from penstock.base.reasons import Reason
 from penstock.engines.local.ending import Failure, mebibytes, root_cause
 from penstock.engines.slurm import reasons
+from penstock.engines.slurm.reasons import Why
 from penstock.engines.slurm.runfolder import End, Facts
-from penstock.engines.slurm.spec import Site, SlurmJob
+from penstock.engines.slurm.spec import SlurmJob
 from penstock.engines.spec import Observation, RankExit, RankGroup, Stage
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
@@ -37,13 +38,13 @@ def over(job: SlurmJob) -> bool:
 
 
 def going(
-    asked: Asked, job: SlurmJob, now: float, *, site: Site | None = None,
+    asked: Asked, job: SlurmJob, now: float, *, why: Why | None = None,
     devices: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Observation:  # fmt: skip
     """Of a job that is not over."""
     seen = Observation(asked.attempt_id, Stage.QUEUED, now, engine_job=job.key, restarts=job.restarts)
     if job.state in WAITING:
-        why = reasons.why(job, site)
+        why = why or reasons.why(job)
         estimate = job.start_estimate
         return replace(seen, reason=why.reason, message=why.message, help=why.help, start_estimate=estimate)
     placed = placement(asked, job.nodes, devices or {})

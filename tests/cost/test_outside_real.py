@@ -35,7 +35,10 @@ def submit(slurm: Cluster, *words: str, user: str, account: str, seconds: int = 
     return slurm.run("sbatch", *plain, *words, "--wrap", f"sleep {seconds}").strip()
 
 
-def spans(conn: Connection) -> dict[str, list[tuple[float, float | None, float]]]:
+Spans = dict[str, list[tuple[float, float | None, float]]]
+
+
+def spans(conn: Connection) -> Spans:
     """By job: start, end and GPUs of each run."""
     query = select(usage).where(usage.c.resource.startswith(GPUS)).order_by(usage.c.job_id, usage.c.started_at)
     found: dict[str, dict[int, tuple[float, float | None, float]]] = {}
@@ -46,28 +49,46 @@ def spans(conn: Connection) -> dict[str, list[tuple[float, float | None, float]]
     return {name: list(runs.values()) for name, runs in found.items()}
 
 
+async def until(store: Store, source: Source, jobs: int, runs: int) -> None:
+    """Looks, and looks again, until so many jobs with so many runs have ended."""
+    deadline = time.monotonic() + 60
+    while True:
+        await look(store, source)
+        found = await store.read(spans)
+        ended = [run for those in found.values() for run in those if run[1] is not None]
+        if len(found) == jobs and len(ended) == runs:
+            return
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.5)
+
+
+def as_sacct_tells(slurm: Cluster, found: Spans) -> None:
+    for job, runs in found.items():
+        which = ("-j", job.removeprefix("c1/"), "-o", "Start,End")
+        shown = slurm.run("env", "SLURM_TIME_FORMAT=%s", "sacct", "-XDnP", *which)
+        assert sorted(f"{start:.0f}|{end:.0f}" for start, end, _ in runs if end) == sorted(shown.split())
+
+
+async def adds_up(store: Store) -> None:
+    """The rows of the bill are the bill, and no run is there twice."""
+    now = time.time()
+    statement = await store.read(lambda conn: bill.statement(conn, bill.Period(now - 3600, now), PRICES, Terms()))
+    assert sum(row.nanos for row in statement.rows) == statement.nanos > 0
+    assert {row.kind for row in statement.rows if row.nanos} == {"used"}
+    cores = [row for row in await store.read(rows) if row["resource"] == CPUS]
+    assert len({(row["job_id"], row["attempt"], row["node"]) for row in cores}) == len(cores)
+
+
 def test_jobs_by_hand_are_in_the_ledger_once(slurm: Cluster, sqlite_url: str) -> None:
     async def main() -> None:
         source = Source("c1", Accounts(LocalTransport({"SLURM_CONF": slurm.environment["SLURM_CONF"]})), "c1-")
         store = Store.open(sqlite_url, clock=time.time)
 
-        async def until(jobs: int, runs: int) -> None:
-            """Looks, and looks again, until so many jobs with so many runs have ended."""
-            deadline = time.monotonic() + 60
-            while True:
-                await look(store, source)
-                found = await store.read(spans)
-                ended = [run for those in found.values() for run in those if run[1] is not None]
-                if len(found) == jobs and len(ended) == runs:
-                    return
-                assert time.monotonic() < deadline, found
-                await asyncio.sleep(0.5)
-
         await look(store, source)
         await asyncio.sleep(1.1)  # what started in the second of the first look began before it
         pair = submit(slurm, "-N2", "--gres=gpu:3", "-J", "by|hand", user="nobody", account="research")
         array = submit(slurm, "--array=0-2", "--gres=gpu:1", user="bin", account="production")
-        await until(4, 4)
+        await until(store, source, 4, 4)
         assert await look(store, source) == 0
 
         again = submit(slurm, "--gres=gpu:1", user="mail", account="interns", seconds=4)
@@ -85,7 +106,7 @@ def test_jobs_by_hand_are_in_the_ledger_once(slurm: Cluster, sqlite_url: str) ->
         await asyncio.to_thread(slurm.start_dbd)
         slurm.run("scontrol", "release", again)
         slurm.run("scontrol", "update", f"JobId={again}", "StartTime=now")
-        await until(6, 7)
+        await until(store, source, 6, 7)
 
         found = await store.read(spans)
         assert found[f"c1/{pair}"][0][2] == 6.0
@@ -98,18 +119,8 @@ def test_jobs_by_hand_are_in_the_ledger_once(slurm: Cluster, sqlite_url: str) ->
             ("nobody", "research"), ("bin", "production"), ("mail", "interns"), ("news", "interns"),
         }  # fmt: skip
         assert {row["node"] for row in told if row["job"] == f"c1/{pair}"} == {"c1-node-0", "c1-node-1"}
-        for job, runs in found.items():
-            shown = slurm.run(
-                "env", "SLURM_TIME_FORMAT=%s", "sacct", "-XDnP", "-j", job.removeprefix("c1/"), "-o", "Start,End"
-            )
-            assert sorted(f"{start:.0f}|{end:.0f}" for start, end, _ in runs if end) == sorted(shown.split())
-
-        now = time.time()
-        statement = await store.read(lambda conn: bill.statement(conn, bill.Period(now - 3600, now), PRICES, Terms()))
-        assert sum(row.nanos for row in statement.rows) == statement.nanos > 0
-        assert {row.kind for row in statement.rows if row.nanos} == {"used"}
-        cores = [row for row in told if row["resource"] == CPUS]
-        assert len({(row["job_id"], row["attempt"], row["node"]) for row in cores}) == len(cores)
+        as_sacct_tells(slurm, found)
+        await adds_up(store)
         assert await look(store, source) == 0
         await store.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.measure import until
 from penstock.provisioning.lint import lint
-from tests.slurm_cluster import Cluster, cluster
+from tests.slurm_cluster import Cluster, Place, cluster, started
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600), pytest.mark.needs("slurmdbd", "root")]
 
@@ -135,3 +135,25 @@ def test_what_lint_calls_a_drained_node_is_drained() -> None:
         slurm.start_slurmd("node-0")
         node = ("sinfo", "-h", "-n", "node-0", "-p", "all", "-o", "%T %E")
         until(lambda: "gres/gpu count" in slurm.run(*node), "the node is drained", timeout=60, every=0.2)
+
+
+def test_odd_text_stays_what_it_is(tmp_path: Path) -> None:
+    """In front of the real daemons: one value each, and nothing of it runs."""
+    canary = tmp_path / "canary"
+    odd = f"it's; $(touch {canary}) `touch {canary}` | A=B NodeName=evil State=DOWN %s"
+
+    def fleet(place: Place) -> dict[str, object]:
+        return {
+            "kind": "Fleet",
+            "name": "odd",
+            "controllers": [{"host": place.host, "address": "127.0.0.1"}],
+            "pools": [{**place.pool("n[1-2]", cpus=2, memory=1000), "extra": {"Reason": odd}}],
+            "partitions": [{"name": "all"}],
+            "slurm": {**place.slurm({"MailDomain": odd}), "cgroup": {"plugin": "none"}},
+        }
+
+    with started(fleet) as slurm:
+        assert re.search(rf"^MailDomain\s+= {re.escape(odd)}$", slurm.run("scontrol", "show", "config"), re.MULTILINE)
+        assert slurm.run("sinfo", "-h", "-N", "-o", "%N").split() == ["n1", "n2"]
+        slurm.run("srun", "-N2", "true")
+    assert not canary.exists()

@@ -82,6 +82,8 @@ def test_clean_files_are_left_in_peace() -> None:
         ("slurm.conf", "DefMemPerCPU=4000", "DefMemPerCPU=4000 now", "slurm.conf:7: error", "'now' is no Key=value"),
         ("slurm.conf", "gpu[01-04] Gres", "gpu[01-0 Gres", "slurm.conf:14: error", "brackets"),
         ("slurm.conf", "gpu:h100:8", "gpu=8", "slurm.conf:14: error", "is no gres"),
+        ("slurm.conf", "DefMemPerCPU", "FastSchedule=1\nDefMemPerCPU", "slurm.conf:7: warning", "was taken out of Slurm"),
+        ("slurm.conf", "DefMemPerCPU", "SallocDefaultCommand=sh\nDefMemPerCPU", "slurm.conf:7: error", "use_interactive_step"),
         # nodes and partitions
         ("slurm.conf", "NodeName=cpu1", "NodeName=gpu03", "slurm.conf:15: error", "gpu03 is defined a second time"),
         ("slurm.conf", "cpu1 State", "cpu1 CPUs=100 State", "slurm.conf:15: error", "96 cores and 192 threads"),

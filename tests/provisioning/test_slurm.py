@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.base.errors import InvalidInput
+from penstock.provisioning import keys
 from penstock.provisioning.lint import lint
 from penstock.provisioning.plan import parse
 from penstock.provisioning.slurm import render, slurm_time
@@ -142,6 +145,52 @@ def test_extra_words_are_words_of_that_file(extra: dict[str, str], where: str) -
     assert all(pair in said for pair in extra.items())
 
 
+def accepted(conf: Path) -> str:
+    """What Slurm's own parser says against a slurm.conf: nothing, when it takes it."""
+    environment = {**os.environ, "SLURM_CONF": str(conf)}
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", "n1"], env=environment, capture_output=True, text=True, check=False
+    )
+    return done.stderr if done.returncode or "error" in done.stderr else ""
+
+
+FREE = ("Prolog", "MailDomain", "SrunProlog", "HealthCheckProgram", "SlurmctldPlugstack")
+
+
+@pytest.mark.needs("slurm")
+@settings(max_examples=60)
+@given(st.dictionaries(st.sampled_from(FREE), HOSTILE, min_size=1), HOSTILE)
+def test_slurms_own_parser_takes_what_is_rendered(extra: dict[str, str], reason: str) -> None:
+    document: Any = full()
+    document["slurm"]["extra"] = extra
+    document["pools"][0]["extra"] = {"Reason": reason}
+    try:
+        found = rendered(document)
+    except InvalidInput:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, body in found.items():
+            (Path(folder) / name).write_text(body)
+        assert accepted(Path(folder) / "slurm.conf") == ""
+
+
+@pytest.mark.needs("slurm")
+def test_slurm_knows_the_words_that_are_said_to_be_its(tmp_path: Path) -> None:
+    """Each word of slurm.conf, alone, in front of the parser of the Slurm that is here."""
+    heads = {"": "", "nodename": "NodeName=n2 ", "partitionname": "PartitionName=p "}
+    unknown = set()
+    for first, words in keys.WORDS["slurm.conf"].items():
+        for word in words - {"Include", "NodeName", "PartitionName"} if first in heads else ():
+            (tmp_path / "slurm.conf").write_text(
+                f"ClusterName=c\nSlurmctldHost=h\nNodeName=n1\n{heads[first]}{word}=1\n"
+            )
+            if "unrecognized key" in accepted(tmp_path / "slurm.conf"):
+                unknown.add(word.lower())
+    assert unknown <= keys.NEWER
+    version = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True).stdout
+    assert unknown == keys.NEWER or not version.startswith("slurm-wlm 22.05")
+
+
 @pytest.mark.parametrize(
     ("part", "change", "path", "message"),
     [
@@ -158,6 +207,7 @@ def test_extra_words_are_words_of_that_file(extra: dict[str, str], where: str) -
         ("slurm", {"extra": {"MinJobAgee": "1"}}, "slurm.extra", "did you mean MinJobAge"),
         ("slurm", {"extra": {"Prolog": ""}}, "slurm.extra.Prolog", "must not be empty"),
         ("slurm", {"extra": {"Prolog": "/a # b"}}, "slurm.extra.Prolog", "begins a comment"),
+        ("slurm", {"version": "22.05", "extra": {"TLSType": "x"}}, "slurm.extra.TLSType", "newer than Slurm 22.05"),
         ("slurm", {"state_dir": "/a\nNodeName=x"}, "slurm.state_dir", "absolute path"),
         ("slurm", {"ports": {"controller": 6818}}, "slurm.ports", "are the same"),
         ("topology", BLOCKS, "topology.kind", "needs Slurm 24.05"),

@@ -32,7 +32,7 @@ PriorityUsageResetPeriod PriorityWeightAge PriorityWeightAssoc PriorityWeightFai
 PriorityWeightPartition PriorityWeightQOS PriorityWeightTRES PrivateData ProctrackType Prolog PrologEpilogTimeout
 PrologFlags PrologSlurmctld PrologTimeout PropagatePrioProcess PropagateResourceLimits PropagateResourceLimitsExcept
 RebootProgram ReconfigFlags RequeueExit RequeueExitHold ResumeFailProgram ResumeProgram ResumeRate ResumeTimeout
-ResvEpilog ResvOverRun ResvProlog ReturnToService RoutePlugin SallocDefaultCommand SchedulerParameters
+ResvEpilog ResvOverRun ResvProlog ReturnToService RoutePlugin SchedulerParameters
 SchedulerTimeSlice SchedulerType ScronParameters SelectType SelectTypeParameters SlurmSchedLogFile SlurmSchedLogLevel
 SlurmUser SlurmctldAddr SlurmctldDebug SlurmctldHost SlurmctldLogFile SlurmctldParameters SlurmctldPidFile
 SlurmctldPlugstack SlurmctldPort SlurmctldPrimaryOffProg SlurmctldPrimaryOnProg SlurmctldSyslogDebug SlurmctldTimeout
@@ -43,14 +43,14 @@ TaskEpilog TaskPlugin TaskPluginParam TaskProlog TmpFS TopologyParam TopologyPlu
 UnkillableStepProgram UnkillableStepTimeout UrlParserType UsePAM VSizeFactor WaitTime X11Parameters
 """
 _NODE = """
-NodeName BcastAddr Boards CPUs CoreSpecCount Cores CoresPerSocket CpuBind CpuSpecList Feature Features Gres GresConf
+NodeName BcastAddr Boards CPUs CoreSpecCount CoresPerSocket CpuBind CpuSpecList Feature Features Gres GresConf
 MemSpecLimit NodeAddr NodeHostname Parameters Port Procs RealMemory Reason RestrictedCoresPerGPU Sockets SocketsPerBoard
 State ThreadsPerCore TmpDisk Topology TRESWeights Weight
 """
 _PARTITION = """
 PartitionName AllocNodes AllowAccounts AllowGroups AllowQos Alternate CpuBind DefCpuPerGPU DefMemPerCPU DefMemPerGPU
 DefMemPerNode Default DefaultTime DenyAccounts DenyQos DisableRootJobs ExclusiveTopo ExclusiveUser GraceTime Hidden
-JobDefaults LLN MaxCPUsPerNode MaxCPUsPerSocket MaxMemPerCPU MaxMemPerNode MaxNodes MaxTime MinNodes Nodes OverSubscribe
+LLN MaxCPUsPerNode MaxCPUsPerSocket MaxMemPerCPU MaxMemPerNode MaxNodes MaxTime MinNodes Nodes OverSubscribe
 OverTimeLimit PowerDownOnIdle PreemptMode Priority PriorityJobFactor PriorityTier QOS ReqResv ResumeTimeout RootOnly
 SelectTypeParameters Shared State SuspendTime SuspendTimeout Topology TRESBillingWeights
 """
@@ -92,6 +92,33 @@ WORDS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "blockname": frozenset(("BlockName", "Nodes")),
         "blocksizes": frozenset(("BlockSizes",)),
     },
+}
+
+
+# What Slurm 22.05 does not know of them: asked of its own parser.
+_SINCE = """
+CertgenParameters CertgenType CertmgrParameters CertmgrType CliFilterParameters DataParserParameters EpilogTimeout
+ExclusiveTopo GresConf HashPlugin HttpParserType JobCompPassScript MaxBatchRequeue MaxCPUsPerSocket MetricsType
+NamespaceType Parameters PowerDownOnIdle PreemptParameters PrologTimeout RestrictedCoresPerGPU SuspendExcStates
+TLSParameters TLSType Topology UrlParserType
+"""
+NEWER = frozenset(word.lower() for word in _SINCE.split())
+# Of slurm.conf, from before 22.05: what became of them, and whether the daemons still start.
+OLD: Mapping[str, tuple[bool, str]] = {
+    "fastschedule": (
+        True,
+        "Leave it out: Slurm ignores it (SlurmdParameters=config_overrides is what FastSchedule=2 was)",
+    ),
+    "cryptotype": (True, "Leave it out: it is CredType now"),
+    "jobcredentialprivatekey": (True, "Leave it out: Slurm ignores it"),
+    "jobcredentialpubliccertificate": (True, "Leave it out: Slurm ignores it"),
+    "accountingstorejobcomment": (False, "Write AccountingStoreFlags=job_comment"),
+    "sallocdefaultcommand": (False, "Write LaunchParameters=use_interactive_step"),
+    "memlimitenforce": (False, "Leave it out: ConstrainRAMSpace=yes of cgroup.conf holds jobs to their memory"),
+    "cachegroups": (False, "Leave it out"),
+    "dynallocport": (False, "Leave it out"),
+    "checkpointtype": (False, "Leave it out"),
+    "jobcheckpointdir": (False, "Leave it out"),
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from penstock.base.text import one_line
 from penstock.provisioning import keys
+from penstock.provisioning.conf import Read
 from penstock.provisioning.hostlist import fold
 from penstock.provisioning.site import Counts, GresRecord, Site
 from penstock.provisioning.spec import Fleet
@@ -67,15 +68,21 @@ def _format(site: Site) -> Iterator[Finding]:
 
 def _words(site: Site) -> Iterator[Finding]:
     for file, lines in site.lines.items():
-        if file not in keys.WORDS:
-            continue
-        for line in lines:
+        for line in lines if file in keys.WORDS else ():
             for word, _ in line.pairs:
                 if not keys.known(file, word, line.kind):
-                    near = keys.likest(file, word, line.kind)
-                    help_ = f"Did you mean {near}?" if near else "Remove it, unless your version of Slurm knows it"
-                    message = f"{word} is no word of {'such a line of ' if line.kind else ''}{file}"
-                    yield Finding(file, line.number, ERROR, message, help_)
+                    yield _unknown(file, line, word)
+
+
+def _unknown(file: str, line: Read, word: str) -> Finding:
+    if file == "slurm.conf" and word.lower() in keys.OLD:
+        starts, help_ = keys.OLD[word.lower()]
+        message = f"{word} was taken out of Slurm" + ("" if starts else ": the daemons do not start")
+        return Finding(file, line.number, WARNING if starts else ERROR, message, help_)
+    near = keys.likest(file, word, line.kind)
+    help_ = f"Did you mean {near}?" if near else "Remove it, unless your version of Slurm knows it"
+    of = f"a {line.pairs[0][0]} line" if line.kind in keys.WORDS[file] else file
+    return Finding(file, line.number, ERROR, f"{word} is no word of {of}", help_)
 
 
 # -- GPUs

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.documents import Path, bounded, read, show, summary, validate
+from penstock.provisioning import keys
 from penstock.provisioning.spec import Fleet
 
 Told = tuple[Path, str]
@@ -39,9 +40,21 @@ def checked(fleet: Fleet) -> Iterator[Told]:
     yield from _topology(fleet)
     yield from _wants_accounting(fleet)
     version = fleet.slurm.version
+    if version == "22.05":
+        yield from _newer(fleet)
     for index, pool in enumerate(fleet.pools):
         if pool.gpus is not None and pool.gpus.autodetect == "nvidia" and version < "24.11":
             yield ("pools", index, "gpus", "autodetect"), f"nvidia needs Slurm 24.11, and slurm.version is {version}"
+
+
+def _newer(fleet: Fleet) -> Iterator[Told]:
+    told: list[tuple[Path, Iterable[str]]] = [(("slurm", "extra"), fleet.slurm.extra)]
+    for field in ("pools", "partitions"):
+        told += [((field, index, "extra"), one.extra) for index, one in enumerate(getattr(fleet, field))]
+    for path, words in told:
+        for word in words:
+            if word.lower() in keys.NEWER:
+                yield (*path, word), "is newer than Slurm 22.05, which does not start on it"
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

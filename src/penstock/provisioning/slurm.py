@@ -214,14 +214,14 @@ def _with(line: Line, extra: Mapping[str, str]) -> Line:
 
 def _partitions(fleet: Fleet) -> Iterator[Line]:
     for partition in fleet.partitions:
-        yield _partition(partition)
+        yield _partition(partition, default=partition.default or len(fleet.partitions) == 1)
 
 
-def _partition(partition: Partition) -> Line:
+def _partition(partition: Partition, *, default: bool) -> Line:
     line = Line.of(
         PartitionName=partition.name,
         Nodes="ALL" if isinstance(partition.nodes, str) else fold(partition.nodes),
-        Default="YES" if partition.default else None,
+        Default="YES" if default else None,
         MaxTime=slurm_time(partition.max_time),
         DefaultTime=None if partition.default_time is None else slurm_time(partition.default_time),
         PriorityTier=partition.priority_tier,

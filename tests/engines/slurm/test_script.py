@@ -1,0 +1,291 @@
+"""What is rendered is what runs: the batch script parsed back by the shell that runs it, and sbatch's options."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.engines.slurm import runfolder, script
+from penstock.engines.slurm.spec import SlurmConfig
+from penstock.engines.spec import Launch, RankGroup
+
+FIXED = (Path(script.__file__).parent / "batch.sh").read_text()
+USER = "nobody" if os.geteuid() == 0 else None
+SHOW = 'for word do printf "%s\\0" "$word"; done; printf "\\1\\0"; exec env -0'
+NASTY = (
+    "$(touch canary)",
+    "`touch canary`",
+    "'; touch canary; '",
+    '"; touch canary; "',
+    "\n#SBATCH --wrap=x\ntouch canary\n",
+    "EOF\ntouch canary",
+    "${p_run}",
+    "$$",
+    "\\",
+    "a b\tc",
+    "-n",
+    "",
+    "*",
+    "~",
+    "é✓\udcff",
+)
+WORDS = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40),
+    st.text(st.sampled_from("'\"\\$`!;&|<>(){}[]*?~# \n\t%="), max_size=30),
+)
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,12}", fullmatch=True).filter(lambda name: not name.startswith("SLURM"))
+OWN = (
+    "PATH",
+    "HOME",
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "IFS",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "_",
+    "PENSTOCK_REPORT_FD",
+    "LD_AUDIT",
+)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="penstock-script-", dir="/tmp"))
+    path.chmod(0o1777)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def launch(*command: str, **fields: Any) -> Launch:
+    told: dict[str, Any] = {
+        "attempt_id": "01TEST.1",
+        "job_id": "01TEST",
+        "job_name": "test",
+        "project": "default",
+        "user": "tester",
+        "attempt": 1,
+        "run_dir": "/server/run",
+        "job_dir": "/server",
+        "groups": (RankGroup("", 0, 1.0, None),),
+        "procs": 1,
+        "launcher": "none",
+        "command": command,
+        "grace_s": 5.0,
+    }
+    return Launch(**(told | fields))
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    code: int
+    run: Path
+
+    @property
+    def output(self) -> bytes:
+        return (self.run / "logs/0.out").read_bytes()
+
+    @property
+    def facts(self) -> runfolder.Facts:
+        done = subprocess.run(runfolder.command("mark", [str(self.run)]), capture_output=True, text=True, check=True)
+        return runfolder.read(done.stdout, "mark")[str(self.run)]
+
+
+def run(folder: Path, *launches: Launch, shell: str = "sh", fresh: bool = True, **environment: str) -> Ran:
+    """As slurmd would, on a node of the name n1, with ``shell``."""
+    where = script.place(str(folder), launches[0])
+    if fresh:
+        for path in (where.run, where.job):
+            shutil.rmtree(path, ignore_errors=True)
+    text = script.text(launches, SlurmConfig("c1"), str(folder), FIXED)
+    told = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "SLURM_JOB_ID": "7",
+        "SLURMD_NODENAME": "n1",
+        **environment,
+    }
+    words: dict[str, Any] = {"user": pwd.getpwnam(USER).pw_uid} if USER else {}
+    with tempfile.NamedTemporaryFile(prefix="slurm_script") as file:
+        file.write(text)
+        file.flush()
+        os.chmod(file.name, 0o644)
+        done = subprocess.run([shell, file.name], env=told, cwd="/", check=False, timeout=60, **words)
+    return Ran(done.returncode, Path(where.run))
+
+
+SHELLS = [name for name in ("dash", "bash", "busybox") if shutil.which(name)]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_words_and_variables_arrive_as_they_are(shell: str, folder: Path, data: st.DataObject) -> None:
+    words = data.draw(st.lists(WORDS, max_size=5))
+    env = data.draw(st.dictionaries(NAMES.filter(lambda name: name not in OWN), WORDS, max_size=5))
+    ran = run(folder, launch("sh", "-c", SHOW, "x", *words, env=env), shell=shell)
+    shown, _, variables = ran.output.partition(b"\1\0")
+    assert shown.split(b"\0")[:-1] == [os.fsencode(word) for word in words]
+    found = dict(line.partition(b"=")[::2] for line in variables.split(b"\0") if line)
+    for name, value in env.items():
+        if not name.startswith(("PENSTOCK_", "PET_")):
+            assert found[name.encode()] == os.fsencode(value), name
+    assert found[b"PENSTOCK_JOB_ID"] == b"01TEST"
+    assert not [name for name in found if name.startswith(b"p_") and name.decode() not in env]
+    assert not any(path.name == "canary" for path in ran.run.rglob("*"))
+    assert ran.code == 0
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_names_that_shells_keep_for_themselves_are_set_too(shell: str, folder: Path) -> None:
+    odd = ("IFS", "PPID", "UID", "OPTIND", "LINENO", "p_run", "p_code", "RANDOM", "PS4", "ENV", "SHELLOPTS")
+    env = {name: f"own {name}" for name in odd}
+    ran = run(folder, launch("env", "-0", env=env), shell=shell)
+    found = dict(line.partition("=")[::2] for line in ran.output.decode().split("\0") if line)
+    assert {name: found.get(name) for name in odd} == env
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4))
+def test_a_word_is_one_word(words: list[str]) -> None:
+    text = "p_run='a b'; printf '%s\\0' " + " ".join(script.word(word) for word in words) + "\n"
+    done = subprocess.run(["sh"], input=text.encode("utf-8", "surrogateescape"), capture_output=True, check=True)
+    assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in words]
+
+
+def test_a_folder_of_odd_characters_is_the_working_folder(folder: Path) -> None:
+    odd = folder / "it's $(touch canary) `x` \n#SBATCH"
+    odd.mkdir(exist_ok=True)
+    odd.chmod(0o777)
+    ran = run(folder, launch("pwd", workdir=str(odd)))
+    assert ran.output.decode() == f"{odd}\n"
+    assert list(odd.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "reason", "code", "signal"), [
+    (("sh", "-c", "exit 3"), "Failed", 3, None),
+    (("sh", "-c", "kill -9 $$"), "Failed", None, 9),
+    (("true",), "Completed", 0, None),
+    (("no-such-program",), "CommandNotFound", 127, None),
+    (("/no/such/program",), "CommandNotFound", 127, None),
+    (("/etc/passwd",), "NotExecutable", 126, None),
+    (("exit",), "CommandNotFound", 127, None),
+])  # fmt: skip
+def test_an_end_is_told_with_its_reason(
+    folder: Path, command: tuple[str, ...], reason: str, code: int | None, signal: int | None
+) -> None:
+    ran = run(folder, launch(*command))
+    end = ran.facts.end
+    assert end is not None
+    assert (end.reason, end.exit_code, end.signal) == (reason, code, signal)
+    if reason in ("Failed", "Completed"):
+        [rank] = ran.facts.ranks
+        assert (rank.node, rank.exit_code, rank.signal) == ("n1", code, signal)
+    assert ran.facts.started_at is not None
+    assert ran.facts.started_at <= end.at
+
+
+def test_what_is_missing_is_named(folder: Path) -> None:
+    end = run(folder, launch("true", workdir="/no/such")).facts.end
+    assert end is not None
+    assert (end.reason, "/no/such" in end.message) == ("WorkdirMissing", True)
+    end = run(folder, launch("true", environment={"venv": "/no/such venv"})).facts.end
+    assert end is not None
+    assert (end.reason, "/no/such venv/bin/python" in end.message) == ("EnvironmentMissing", True)
+    end = run(folder, launch("true", environment={"conda": "nothing"})).facts.end
+    assert end is not None
+    assert (end.reason, "'nothing'" in end.message) == ("EnvironmentMissing", True)
+
+
+def test_an_attempt_is_run_once_but_for_a_requeue(folder: Path) -> None:
+    told = launch("sh", "-c", 'echo "ran $PENSTOCK_RESUME_FROM"')
+    assert run(folder, told).code == 0
+    for environment in ({}, {"SLURM_JOB_ID": "8"}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}):
+        ran = run(folder, told, fresh=False, **environment)
+        assert ran.code == 96
+        assert ran.output == b"ran \n"
+    ran = run(folder, told, fresh=False, SLURM_RESTART_COUNT="1")
+    assert ran.code == 0
+    assert ran.output.decode() == f"ran \nran {folder}/01TEST/checkpoints\n"
+    assert ran.facts.requeues == 1
+    assert run(folder, told, fresh=False, SLURM_RESTART_COUNT="1").code == 96
+
+
+def test_several_ranks_are_watched_and_the_first_that_fails_ends_all(folder: Path) -> None:
+    ran = run(folder, launch("sh", "-c", '[ "$RANK" = 1 ] && exit 4; exec sleep 50', procs=3))
+    assert [(rank.rank, rank.exit_code, rank.signal) for rank in ran.facts.ranks] == [
+        (0, None, 15),
+        (1, 4, None),
+        (2, None, 15),
+    ]
+    assert ran.facts.end is not None
+    assert (ran.facts.end.reason, ran.facts.end.exit_code) == ("Failed", 4)
+
+
+def test_a_stubborn_rank_is_killed_after_the_grace(folder: Path) -> None:
+    command = 'if [ "$RANK" = 1 ]; then sleep 0.3; exit 4; fi; trap "" TERM; while :; do sleep 1; done'
+    ran = run(folder, launch("sh", "-c", command, procs=2, grace_s=0.3))
+    assert [(rank.rank, rank.exit_code, rank.signal) for rank in ran.facts.ranks] == [(0, None, 9), (1, 4, None)]
+
+
+def test_time_limits_are_kept_to_the_tenth(folder: Path) -> None:
+    for procs in (1, 2):
+        ran = run(folder, launch("sleep", "50", procs=procs, time_limit_s=0.2))
+        end, began = ran.facts.end, ran.facts.started_at
+        assert end is not None
+        assert began is not None
+        assert (end.reason, end.signal) == ("TimeLimit", 15)
+        assert end.at - began < 10
+
+
+def test_tasks_of_an_array_find_their_own_by_index(folder: Path) -> None:
+    tasks = [
+        launch("sh", "-c", 'echo "$PENSTOCK_JOB_NAME $I"', attempt_id=f"01TASK{n}.1", job_id=f"01TASK{n}", job_name=f"t-{n}",
+               env={"I": f"own '{n}'", "SAME": "x"}, array=("01ARRAY", n))
+        for n in (0, 3)
+    ]  # fmt: skip
+    assert script.alike(tasks[0]) == script.alike(tasks[1])
+    assert script.alike(tasks[0]) != script.alike(replace(tasks[1], command=("true",)))
+    assert script.submission(tasks, SlurmConfig("c1"), b"").array == "0,3"
+    for task, index in zip(tasks, (0, 3), strict=True):
+        run(folder, *tasks, fresh=False, SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID=str(index))
+        where = Path(script.place(str(folder), task).run)
+        assert (where / "logs/0.out").read_text() == f"t-{index} own '{index}'\n"
+        assert (where / "claim").read_text().startswith(f"5_{index} ")
+
+
+def test_a_port_that_is_taken_is_not_given(folder: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 20091))
+        taken.listen()
+        ran = run(folder, launch("sh", "-c", "echo $MASTER_PORT", procs=2))
+        assert int(ran.output) == 20092
+
+
+def test_options_say_what_was_asked_for() -> None:
+    told = launch(
+        "true", groups=(RankGroup("c1-n1", 0, 2.5, 3 << 30), RankGroup("", 1, 2.5, 3 << 30)), gpus_per_node=2, time_limit_s=3600.0,
+        grace_s=30.0, options={"account": "ml", "--exclusive": True, "mail_user": "a@b"}, exclude_nodes=("c1-n7",),
+    )  # fmt: skip
+    config = SlurmConfig("c1", node_prefix="c1-", partition="gpu", options={"qos": "high", "account": "none"})
+    found = script.options(told, config, "name", ("h100",))
+    assert found == {
+        "nodes": 2, "ntasks-per-node": 1, "cpus-per-task": 3, "mem": "3072M", "gres": "gpu:h100:2", "time": 62,
+        "nodelist": "n1", "exclude": "n7", "partition": "gpu", "qos": "high", "account": "ml", "exclusive": True,
+        "mail-user": "a@b", "no-requeue": True, "open-mode": "append", "job-name": "name", "output": "/dev/null", "chdir": "/",
+        "comment": "penstock: default/test, attempt 1, by tester",
+    }  # fmt: skip
+    assert "no-requeue" not in script.options(replace(told, options={"requeue": True}), config, "name")

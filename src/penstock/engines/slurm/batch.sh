@@ -195,7 +195,7 @@ p_single() {
         p_wait "$p_pid"
         p_split "$p_status"
     else # told to end before it began
-        p_end - 0 "$p_reason" ""
+        p_end - 15 "$p_reason" ""
         return 143
     fi
     p_now

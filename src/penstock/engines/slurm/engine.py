@@ -34,7 +34,7 @@ from penstock.engines.spec import (
     Stage,
 )
 
-_NODES_S = 20.0
+_NODES_S, _NODES_AGAIN_S = 20.0, 5.0
 _FIRST_NODES_S = 3.0  # how long a start waits to hear of the nodes
 _BACK_S, _BACK_AGAIN_S = 10.0, 0.25
 _TASKS_AT_ONCE = 500  # of an array in one sbatch: its script says what is each task's own
@@ -67,12 +67,11 @@ class SlurmEngine:
         self._sender.url = url
         self._sender.models = self._models
         self._nodes: list[SlurmNode] = []
-        self._silent_since: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def unknown_since(self) -> float | None:
-        return self._poller.unknown_since or self._silent_since
+        return self._poller.unknown_since
 
     # -- life
 
@@ -113,15 +112,15 @@ class SlurmEngine:
                 await self._refresh()
                 await self._poller.figures.refresh(self._controller, self.accounts)
             except Unreachable:
-                self._silent_since = self._silent_since or self._clock()
+                self._poller.unknown_since = self._poller.unknown_since or self._clock()
             except Refused:
                 pass
             first.set()
-            await asyncio.sleep(_NODES_S)
+            await asyncio.sleep(_NODES_S if self.unknown_since is None else _NODES_AGAIN_S)
 
     async def _refresh(self) -> None:
         self._nodes = await self._controller.nodes()
-        self._silent_since = None
+        self._poller.answers()
 
     # -- running
 

@@ -14,10 +14,9 @@ from penstock.engines.slurm.spec import Partition, SlurmJob, SlurmNode
 # squeue's letters, and sacct's fields, in the order that the readers below have them.
 SQUEUE = ("%i", "%A", "%F", "%K", "%T", "%u", "%a", "%P", "%q", "%N", "%V", "%S", "%e", "%r", "%j")
 SACCT = (
-    "JobID", "JobIDRaw", "State", "ExitCode", "User", "Account", "Partition", "QOS", "NodeList", "Submit", "Start", "End",
-    "JobName",
+    "JobID", "JobIDRaw", "JobName", "State", "ExitCode", "User", "Account", "Partition", "QOS", "NodeList", "Submit", "Start",
+    "End",
 )  # fmt: skip
-_PIECE = re.compile(r"([^,\[]*(?:\[[^\]]*\])?[^,\[]*)(?:,|$)")
 _KEY = re.compile(r"(?:^| )([A-Z][A-Za-z_:]*)=")
 _UNAVAILABLE = re.compile(r"unable to contact|timed out|connection refused|communication connection|temporarily unable|"
                           r"zero bytes|munge|connection failure|unexpected message|backup controller|try again|"
@@ -100,17 +99,25 @@ def _job(fields: Sequence[str]) -> SlurmJob | None:
 
 
 def finished(text: str, mark: str, users: Mapping[int, str]) -> list[SlurmJob]:
-    """sacct's rows, each ended by ``mark`` and a newline; ``users``: names of Unix user ids that may be in them."""
+    """sacct's rows, ``mark`` between their fields; ``users``: names of Unix user ids that may be in them.
+
+    A line ends between a time and a number: only there can no text of a user's be.
+    """
     found = []
-    for row in text.split(f"{mark}.\n"):
-        fields = row.split(mark)
-        if len(fields) == len(SACCT) and (job := _finished(fields, users)) is not None:
+    first, *rest = text.split(mark)
+    while len(rest) >= len(SACCT) - 1:
+        *fields, last = rest[: len(SACCT) - 1]
+        rest = rest[len(SACCT) - 1 :]
+        end, _, following = last.partition("\n")
+        job = _finished([first, *fields, end], users)
+        first = following
+        if job is not None:
             found.append(job)
     return found
 
 
 def _finished(fields: Sequence[str], users: Mapping[int, str]) -> SlurmJob | None:
-    key, number, state, exit_code, user, account, partition, qos, nodes, submitted, start, end, name = fields
+    key, number, name, state, exit_code, user, account, partition, qos, nodes, submitted, start, end = fields
     if not number.isdecimal():
         return None
     word, _, by = state.partition(" by ")

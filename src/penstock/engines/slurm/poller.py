@@ -23,6 +23,7 @@ _MANY = 50  # attempts, from which on even in a hurry a second goes by
 _UNREACHABLE_S = 5.0
 _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
 _PATIENCE_S = 15.0  # until one that Slurm does not know is given up
+_CANCELLED_S = 1.0  # and one that waited and was cancelled: of an array's tasks Slurm then keeps nothing
 _TERM_AGAIN_S = 5.0
 _KILL_PATIENCE_S = 10.0  # from the end of the grace until Slurm itself ends it
 _FOLDERS_AT_ONCE = 200
@@ -50,6 +51,12 @@ class Poller:
         """Something was asked for: look soon, and often for a while."""
         self._hurry_until = asyncio.get_running_loop().time() + _HURRY_S
         self._wake.set()
+
+    def answers(self) -> None:
+        """Slurm was asked something else, and answered: what is told as unknown is asked for now."""
+        if self.unknown_since is not None:
+            self.unknown_since = None
+            self.hurry()
 
     async def run(self) -> None:
         """For ever."""
@@ -196,11 +203,14 @@ class Poller:
 
     def _settled(self, attempt: Attempt, job: SlurmJob, facts: Facts, now: float) -> bool:
         """Whether what is known will do: a run folder may tell its end a little later than Slurm, and slurmdbd too."""
-        if facts.end is not None or (attempt.stop is not None and not facts.claim):
-            return True
-        if job.state not in ("COMPLETED", "FAILED") and (job.state != "CANCELLED" or job.cancelled_by or attempt.stop):
-            return True
-        if not self._config.shared and job.exit_code is not None:
+        if job.state == "CANCELLED" and attempt.stop is None:
+            enough = bool(job.cancelled_by)
+        elif job.state in ("COMPLETED", "FAILED"):
+            enough = facts.end is not None or (attempt.stop is not None and not facts.claim)
+            enough = enough or (not self._config.shared and job.exit_code is not None)
+        else:
+            enough = True
+        if enough:
             return True
         attempt.silent_since = attempt.silent_since or now
         return now - attempt.silent_since >= _FOLDER_PATIENCE_S
@@ -209,7 +219,8 @@ class Poller:
         """Of one that slurmctld does not know: slurmdbd's word, the run folder's, and only then none."""
         if job is not None and states.over(job):
             return self._ended(attempt, job, facts, now)
-        if now - (attempt.missing_since or now) < _PATIENCE_S:
+        cancelled = attempt.stop is not None and attempt.told is not None and attempt.told.stage is Stage.QUEUED
+        if now - (attempt.missing_since or now) < (_CANCELLED_S if cancelled else _PATIENCE_S):
             return None
         if facts.end is not None:
             state = "COMPLETED" if facts.end.reason == "Completed" else "FAILED"
@@ -217,7 +228,7 @@ class Poller:
             job = SlurmJob(int(attempt.key.partition("_")[0]), attempt.name, state, nodes=nodes)
             return replace(self._ended(attempt, job, facts, now), engine_job=attempt.key)
         if attempt.stop is not None and not facts.claim:
-            return states.stopped(attempt.attempt_id, attempt.stop.reason, now)
+            return replace(states.stopped(attempt.attempt_id, attempt.stop.reason, now), engine_job=attempt.key)
         if facts.claim or attempt.groups:
             message = "Slurm has forgotten it, and it left no word of its end"
             return states.lost(attempt.asked, attempt.key, facts, now, message)

@@ -67,7 +67,7 @@ def ended(asked: Asked, job: SlurmJob, facts: Facts, now: float) -> Observation:
     ranks = _ranks(asked, facts.ranks, job.nodes)
     end = facts.end
     reason, message = _why(asked, job, facts, ranks)
-    code, number = _status(job, end, ranks, reason)
+    code, number = _status(asked, job, end, ranks, reason)
     begun = facts.started_at or (job.started_at if job.nodes else None)
     at = end.at if end else job.ended_at or now
     return Observation(
@@ -192,7 +192,9 @@ def _who(asked: Asked, rank: int | None) -> str:
     return "the launcher" if rank is None else f"rank {rank}"
 
 
-def _status(job: SlurmJob, end: End | None, ranks: Sequence[RankExit], reason: str) -> tuple[int | None, int | None]:
+def _status(
+    asked: Asked, job: SlurmJob, end: End | None, ranks: Sequence[RankExit], reason: str
+) -> tuple[int | None, int | None]:
     if reason == Reason.NodeLost:
         return None, 9  # what was on the node ended at once
     if reason == Reason.Completed:
@@ -209,6 +211,8 @@ def _status(job: SlurmJob, end: End | None, ranks: Sequence[RankExit], reason: s
         return end.exit_code, end.signal
     if not job.nodes:
         return None, None
+    if asked.stop == reason:
+        return None, 15  # before anything of it had begun
     return (None, job.signal) if job.signal else (job.exit_code, None)
 
 

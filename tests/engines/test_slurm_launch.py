@@ -18,7 +18,7 @@ import pytest
 
 from penstock.engines.spec import Launch, Observation, Stage
 from tests.engines.conftest import World, local_world
-from tests.engines.test_slurm import slurm_world
+from tests.engines.slurm_world import slurm_world
 from tests.slurm_cluster import Cluster
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("slurmdbd", "root")]

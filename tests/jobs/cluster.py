@@ -33,6 +33,7 @@ from penstock.store.store import Store
 from tests.stores import Clock, opened
 
 ANN = Actor("ann", "", {"default": "member"})
+_UNFINISHED = select(jobs.c.name).where(jobs.c.phase.not_in([phase.value for phase in FINAL]))
 SHAPE = Fleet(2, 2, "H100", cpus=4.0, memory=64 << 30)
 
 
@@ -74,6 +75,17 @@ class Cluster:
                 await asyncio.sleep(0.002)
                 busy = any(slot.task is not None for slot in loop._slots.values())
                 quiet = 0 if busy or mine._seen or mine._folds or self.c1.settling else quiet + 1
+
+    async def a_while_passes(self) -> None:
+        """What waits to be tried again is."""
+        loop = self.reconciler.loop
+        loop.enqueue("handover", "c1")
+        for id_ in await self.store.read(
+            lambda conn: list(conn.execute(_UNFINISHED.with_only_columns(jobs.c.id)).scalars())
+        ):
+            loop.enqueue("job", id_)
+        loop.enqueue("schedule", "all")
+        await self.settled()
 
     async def run(self, name: str, *command: str, **fields: Any) -> None:
         spec = JobSpec.model_validate({"command": command or ("sleep", "1000h"), "engine": "c1", **fields})
@@ -138,8 +150,7 @@ class Cluster:
         return await self.store.read(read)
 
     async def unfinished(self) -> list[str]:
-        query = select(jobs.c.name).where(jobs.c.phase.not_in([phase.value for phase in FINAL]))
-        return await self.store.read(lambda conn: list(conn.execute(query).scalars()))
+        return await self.store.read(lambda conn: list(conn.execute(_UNFINISHED).scalars()))
 
     async def open_attempts(self) -> list[tuple[str, int]]:
         query = select(attempts.c.job_id, attempts.c.number).where(attempts.c.ended_at.is_(None))

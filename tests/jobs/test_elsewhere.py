@@ -259,3 +259,28 @@ def test_found_by_engine_and_by_the_engines_own_name(tmp_path: Path) -> None:
         assert await read(lambda conn: found(conn, text=f"c2:{named}")) == []
 
     play(tmp_path, story)
+
+
+def test_a_cancel_while_the_engine_does_not_answer_waits_for_it_and_asks_seldom(tmp_path: Path) -> None:
+    async def story(cluster: Cluster) -> None:
+        await cluster.run("runs")
+        cluster.c1.cut_off("drill")
+        await cluster.run("waits")
+        asked = []
+        stop = cluster.c1.stop
+
+        async def counted(attempt_id: str, run_dir: str, **how: object) -> None:
+            asked.append(attempt_id)
+            await stop(attempt_id, run_dir, **how)  # type: ignore[arg-type]
+
+        cluster.c1.stop = counted  # type: ignore[method-assign]
+        await cluster.cancel("runs")
+        await cluster.cancel("waits")
+        assert [(await cluster.status(name))["phase"] for name in ("runs", "waits")] == ["Stopping", "Stopping"]
+        assert len(asked) <= 2
+        cluster.c1.reconnect()
+        await cluster.a_while_passes()
+        assert [(await cluster.status(name))["phase"] for name in ("runs", "waits")] == ["Cancelled", "Cancelled"]
+        assert (cluster.c1.running(), cluster.c1.waiting()) == (frozenset(), ())
+
+    play(tmp_path, story)

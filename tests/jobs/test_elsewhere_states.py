@@ -121,7 +121,7 @@ class Story:
         for id_ in cluster.c1.running():
             self.ran[id_] += which * cluster.c1.cpus_of(id_)
         cluster.clock.now += which
-        cluster.reconciler.loop.enqueue("schedule", "all")
+        await cluster.a_while_passes()
 
     async def end(self) -> None:
         """Everything is well again; what can run does, what does not end by itself is cancelled."""

@@ -27,7 +27,7 @@ from penstock.store.store import Tx
 
 SENTENCES = 12  # that one cycle writes about heads of lines (all others stand behind one), and about the hopeless
 AGAIN_S = 0.05  # until the next ones, while somebody was told nothing yet
-HANDED_OVER = 250  # in one cycle
+HANDED_OVER = 100  # in one cycle
 _ADMIT = jobs.update().where(
     jobs.c.id == bindparam("b_id"),
     jobs.c.phase == bindparam("b_phase"),

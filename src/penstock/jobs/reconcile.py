@@ -348,7 +348,7 @@ class JobReconciler:
             seen = None if known else await engine.adopt(id_, attempt.run_dir)
             await engine.stop(id_, attempt.run_dir, reason=attempt.stop_reason, grace_s=grace_s)
         except Unreachable as error:
-            self.observed(_unknown(attempt, engine, error, self.store.clock()))
+            log.info("%s cannot be stopped yet: %s", id_, error)
             return AGAIN_S
         if seen is not None and seen.stage is Stage.ABSENT:
             self.observed(_vanished(seen, attempt, self.store.clock()))

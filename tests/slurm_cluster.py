@@ -56,7 +56,7 @@ ACCOUNTS = {
     "interns": (1, {"mail": 1, "news": 1}),
 }
 
-ACCOUNT_QOS = ("QOS=normal,high", "DefaultQOS=normal")
+QOS = "QOS='normal,high':DefaultQOS='normal'"
 _V1, _GROUPS = Path("/sys/fs/cgroup"), ("freezer", "memory")
 
 
@@ -163,7 +163,7 @@ class Cluster:
             *("munged", "--foreground", "--force", f"--key-file={at}/munge.key", f"--socket={at}/munge.sock"),
             *(f"--pid-file={at}/munged.pid", f"--log-file={at}/munged.log", f"--seed-file={at}/munged.seed"),
         )
-        until((at / "munge.sock").exists, "munged", timeout=60)
+        self._until((at / "munge.sock").exists, "munged")
 
     def start_mariadb(self) -> None:
         at = self.folder
@@ -175,12 +175,12 @@ class Cluster:
             *("--innodb-flush-log-at-trx-commit=0", "--innodb-log-file-size=16M", "--innodb-buffer-pool-size=64M"),
             "--innodb-lock-wait-timeout=900",
         )
-        until((at / "sql.sock").exists, "mariadbd", timeout=60)
+        self._until((at / "sql.sock").exists, "mariadbd")
 
     def start_dbd(self, *, wait: bool = True) -> None:
         self._start("slurmdbd", "slurmdbd", "-D")
         if wait:
-            until(lambda: self._answers("sacctmgr", "-n", "show", "cluster"), "slurmdbd", timeout=90, every=0.05)
+            self._until(lambda: self._answers("sacctmgr", "-n", "show", "cluster"), "slurmdbd")
 
     def stop_dbd(self) -> None:
         self._end("slurmdbd")
@@ -188,8 +188,10 @@ class Cluster:
     def start_ctld(self, *, wait: bool = True) -> None:
         fresh = not (self.folder / "state/job_state").exists()
         self._start("slurmctld", "slurmctld", "-D", *(["-c"] if fresh else []))
+        # Slurm's commands wait a second or two when nobody answers at once.
+        self._until(lambda: _listens(self.ports["controller"]), "slurmctld")
         if wait:
-            until(lambda: self._answers("scontrol", "ping"), "slurmctld", timeout=90, every=0.05)
+            self._until(lambda: self._answers("scontrol", "ping"), "slurmctld")
 
     def stop_ctld(self) -> None:
         self._end("slurmctld")
@@ -235,7 +237,7 @@ class Cluster:
         self._start(
             "slurmrestd", "env", "SLURM_JWT=daemon", "setpriv", "--reuid=1", "--regid=1", "--clear-groups", *words
         )
-        until(lambda: _listens(port), "slurmrestd", timeout=60)
+        self._until(lambda: _listens(port), "slurmrestd")
         return f"http://127.0.0.1:{port}"
 
     def stop_restd(self) -> None:
@@ -275,6 +277,17 @@ class Cluster:
 
     def _answers(self, *command: str) -> bool:
         return self.tried(*command).returncode == 0
+
+    def _until(self, condition: Callable[[], bool], name: str) -> None:
+        """Until the daemon is ready; what it said, when it ends instead."""
+
+        def ready() -> bool:
+            if self.daemons[name].poll() is not None:
+                said = (self.folder / f"{name}.out").read_text(errors="replace")
+                raise RuntimeError(f"{name} did not start: {said[-800:]}")
+            return condition()
+
+        until(ready, name, timeout=90, every=0.02)
 
     def _start(self, name: str, *command: str) -> None:
         assert name not in self.daemons, f"{name} runs"
@@ -377,16 +390,16 @@ def fleet(place: Place, *, preempt: str = "partition", extra: Mapping[str, objec
 def make_people(
     slurm: Cluster, accounts: Mapping[str, tuple[int, Mapping[str, int]]], *, preempt: str = "partition"
 ) -> None:
-    """Accounts with their shares, their users with theirs, and the QoS ``high``."""
-
-    def manage(*words: str) -> None:
-        slurm.run("sacctmgr", "-i", *words)
-
-    manage("add", "qos", "high", "Priority=10", *(["Preempt=normal"] if preempt == "qos" else []))
-    for account, (share, users) in accounts.items():
-        manage("add", "account", account, f"Fairshare={share}")
-        for user, own in users.items():
-            manage("add", "user", user, f"Account={account}", f"Fairshare={own}", *ACCOUNT_QOS)
+    """Accounts with their shares, their users with theirs, and the QoS ``high``. As a file: each call takes 0.6 s."""
+    slurm.run("sacctmgr", "-i", "add", "qos", "high", "Priority=10", *(["Preempt=normal"] if preempt == "qos" else []))
+    lines = [f"Cluster - '{slurm.name}'", "Parent - 'root'", "User - 'root':AdminLevel='Administrator'"]
+    lines += [f"Account - '{account}':Fairshare={share}" for account, (share, _) in accounts.items()]
+    for account, (_, users) in accounts.items():
+        lines.append(f"Parent - '{account}'")
+        lines += [f"User - '{user}':DefaultAccount='{account}':Fairshare={own}:{QOS}" for user, own in users.items()]
+    path = slurm.folder / "people.cfg"
+    path.write_text("\n".join([*lines, ""]))
+    slurm.run("sacctmgr", "-i", "load", str(path))
 
 
 # -- any cluster on this machine, from a fleet file
@@ -463,7 +476,6 @@ def _start(slurm: Cluster, people: Callable[[Cluster], None] | None) -> None:
         )  # fmt: skip
         slurm.start_mariadb()
         slurm.start_dbd()
-        slurm.run("sacctmgr", "-i", "add", "cluster", slurm.name)
         if people is not None:
             people(slurm)
     began = time.monotonic()
@@ -538,6 +550,10 @@ def _ports(count: int) -> list[int]:
 
 
 def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
+    """Without connecting, which slurmctld would take for a broken message and log."""
+    ending, listening = f":{port:04X}", "0A"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        if local.endswith(ending) and state == listening:
+            return True
     return False

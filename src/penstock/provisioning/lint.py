@@ -361,7 +361,8 @@ def _inventory(site: Site, fleet: Fleet) -> Iterator[Finding]:
         for (line, count), names in by_line.items():
             message = f"{fold(names)} has {count} GPUs here, and {wanted} in the fleet file"
             yield Finding("slurm.conf", line, ERROR, message, "Make both what the machine has")
-    strange = [name for name in site.nodes if name not in set(fleet.nodes)]
+    known = set(fleet.nodes)
+    strange = [name for name in site.nodes if name not in known]
     if strange:
         message = f"{fold(strange)} is in no pool of the fleet file"
         yield Finding("slurm.conf", site.nodes[strange[0]].line, WARNING, message, "Add it there, or remove it here")

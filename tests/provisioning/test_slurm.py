@@ -258,6 +258,14 @@ def test_trees_that_are_none(switches: list[dict[str, Any]], message: str) -> No
     assert any(message in words for words in found.values()), found
 
 
+def test_parameters_are_bare_or_have_their_value() -> None:
+    """1 is no truth, though Python has it equal to one."""
+    told = {"a": 1, "b": True, "c": 0, "d": "x", "e": 2.5}
+    conf = rendered(full(scheduler={"parameters": told}))["slurm.conf"]
+    assert "SchedulerParameters=a=1,b,c=0,d=x,e=2.5\n" in conf
+    assert "leave it out" in str(problems(full(scheduler={"parameters": {"a": False}})))
+
+
 def test_two_slurmd_of_one_host_need_two_ports() -> None:
     pool = {"name": "a", "nodes": "n[1-2]", "hostnames": "box", "addresses": "127.0.0.1", "cpus": 4, "memory": "8Gi"}
     document = full(pools=[pool], topology=None, racks=None, partitions=[{"name": "a"}])

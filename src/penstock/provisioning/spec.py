@@ -108,6 +108,16 @@ Value = Annotated[
 Option = Annotated[str, _matching(r"[A-Za-z][A-Za-z0-9_]*", "must be letters, digits and _")]
 
 
+def _parameter(value: object) -> object:
+    """True stays what it is, and 1 is a number: to pydantic both are Literal[True]."""
+    if value is False:
+        raise ValueError("leave it out: a parameter without a value is true")
+    return value if value is True else _scalar(value)
+
+
+Parameter = Annotated[Annotated[bool, Field(strict=True)] | Value, BeforeValidator(_parameter)]
+
+
 class Form(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -352,7 +362,7 @@ class Accounting(Form):
 class Scheduler(Form):
     """``parameters``: of SchedulerParameters; true stands for a bare one. ``weights``: of priority/multifactor."""
 
-    parameters: dict[Option, Literal[True] | Value] = Field(default_factory=dict)
+    parameters: dict[Option, Parameter] = Field(default_factory=dict)
     weights: dict[Literal["age", "assoc", "fairshare", "job_size", "partition", "qos"], Weight] = Field(
         default_factory=dict
     )

@@ -461,7 +461,7 @@ async def run(
         await store.close()
         raise
     house = build_house(settings, store, engine, simulation, priced, as_root=as_root)
-    await house.attached.load()
+    await house.attached.load(http.url_of(listening, settings))
     house.room.start()
     served = http.HttpServer(house.app, listening, settings)
     stop = asyncio.Event()

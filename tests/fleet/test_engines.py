@@ -46,7 +46,7 @@ class Site(SimulatedEngine):
         self.name, self.stored = stored.name, stored
         self.told: list[tuple[str, str | None]] = []
 
-    async def cordon(self, node: str, why: str | None) -> None:
+    async def cordon(self, node: str, why: str | None, *, force: bool = False) -> None:
         self.told.append((node, why))
 
 

@@ -56,13 +56,16 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An engine as it was added. ``folder``: its own, on the server; ``secret``: what it shows to the site."""
+    """An engine as it was added. ``folder``: its own, on the server; ``secret``: what it shows to the site; ``url``: where
+    jobs find this server.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     managed: bool = False
     secret: str | None = None
     folder: str = ""
+    url: str | None = None
 
 
 class Plugin(Protocol):

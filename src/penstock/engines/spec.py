@@ -210,7 +210,8 @@ class LogReader(Protocol):
 
 class Engine(Protocol):
     """``submit``, ``adopt`` and ``stop`` may raise ``errors.Unreachable``, and are then called again: what was asked may
-    have been done. ``cordon`` raises Conflict where the site's nodes are not Penstock's to change.
+    have been done. ``cordon`` raises Conflict where the site's nodes are not Penstock's to change, and (unless ``force``) where it was the
+    site that closed the node which is to be opened.
     """
 
     name: str
@@ -227,7 +228,7 @@ class Engine(Protocol):
     async def stop(self, attempt_id: str, run_dir: str, *, reason: str, grace_s: float) -> None: ...
     async def lose(self, node: str) -> None: ...
     async def restore(self, node: str) -> None: ...
-    async def cordon(self, node: str, why: str | None) -> None: ...  # None: take new work again
+    async def cordon(self, node: str, why: str | None, *, force: bool = False) -> None: ...  # None: take new work again
     async def gpu_samples(self) -> Sequence[GpuSample]: ...  # of GPUs that can be asked, now
     def logs(self, run_dir: str) -> LogReader: ...
     async def session(self, attempt_id: str, run_dir: str, request: SessionRequest) -> Session: ...

@@ -52,11 +52,13 @@ class Attached:
     folder: str  # of secrets and of the engines' own files: <data folder>/engines
     busy: Busy = _nobody
     plugins: Callable[[str], Plugin] = kinds.plugin
+    url: str | None = None  # where jobs find this server
     _kinds: dict[str, str] = field(default_factory=dict)  # of those on offer
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change at a time
 
-    async def load(self) -> None:
-        """Offer what the rows say, and nothing else: at the start, and after a backup was restored."""
+    async def load(self, url: str | None = None) -> None:
+        """Offer what the rows say, and nothing else: at the start (with this server's URL), and after a restore."""
+        self.url = url or self.url
         rows = {row.name: row for row in await self.store.read(registry.all_engines)}
         for name in [name for name in self._kinds if name not in rows]:
             self._withdraw(name)
@@ -81,7 +83,7 @@ class Attached:
     async def add(self, kind: str, stored: Stored, *, actor: str, force: bool = False) -> None:
         """Raises Conflict where the name is taken or the site does not answer (unless ``force``)."""
         self._check(kind, stored)
-        stored = replace(stored, folder=self._own(stored.name))
+        stored = replace(stored, folder=self._own(stored.name), url=self.url)
         async with self._turn:
             rows = await self.store.read(registry.all_engines)
             taken = {engine.name for engine in self.engines} | {row.name for row in rows} | RESERVED
@@ -108,7 +110,10 @@ class Attached:
             probed = await self._tried(row.kind, stored, force=new.force)
             self._keep(stored)
             said = new.secret is not None
+            same = stored == before and name in self._kinds
             await self.store.write(lambda tx: registry.change(tx, stored, probed, actor=actor, new_secret=said))
+            if same:
+                return
             if name in self._kinds:
                 self.engines.replace(self.plugins(row.kind).build(stored, self.store.clock))
             else:
@@ -139,7 +144,8 @@ class Attached:
         self._forget(name)
 
     def stored(self, row: Row[Any]) -> Stored:
-        return Stored(row.name, json.loads(row.options), bool(row.managed), self._secret(row.name), self._own(row.name))
+        name = row.name
+        return Stored(name, json.loads(row.options), bool(row.managed), self._secret(name), self._own(name), self.url)
 
     def unknown_since(self, name: str) -> float | None:
         """Raises NotFound."""

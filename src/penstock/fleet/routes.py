@@ -149,7 +149,7 @@ def _uncordon(room: Room) -> Work:
                 hint="Ask whoever closed it. `penstock uncordon --force` opens it all the same.",
             )
         if row.closed or row.cordoned:
-            await engine.cordon(row.name, None)
+            await engine.cordon(row.name, None, force=call.body.force)
         why, actor = call.body.reason or f"by {call.actor.user}", call.actor.user
         done = inventory.reopen if row.closed else inventory.uncordon
         await room.store.write(lambda tx: done(tx, row.name, actor=actor, why=why))

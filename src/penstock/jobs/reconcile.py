@@ -125,6 +125,8 @@ class JobReconciler:
         if engine is not None and str(name) not in self._running:
             await engine.start(self.observed)
             self._running[engine.name] = engine
+        if engine is None:
+            self._offers.clear()  # any other's next look takes the nodes of this one away
         self._offers.pop(str(name), None)
         await self.sync_nodes()
         if engine is None:

@@ -338,7 +338,7 @@ class LocalEngine:
         self._check_node(node)
         self._lost.discard(node)
 
-    async def cordon(self, node: str, why: str | None) -> None:
+    async def cordon(self, node: str, why: str | None, *, force: bool = False) -> None:
         """Nothing to do: whoever places work here knows. Raises NotFound."""
         self._check_node(node)
 

@@ -286,7 +286,7 @@ class SimulatedEngine:
         self._check_node(node)
         self._back(node)
 
-    async def cordon(self, node: str, why: str | None) -> None:
+    async def cordon(self, node: str, why: str | None, *, force: bool = False) -> None:
         """Nothing to do: whoever places work here knows. Raises NotFound."""
         self._check_node(node)
 

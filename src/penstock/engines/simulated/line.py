@@ -289,7 +289,7 @@ class QueueingEngine(SimulatedEngine):
         """Attempts in its line, in their order."""
         return tuple(self._waiting)
 
-    async def cordon(self, node: str, why: str | None) -> None:
+    async def cordon(self, node: str, why: str | None, *, force: bool = False) -> None:
         await super().cordon(node, why)
         if why is None:
             self._cordoned.discard(node)

@@ -272,12 +272,19 @@ class SlurmEngine:
             await asyncio.sleep(_BACK_AGAIN_S)
             await self._refresh()
 
-    async def cordon(self, node: str, why: str | None) -> None:
-        """Drain it, or open it again where it was Penstock that drained it. Raises NotFound, Conflict."""
+    async def cordon(self, node: str, why: str | None, *, force: bool = False) -> None:
+        """Drain it, or open it again; what the site drained, by ``force`` alone. Raises NotFound, Conflict."""
+        self._owned(node)
+        await self._refresh()  # somebody may have drained it a moment ago
         slurm_node = self._owned(node)
+        by_site = drained.closed(slurm_node)
         if why is not None:
             await self._controller.set_node(slurm_node.name, "DRAIN", drained.reason(why))
-        elif drained.ours(slurm_node):
+        elif by_site and not force:
+            raise Conflict(
+                f"node {node} was not closed by Penstock: {by_site}", hint="Ask whoever closed it, or use --force."
+            )
+        elif by_site or drained.cordoned(slurm_node):
             await self._controller.set_node(slurm_node.name, "RESUME")
         await self._refresh()
 
@@ -289,7 +296,7 @@ class SlurmEngine:
         if not self._config.managed:
             raise Conflict(
                 f"the nodes of {self.name} are not Penstock's to change",
-                hint=f"Its administrators may allow it: `penstock engines add slurm --name {self.name} --manage`.",
+                hint=f"`penstock engines set {self.name} --manage` lets it change them.",
             )
         return node
 

@@ -47,7 +47,7 @@ class Facts:
     admin: str = ""  # None, Operator, Administrator: in accounting
     accounting_answers: bool | None = None
     file_system: str = ""  # of the folder: nfs, ext2/ext3
-    commands: bool = True  # whether there is a place for Slurm's commands and for files (not so with slurmrestd alone)
+    commands: bool = True  # whether there is a place for Slurm's commands (not so with slurmrestd alone)
 
 
 def version(text: str) -> tuple[int, int]:

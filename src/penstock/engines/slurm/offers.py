@@ -16,15 +16,15 @@ _LEVELS = ("topology/rack", "topology/block", "topology/zone")  # of switches, f
 
 
 def offer(node: SlurmNode, prefix: str = "") -> NodeOffer:
-    """``ready`` says whether what runs there runs; what is drained gets no new work, and that is ``closed``."""
+    """``ready`` says whether what runs there runs: a node that is slow to answer is not down yet. What is drained gets no
+    new work, and that is ``closed``.
+    """
     down = drained.flags(node.state) & _DOWN
-    silent = node.state.rstrip("~#!%$@^-").endswith("*") or "NOT_RESPONDING" in node.state
     message = ""
     if lost(node):
         message = LOST
-    elif down or silent:
-        said = f"{node.state} in Slurm" + (f": {node.reason}" if node.reason else "")
-        message = said if down else f"{said}: it does not answer"
+    elif down:
+        message = f"{node.state} in Slurm" + (f": {node.reason}" if node.reason else "")
     return NodeOffer(
         prefix + node.name,
         float(node.cpus),
@@ -34,6 +34,7 @@ def offer(node: SlurmNode, prefix: str = "") -> NodeOffer:
         message=message,
         labels=labels(node),
         closed=drained.closed(node),
+        cordoned=drained.cordoned(node),
     )
 
 

@@ -42,7 +42,7 @@ def _sessions(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "sessions",
             NOT,
-            "slurmrestd alone has no way into a running job: no shell, exec, port-forward, and no logs or files",
+            "slurmrestd alone has no way into a running job: no shell, exec or port-forward",
             "Add --ssh user@login-node beside --rest.",
         )
     elif (0, 0) < version(facts.srun or facts.site.version) < OVERLAP:
@@ -61,27 +61,26 @@ def _sessions(facts: Facts) -> Iterator[Finding]:
 
 
 def _submitter(facts: Facts) -> Iterator[Finding]:
-    if facts.site.api and not facts.commands:
+    own = "each job is submitted as its submitter's own Unix user"
+    if not facts.commands and facts.root:
+        yield Finding("users", WORKS, f"the token is root's: {own}")
+    elif not facts.commands:
         yield Finding(
             "users",
             LIMITED,
-            f"all jobs run as {facts.user or 'the user of slurmrestd or of the token'}, whoever submitted them",
-            "Only commands on a login node, as root or with sudo, can submit as each job's own user.",
+            f"all jobs run as {facts.user or 'the user of slurmrestd'}, whoever submitted them",
+            "A token of root's or of SlurmUser's may submit as others: scontrol token username=root",
         )
     elif facts.root:
-        yield Finding(
-            "users", WORKS, "commands run as root there: each job is submitted as its submitter's own Unix user"
-        )
+        yield Finding("users", WORKS, f"commands run as root there: {own}")
     elif facts.sudo:
-        yield Finding(
-            "users", WORKS, f"{facts.user} may use sudo there: each job is submitted as its submitter's own Unix user"
-        )
+        yield Finding("users", WORKS, f"{facts.user} may use sudo there: {own}")
     elif facts.user:
         yield Finding(
             "users",
             LIMITED,
             f"all jobs run as {facts.user}, who cannot become others there",
-            "Reach the site as root, or let that user run Slurm's commands as others by sudo without a password.",
+            "Reach the site as root, or let that user run commands as others by sudo without a password.",
         )
     else:
         yield Finding("users", UNKNOWN, "as whom commands run there is not known")
@@ -379,19 +378,21 @@ def _seen(facts: Facts) -> Iterator[Finding]:
         )
     flags = facts.site.config.get("AccountingStoreFlags", "").lower()
     if "slurmdbd" in facts.site.accounting and "job_comment" not in flags:
-        yield Finding(
-            "comments",
-            LIMITED,
-            "accounting keeps no comments of jobs; Penstock finds its jobs by their names, so nothing is missing",
-        )
+        words = "accounting keeps no comments; Penstock finds its jobs by their names, and needs none"
+        yield Finding("comments", WORKS, words)
 
 
 def _files(facts: Facts) -> Iterator[Finding]:
-    if not facts.commands:
-        return
     folder, system = facts.config.folder, facts.file_system
     limit = number(parameters(facts.site.config.get("SchedulerParameters")).get("max_script_size")) or 4 << 20
-    if not facts.config.shared:
+    if not facts.commands:
+        yield Finding(
+            "files",
+            LIMITED,
+            f"slurmrestd carries no files: logs and snapshots are there only where this machine has {folder} too",
+            "Add --ssh user@login-node beside --rest.",
+        )
+    elif not facts.config.shared:
         yield Finding(
             "files",
             LIMITED,

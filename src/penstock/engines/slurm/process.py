@@ -22,17 +22,32 @@ async def completed(
 ) -> Completed:
     """Raises TimeoutError, and then the command is ended; OSError when it cannot be started."""
     pipe = asyncio.subprocess.PIPE
+    fed = pipe if stdin else asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
-        *argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, start_new_session=True, cwd="/"
+        *argv, stdin=fed, stdout=pipe, stderr=pipe, env=env, start_new_session=True, cwd="/"
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
         async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(stdin)
+            _, out, err = await asyncio.gather(_feed(process, stdin), process.stdout.read(), process.stderr.read())
+            await process.wait()
     except BaseException:
         _signal(process, signal.SIGKILL)
         await process.wait()
         raise
     return Completed(process.returncode or 0, out, err)
+
+
+async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
+    """One that ended without reading it all is no error of ours; uvloop says it by RuntimeError."""
+    if process.stdin is None:
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        process.stdin.write(data)
+        await process.stdin.drain()
+    with contextlib.suppress(OSError, RuntimeError):
+        process.stdin.close()
 
 
 class PipeStream:

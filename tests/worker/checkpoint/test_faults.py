@@ -17,6 +17,7 @@ import pytest
 from penstock.worker.checkpoint import folder, saving
 from penstock.worker.checkpoint.errors import SaveFailed
 from penstock.worker.checkpoint.layout import Box, make_layout
+from penstock.worker.checkpoint.manifest import Part
 from penstock.worker.checkpoint.upkeep import latest
 from penstock.worker.checkpoint.writing import Segment, Source, gathered
 from tests.worker.checkpoint.faults import inflict
@@ -28,6 +29,7 @@ def two_checkpoints(directory: Path) -> None:
     """Two saves of two ranks each, as two ranks make them."""
     series = folder.new_series(str(directory))
     for number in (1, 2):
+        parts = []
         for rank in (0, 1):
             ticket = saving.Ticket(str(directory), folder.save_id(series, number), number * 10, rank, 2, chunk=8192)
             box = Box("w", "F32", (8000,), (4000 * rank,), (4000,))
@@ -37,8 +39,8 @@ def two_checkpoints(directory: Path) -> None:
                 np.uint8
             )  # the same in all: only the header tells them apart
             saving.begin(ticket)
-            saving.write_part(ticket, gathered([header, values]), layout, {"random": {}}, {})
-        saving.conclude(saving.Ticket(str(directory), folder.save_id(series, number), number * 10, 0, 2))
+            parts.append(saving.write_part(ticket, gathered([header, values]), layout, {"random": {}}, {}))
+        saving.conclude(saving.Ticket(str(directory), folder.save_id(series, number), number * 10, 0, 2), parts[0])
 
 
 def inflict_often(times: int, tmp_path: Path, seed: int) -> int:
@@ -117,9 +119,9 @@ def test_a_rank_that_fails_is_named_and_nothing_is_committed(tmp_path: Path) -> 
     saving.give_up(two, OSError(28, "No space left on device"))
     layout = make_layout(saving.shard_name(0), [])
     header = np.frombuffer(layout.header(saving.notes_of(one)), np.uint8)
-    saving.write_part(one, gathered([header]), layout, {}, {})
+    part = saving.write_part(one, gathered([header]), layout, {}, {})
     with pytest.raises(SaveFailed, match=r"rank 1: OSError: .*No space left"):
-        saving.conclude(one)
+        saving.conclude(one, part)
     saving.give_up(one, RuntimeError())
     with pytest.raises(SaveFailed, match="rank 0 gave up"):
         saving.await_commit(two)
@@ -130,7 +132,7 @@ def test_a_rank_that_died_means_no_commit(tmp_path: Path) -> None:
     ticket = saving.Ticket(str(tmp_path), "1", 5, 0, 2, timeout=0.05)
     saving.begin(ticket)
     with pytest.raises(SaveFailed, match="step 5: rank 1 did not finish within 0 s"):
-        saving.conclude(ticket)
+        saving.conclude(ticket, Part(0))
 
 
 def test_a_source_that_fails_leaves_no_part(tmp_path: Path) -> None:

@@ -277,9 +277,9 @@ class Checkpointer:
             if ticket.rank == 0:
                 self._take_lock()
             saving.begin(ticket)
-            saving.write_part(ticket, source, layout, *states)
+            part = saving.write_part(ticket, source, layout, *states)
             if ticket.rank == 0:
-                saving.conclude(ticket)
+                saving.conclude(ticket, part)
             else:
                 saving.await_commit(ticket)
         except BaseException as error:

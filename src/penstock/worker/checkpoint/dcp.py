@@ -98,25 +98,24 @@ class Writer(StorageWriter):
             boxes, tensors, objects = _resolved(plan, planner)
             layout = make_layout(saving.shard_name(ticket.rank), boxes)
             source = streamed(layout, tensors, layout.header(saving.notes_of(ticket)))
-            saving.write_part(ticket, source, layout, {"objects": objects}, {})
+            self._saved = ticket, saving.write_part(ticket, source, layout, {"objects": objects}, {})
         except BaseException as error:
             saving.give_up(ticket, error)
             self._lock.release()
             raise
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(item.index, _size(item), ticket.rank) for item in plan.items])
-        self._saved = ticket
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, after every rank has written: the commit."""
         paths = {name: list(path) for name, path in (metadata.planner_data or {}).items()}
         try:
-            saving.conclude(self._saved, {"dcp": {"paths": encode(paths)}})
+            saving.conclude(*self._saved, {"dcp": {"paths": encode(paths)}})
             if self._keep is not None:
                 Shelf(self.directory, self._keep, None).prune()
         except BaseException as error:
-            saving.give_up(self._saved, error)
+            saving.give_up(self._saved[0], error)
             raise
         finally:
             self._lock.release()

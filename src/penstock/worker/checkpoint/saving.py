@@ -60,32 +60,35 @@ def begin(ticket: Ticket) -> None:
         os.makedirs(ticket.folder)
     else:
         _wait(ticket, lambda: os.path.isdir(ticket.folder), "rank 0 began no save")
-    with open(_note(ticket, ticket.rank), "wb", buffering=0) as note:
-        note.write(b" " * _NOTE)
+    if ticket.rank != 0:
+        with open(_note(ticket, ticket.rank), "wb", buffering=0) as note:
+            note.write(b" " * _NOTE)
 
 
 def write_part(
     ticket: Ticket, source: Source, layout: Layout, state: Mapping[str, Any], shared: Mapping[str, Any]
-) -> None:
+) -> Part:
     """The rank's file, durable, and then what it says of it."""
     file = write_shard(os.path.join(ticket.folder, layout.file), source, ticket.chunk, ticket.pace)
     part = Part(ticket.rank, (file,), layout.tensors(), state, shared)
-    write_small(_part(ticket, ticket.rank), part_bytes(part))
+    if ticket.rank != 0:  # rank 0 tells itself
+        write_small(_part(ticket, ticket.rank), part_bytes(part))
+    return part
 
 
-def conclude(ticket: Ticket, shared: Mapping[str, Any] | None = None) -> tuple[str, Manifest]:
+def conclude(ticket: Ticket, own: Part, shared: Mapping[str, Any] | None = None) -> tuple[str, Manifest]:
     """Rank 0: wait for every part, and commit. Answers the checkpoint's path. Raises SaveFailed or OSError."""
     for rank in range(1, ticket.world_size):
         _wait(ticket, lambda rank=rank: _arrived(ticket, rank), f"rank {rank} did not finish")  # type: ignore[misc]  # mypy does not infer a lambda's default
-    parts = []
-    for rank in range(ticket.world_size):
+    parts = [own]
+    for rank in range(1, ticket.world_size):
         with open(_part(ticket, rank), "rb") as file:
             parts.append(read_part(file.read(), _part(ticket, rank)))
     if shared:
         parts[0] = replace(parts[0], shared={**parts[0].shared, **shared})
     manifest = merged(ticket.id, ticket.step, time.time(), parts, ticket.origin)
     write_small(os.path.join(ticket.folder, NAME), manifest_bytes(manifest))
-    for rank in range(ticket.world_size):
+    for rank in range(1, ticket.world_size):
         os.unlink(_part(ticket, rank))
         os.unlink(_note(ticket, rank))
     return folder.commit(ticket.directory, ticket.folder, ticket.step, ticket.id), manifest
@@ -107,14 +110,15 @@ def await_commit(ticket: Ticket) -> None:
 
 def give_up(ticket: Ticket, error: BaseException) -> None:
     """Say why, for rank 0 to read; rank 0 takes the folder away, which tells the others."""
+    if ticket.rank == 0:
+        shutil.rmtree(ticket.folder, ignore_errors=True)
+        return
     reason = json.dumps(f"{type(error).__name__}: {error}"[: _NOTE // 2]).encode()
     try:
         with open(_note(ticket, ticket.rank), "r+b", buffering=0) as note:
             note.write(reason[:_NOTE].ljust(_NOTE))
     except OSError:  # the folder is gone, or was never made
         pass
-    if ticket.rank == 0:
-        shutil.rmtree(ticket.folder, ignore_errors=True)
 
 
 def _part(ticket: Ticket, rank: int) -> str:

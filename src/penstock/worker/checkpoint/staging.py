@@ -52,7 +52,7 @@ class Staging:
                         staged.reach(start + box.nbytes)
             if not on_host:
                 torch.cuda.current_stream().synchronize()
-            staged.reach(self.layout.size)
+            staged.reach(self.layout.size, complete=True)
         except BaseException as error:
             staged.fail(error)
             raise

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -65,7 +66,7 @@ def _place_dtensor(name: str, tensor: Any) -> Placed:
     mesh, placements = tensor.device_mesh, tensor.placements
     if any(placement.is_partial() for placement in placements):
         raise Unencodable(f"{name} is a DTensor with pending partial sums: redistribute it first")
-    shape, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    shape, offsets = _where(tuple(tensor.shape), mesh, placements)
     local = tensor.detach().to_local()
     coordinate = mesh.get_coordinate()
     owned = coordinate is not None
@@ -74,6 +75,13 @@ def _place_dtensor(name: str, tensor: Any) -> Placed:
             owned = coordinate[dimension] == zlib.crc32(name.encode()) % mesh.size(dimension)
     box = Box(name, dtype_name(name, tensor.dtype), tuple(tensor.shape), tuple(offsets), tuple(shape))
     return Placed(box, local, owned)
+
+
+@lru_cache(maxsize=65536)
+def _where(shape: tuple[int, ...], mesh: Any, placements: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape and the offsets of this rank's part: the same at every save, and part of what the loop waits for."""
+    found, offsets = compute_local_shape_and_global_offset(torch.Size(shape), mesh, placements)
+    return tuple(found), tuple(offsets)
 
 
 def written_here(placed: Iterable[Placed], rank: int, world_size: int) -> list[Placed]:

@@ -33,13 +33,17 @@ class Staged:
 
     def __init__(self) -> None:
         self._reached = 0
+        self._wanted = 0  # by who waits for the least: the copy wakes nobody before it is there
         self._error: BaseException | None = None
         self._change = threading.Condition()
+        self.complete = False
 
-    def reach(self, size: int) -> None:
-        with self._change:
-            self._reached = size
-            self._change.notify_all()
+    def reach(self, size: int, *, complete: bool = False) -> None:
+        self._reached = size
+        self.complete = complete
+        if size >= self._wanted:
+            with self._change:
+                self._change.notify_all()
 
     def fail(self, error: BaseException) -> None:
         with self._change:
@@ -48,7 +52,9 @@ class Staged:
 
     def wait(self, size: int) -> None:
         with self._change:
-            self._change.wait_for(lambda: self._reached >= size or self._error is not None)
+            while self._reached < size and self._error is None:
+                self._wanted = min(self._wanted, size) if self._wanted > self._reached else size
+                self._change.wait(0.02)  # the copy may have passed by while this was written down
             if self._error is not None:
                 raise RuntimeError("the copy into the staging buffer failed") from self._error
 
@@ -131,18 +137,30 @@ class _Job:
         if own_thread:
             stand_back(pace.niceness)
         scratch = aligned(self.chunk)
+        staged, later = self.source.staged, []
         try:
             while (index := self._take(pace)) is not None:
                 start = index * self.chunk
                 end = min(start + self.chunk, self.size)
-                if self.source.staged is not None:
-                    self.source.staged.wait(end)
+                if staged is not None:
+                    staged.wait(end)
                 data = self._bytes(start, end, scratch)
-                self.hashes[index] = xxh3_128_hexdigest(data[: end - start].data)
+                # While the loop still waits for its copy, the processor is the copy's: these are hashed after it.
+                if staged is not None and not staged.complete:
+                    later.append(index)
+                else:
+                    self.hashes[index] = self._hash(data, start, end)
                 self._write(data, start, end - start)
+            for index in later:
+                start, end = index * self.chunk, min((index + 1) * self.chunk, self.size)
+                self.hashes[index] = self._hash(self._bytes(start, end, scratch), start, end)
         except BaseException:
             self.failed = True
             raise
+
+    @staticmethod
+    def _hash(data: Bytes, start: int, end: int) -> str:
+        return xxh3_128_hexdigest(data[: end - start].data)
 
     def _take(self, pace: Pace) -> int | None:
         with self.turn:

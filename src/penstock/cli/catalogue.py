@@ -29,6 +29,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("shell", "open a terminal inside a running job", "penstock.jobs.commands.session"),
             Entry("exec", "run a command inside a running job", "penstock.jobs.commands.session"),
             Entry("port-forward", "reach a port inside a running job", "penstock.jobs.commands.session"),
+            Entry("checkpoint", "list, verify, prune, export checkpoints; save now", "penstock.cli.checkpoint"),
         ),
     ),
     (

@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from penstock.worker.checkpoint import folder
+from penstock.worker.checkpoint import folder, saving
+from penstock.worker.checkpoint.exporting import export
+from penstock.worker.checkpoint.layout import Box, make_layout
 from penstock.worker.checkpoint.public import Checkpointer, Damaged, Reader, Stager, Unencodable, Writer, latest
+from penstock.worker.checkpoint.staging import streamed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -88,3 +92,25 @@ def test_saved_on_n_ranks_loaded_on_m(tmp_path: Path, before: int, after: int) -
         assert done.returncode == 0, done.stderr
     assert "{'lr': 0.25, 'seen': [1, 'two'], 'when': (3, None)}" in done.stdout
     assert [entry.step for entry in folder.entries(str(tmp_path))] == [1, 2]
+
+
+def test_columns_and_rows_of_many_ranks_are_exported_whole(tmp_path: Path) -> None:
+    series = folder.new_series(str(tmp_path))
+    whole = torch.arange(24, dtype=torch.bfloat16).reshape(4, 6)
+    parts = []
+    for rank in (0, 1):
+        ticket = saving.Ticket(str(tmp_path), folder.save_id(series, 1), 3, rank, 2)
+        rows, columns = whole[rank * 2 : rank * 2 + 2], whole[:, rank * 3 : rank * 3 + 3]
+        boxes = [
+            Box("model.rows", "BF16", (4, 6), (rank * 2, 0), (2, 6)),
+            Box("model.columns", "BF16", (4, 6), (0, rank * 3), (4, 3)),
+        ]
+        layout = make_layout(saving.shard_name(rank), boxes)
+        source = streamed(layout, [rows, columns], layout.header(saving.notes_of(ticket)))
+        saving.begin(ticket)
+        parts.append(saving.write_part(ticket, source, layout, {}, {}))
+    path, manifest = saving.conclude(saving.Ticket(str(tmp_path), folder.save_id(series, 1), 3, 0, 2), parts[0])
+    export(path, manifest, str(tmp_path / "out.safetensors"), "model")
+    found = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(found["rows"], whole)
+    assert torch.equal(found["columns"], whole)

@@ -290,12 +290,6 @@ class Checkpointer:
         if ticket.rank == 0:
             self._shelf.committed(ticket.id)
             self._thread.submit(self._prune)
-            report(
-                checkpoint_step=ticket.step,
-                checkpoint_durable_s=self.figures.durable_s,
-                checkpoint_stall_s=self.figures.stall_s,
-                checkpoint_bytes=self.figures.size,
-            )
 
     def _prune(self) -> None:
         try:
@@ -310,6 +304,7 @@ class Checkpointer:
         flight, self._flight = self._flight, None
         error = flight.exception()
         if error is None:
+            self._report()
             if self._auto and self.options.mtbf is not None:
                 self._interval = young_daly(self.figures.stall_s, self.options.mtbf)
             return
@@ -319,6 +314,16 @@ class Checkpointer:
         if strict or not isinstance(error, OSError | SaveFailed):
             raise SaveFailed(reason) from error
         self._say(f"{reason}; training goes on, the last committed checkpoint is intact")
+
+    def _report(self) -> None:
+        """To the job's page, from the loop's own thread: the pipe has one writer a rank."""
+        if self._ranks.rank == 0:
+            report(
+                checkpoint_step=self.figures.step,
+                checkpoint_durable_s=self.figures.durable_s,
+                checkpoint_stall_s=self.figures.stall_s,
+                checkpoint_bytes=self.figures.size,
+            )
 
     # ------------------------------------------------------------------------------------------------------ set-up
 

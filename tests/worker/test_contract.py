@@ -37,7 +37,7 @@ def test_it_reads_what_the_engine_writes() -> None:
     env = node_env(launch, groups[1], **where) | worker_env(launch, groups[1], 1, **where) | {"PENSTOCK_REPORT_FD": "7"}
     assert LaunchContract.from_environ(env) == LaunchContract(
         job_id="01J", job_name="n", project="p", attempt=2, restart_count=0, nnodes=2, node_rank=1, node_name="b",
-        nproc=2, rank=3, local_rank=1, world_size=4, rdzv_endpoint="127.0.0.1:4711",
+        nproc=2, rank=3, local_rank=1, world_size=4, local_world_size=2, rdzv_endpoint="127.0.0.1:4711",
         checkpoint_dir="/r/01J/checkpoints", resume_from="/r/01J/checkpoints", hostfile="/r/01J/2/hostfile",
         report_fd=7, url="http://127.0.0.1:7070", array_index=3, array_count=9,
     )  # fmt: skip

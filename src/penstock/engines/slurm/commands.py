@@ -112,13 +112,13 @@ class CommandController:
     # -- asking
 
     async def _squeue(self, *words: str) -> list[SlurmJob]:
-        mark, separator = secrets.token_hex(8), secrets.token_hex(4)
+        mark, separator = _mark(), _mark()
         layout = mark + separator.join(parsing.SQUEUE)
         asked = [*_PLAIN, "squeue", "--noheader", "--all", "--array", "--states=all", f"--format={layout}", *words]
         return parsing.jobs(await self._ask(asked), mark, separator)
 
     async def _sacct(self, *words: str) -> list[SlurmJob]:
-        mark = secrets.token_hex(8)
+        mark = _mark()
         fields = ",".join(parsing.SACCT)
         asked = [
             *_PLAIN,
@@ -168,3 +168,8 @@ class CommandController:
         said = done.err.decode("utf-8", "replace")
         words = one_line(said)[:500] or f"{argv[0]} ended with code {done.code}"
         raise (Unreachable(words) if parsing.unavailable(said) or done.code < 0 else Refused(words))
+
+
+def _mark() -> str:
+    """Not of hexadecimal digits alone, and so no part of itself: it is found where it begins."""
+    return f"x{secrets.token_hex(8)}"

@@ -245,7 +245,7 @@ class Poller:
         for user, theirs in users.items():
             for begin in range(0, len(theirs), _FOLDERS_AT_ONCE):
                 some = theirs[begin : begin + _FOLDERS_AT_ONCE]
-                mark = secrets.token_hex(8)
+                mark = f"x{secrets.token_hex(8)}"
                 words = runfolder.command(mark, [attempt.folder for attempt in some])
                 done = await self._transport.run(words, user=user)
                 told = runfolder.read(done.out.decode("utf-8", "replace"), mark)

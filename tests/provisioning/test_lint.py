@@ -70,7 +70,7 @@ def test_clean_files_are_left_in_peace() -> None:
         ("gres.conf", "NodeName=gpu[01-04] Name", "AutoDetect=nvml\nNodeName=gpu[01-04] Name", "gres.conf:2: error", "AutoDetect=nvml (line 1) and Name=gpu"),
         ("gres.conf", "[4-7]", "[3-6]", "gres.conf:1: error", "/dev/nvidia3 stands in more than one line"),
         # no NodeName
-        ("gres.conf", "NodeName=gpu[01-04] Name", "Name", "gres.conf:1: error", "names no nodes"),
+        ("gres.conf", "NodeName=gpu[01-04] Name", "Name", "gres.conf:1: warning", "names no nodes"),
         ("gres.conf", "NodeName=gpu[01-04] Name", "NodeName=gpu[01-05] Name", "gres.conf:1: error", "gpu05 is no node"),
         ("slurm.conf", "GresTypes=gpu\n", "", "slurm.conf:13: error", "is no GresTypes"),
         # empty values
@@ -116,6 +116,14 @@ def test_one_host_shares_no_folder() -> None:
     )
     (told,) = (str(one) for one in lint({"slurm.conf": lines}))
     assert told.startswith("slurm.conf:2: error: n[1-2] run on one host")
+
+
+def test_each_hosts_own_gres_conf_is_held_against_nodes_that_have_such_a_thing() -> None:
+    (told,) = found(gres_conf="Name=gpu Type=h100 File=/dev/nvidia[0-7]\n")
+    assert "names no nodes" in told
+    assert any(
+        "4 gpu here and 8" in one and "warning" in one for one in found(gres_conf="Name=gpu File=/dev/nvidia[0-3]\n")
+    )
 
 
 def test_autodetect_of_some_nodes_and_files_of_others_are_no_double_records() -> None:

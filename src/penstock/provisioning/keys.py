@@ -119,6 +119,8 @@ OLD: Mapping[str, tuple[bool, str]] = {
     "dynallocport": (False, "Leave it out"),
     "checkpointtype": (False, "Leave it out"),
     "jobcheckpointdir": (False, "Leave it out"),
+    "schedulerport": (False, "Leave it out"),
+    "schedulerrootfilter": (False, "Leave it out"),
 }
 
 

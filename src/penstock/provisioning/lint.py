@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.base.text import one_line
 from penstock.provisioning import keys
@@ -94,7 +94,7 @@ def _gres_nodes(site: Site) -> Iterator[Finding]:
             message = "the line names no nodes: it stands for whichever host reads it, the controller too"
             names = fold(name for name, facts in site.nodes.items() if facts.gres)
             help_ = f"Write NodeName={names or '...'} first, and use one gres.conf on every host"
-            yield Finding("gres.conf", record.line, ERROR if record.name else WARNING, message, help_)
+            yield Finding("gres.conf", record.line, WARNING, message, help_)
         for name in record.nodes or ():
             if name not in site.nodes:
                 message = f"{name} is no node of slurm.conf"
@@ -146,11 +146,15 @@ def _gres_counts(site: Site) -> Iterator[Finding]:
             if record.name:
                 key = (record.name, record.type)
                 found[key] = found.get(key, 0) + record.total
-        yield from _differences(fold(names), facts.line, facts.gres, found, records)
+        # A line that names no nodes may be one host's own: it is held against nodes that have such a thing, as a warning.
+        own = any(record.nodes is None for record in records)
+        for one in _differences(fold(names), facts.line, facts.gres, found, records):
+            yield replace(one, level=WARNING) if own else one
 
 
 def _differences(names: str, line: int, wanted: Counts, found: Counts, records: list[GresRecord]) -> Iterator[Finding]:
-    for name in dict.fromkeys(key[0] for key in (*wanted, *found)):
+    told = [name for name, _ in wanted] + [record.name for record in records if record.name and record.nodes]
+    for name in dict.fromkeys(told):
         want = sum(count for key, count in wanted.items() if key[0] == name)
         have = sum(count for key, count in found.items() if key[0] == name)
         if not records or have == 0:
@@ -158,12 +162,12 @@ def _differences(names: str, line: int, wanted: Counts, found: Counts, records: 
             help_ = f"Write NodeName={names} Name={name} ... in gres.conf"
             yield Finding("slurm.conf", line, ERROR, message, help_)
         elif want != have:
-            told = next((one.line for one in records if one.name == name), None)
+            first = next((one.line for one in records if one.name == name), None)
             message = f"{names} has {have} {name} here and {want} in slurm.conf (line {line})"
             low = (
                 "the node is drained: gres count reported lower than configured" if have < want else "Slurm uses fewer"
             )
-            yield Finding("gres.conf", told, ERROR, f"{message}: {low}", "Make both what the machine has")
+            yield Finding("gres.conf", first, ERROR, f"{message}: {low}", "Make both what the machine has")
         else:
             yield from _types(names, line, name, wanted, found)
 

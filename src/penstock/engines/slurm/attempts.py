@@ -58,6 +58,7 @@ class Attempt:
     missing_since: float | None = None  # Slurm does not know it any more
     silent_since: float | None = None  # it is over in Slurm, and its run folder does not say so yet
     sending: bool = False
+    fetching: bool = False  # its files, from nodes that share none
     slurm_id: int = 0  # its number of its own, which a task of an array has once it runs
     requeues: int = 0
     requeued_at: float | None = None

@@ -330,6 +330,9 @@ p_gang() {
 p_node() { # host, port, whether it resumes: one node of a gang
     p_host=$1 p_port=$2 p_resume=$3 p_gang=1 p_node_rank=$SLURM_NODEID
     p_clock
+    if [ -z "$p_shared" ] && [ "$p_node_rank" != 0 ]; then
+        p_apart || { echo "refused LaunchFailed the job's files could not be put into $p_run on $SLURMD_NODENAME"; exit 127; }
+    fi
     exec 5>&1 7<&0
     trap ':' USR2 HUP
     trap 'kill -TERM $p_watchers 2>/dev/null' TERM INT
@@ -389,6 +392,24 @@ p_unpack() { # the snapshot: beside work first, so that a half unpacked one is n
 
 p_snapshot_bytes() { cat "$p_snapshot"; }
 
+p_apart() { # a node's own folders, where it shares none with the first
+    mkdir -p "$p_dir/checkpoints" "$p_run/logs" "$p_run/progress" "$p_run/ranks" && [ -O "$p_run" ] && [ -O "$p_dir" ] || return 1
+    rm -f "$p_run/ranks"/*
+    if [ -n "$p_snapshot" ]; then p_unpack || return 1; fi
+    [ -d "$p_cwd" ] || [ "$p_cwd" != "$p_run/work" ] || mkdir "$p_cwd" || return 1
+    p_hostfile
+} </dev/null >/dev/null 2>&1
+
+p_deliver() { # what lies on the nodes' own disks is fetched by the server, which is told so and waited for, 60 s at the most
+    rm -f "$p_run/fetched"
+    scontrol update JobId="$SLURM_JOB_ID" Comment="penstock: over" >/dev/null 2>&1 || return 0
+    p_count=0
+    while [ ! -e "$p_run/fetched" ] && [ "$p_count" -lt 300 ]; do
+        sleep 0.2
+        p_count=$((p_count + 1))
+    done
+}
+
 p_main() {
     umask 077
     cd /
@@ -411,7 +432,11 @@ p_main() {
         for p_one in "$p_dir/checkpoints"/*; do [ ! -e "$p_one" ] || p_resume=1; done
     fi
     if [ -n "$p_snapshot" ]; then
-        p_unpack || { p_end 127 0 LaunchFailed "the job's snapshot could not be unpacked on $SLURMD_NODENAME: see batch.out"; return 127; }
+        p_unpack || {
+            p_end 127 0 LaunchFailed "the job's snapshot could not be unpacked on $SLURMD_NODENAME: see batch.out"
+            [ -n "$p_shared" ] || p_deliver
+            return 127
+        }
     elif [ ! -d "$p_cwd" ] && [ "$p_cwd" = "$p_run/work" ]; then
         mkdir "$p_cwd"
     fi
@@ -422,4 +447,7 @@ p_main() {
         p_hostfile
     fi
     if [ "$p_nodes" = 1 ] && [ "$p_mains" = 1 ] && [ -z "$p_shimmed" ]; then p_single; else p_gang; fi
+    p_ends=$?
+    [ -n "$p_shared" ] || p_deliver
+    return "$p_ends"
 }

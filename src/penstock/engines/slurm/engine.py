@@ -11,8 +11,8 @@ from typing import Any
 
 from penstock.base.errors import Conflict, InvalidInput, NotFound, Problem
 from penstock.base.reasons import Reason
+from penstock.engines.slurm import apart, checks, drained, offers, reading, script, states
 from penstock.engines.slurm import attempts as records
-from penstock.engines.slurm import checks, drained, offers, reading, script, states
 from penstock.engines.slurm.accounting import Accounts
 from penstock.engines.slurm.attempts import Attempt, Stop
 from penstock.engines.slurm.book import Book
@@ -20,8 +20,8 @@ from penstock.engines.slurm.commands import CommandController
 from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.poller import Poller
 from penstock.engines.slurm.sending import Sender
-from penstock.engines.slurm.sessions import open_session
-from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmNode, Transport
+from penstock.engines.slurm.sessions import Place, open_session
+from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, SlurmNode, Transport
 from penstock.engines.spec import (
     GpuSample,
     JobNeeds,
@@ -35,6 +35,7 @@ from penstock.engines.spec import (
 )
 
 _NODES_S, _NODES_AGAIN_S = 20.0, 5.0
+_FETCH_AGAIN_S = 2.0
 _FIRST_NODES_S = 3.0  # how long a start waits to hear of the nodes
 _BACK_S, _BACK_AGAIN_S = 10.0, 0.25
 _TASKS_AT_ONCE = 500  # of an array in one sbatch: its script says what is each task's own
@@ -66,6 +67,7 @@ class SlurmEngine:
         self._sender = Sender(config, transport, self._controller, self._book, sent=self._poller.hurry)
         self._sender.url = url
         self._sender.models = self._models
+        self._poller.fetch = self._fetch
         self._nodes: list[SlurmNode] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -303,7 +305,11 @@ class SlurmEngine:
     # -- reading and entering
 
     def logs(self, run_dir: str) -> LogReader:
-        return reading.log_reader(records.load(run_dir, self._config), self._transport)
+        known = records.load(run_dir, self._config)
+        if known is None or self._config.shared:
+            return reading.log_reader(known, self._transport)
+        attempt_id, prefix = known.attempt_id, self._config.node_prefix
+        return reading.apart_reader(known, self._transport, lambda: self._book.live.get(attempt_id), prefix)
 
     async def session(self, attempt_id: str, run_dir: str, request: SessionRequest) -> Session:
         """A terminal, a command, or a port. Raises InvalidInput, NotFound, Conflict."""
@@ -314,6 +320,20 @@ class SlurmEngine:
 
     def _unprefixed(self, request: SessionRequest) -> SessionRequest:
         return replace(request, node=request.node.removeprefix(self._config.node_prefix)) if request.node else request
+
+    def _fetch(self, attempt: Attempt, job: SlurmJob) -> None:
+        if not attempt.fetching:
+            attempt.fetching = True
+            self._spawn(self._fetched(attempt, Place(job.id, "", attempt.user, job.nodes)))
+
+    async def _fetched(self, attempt: Attempt, place: Place) -> None:
+        """Again at a later look, if it fails: its batch script waits."""
+        with suppress(Unreachable, Refused, OSError):
+            await apart.fetch(self._transport, place, attempt.folder, attempt.run_dir)
+            self._poller.hurry()
+            return
+        await asyncio.sleep(_FETCH_AGAIN_S)
+        attempt.fetching = False
 
     # -- what all of these need
 

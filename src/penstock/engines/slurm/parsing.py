@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from penstock.engines.slurm.spec import Partition, SlurmJob, SlurmNode
 
 # squeue's letters, and sacct's fields, in the order that the readers below have them.
-SQUEUE = ("%i", "%A", "%F", "%K", "%T", "%u", "%a", "%P", "%q", "%N", "%V", "%S", "%e", "%r", "%j")
+SQUEUE = ("%i", "%A", "%F", "%K", "%T", "%u", "%a", "%P", "%q", "%N", "%V", "%S", "%e", "%r", "%k", "%j")
 SACCT = (
     "JobID", "JobIDRaw", "JobName", "State", "ExitCode", "User", "Account", "Partition", "QOS", "NodeList", "Submit", "Start",
     "End",
@@ -73,7 +73,24 @@ def jobs(text: str, mark: str, separator: str) -> list[SlurmJob]:
 
 
 def _job(fields: Sequence[str]) -> SlurmJob | None:
-    _, number, array, index, state, user, account, partition, qos, nodes, submitted, start, end, reason, name = fields
+    (
+        _,
+        number,
+        array,
+        index,
+        state,
+        user,
+        account,
+        partition,
+        qos,
+        nodes,
+        submitted,
+        start,
+        end,
+        reason,
+        comment,
+        name,
+    ) = fields
     if not number.isdecimal():
         return None
     started, waits = _time(start), state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
@@ -95,6 +112,7 @@ def _job(fields: Sequence[str]) -> SlurmJob | None:
         start_estimate=started if waits else None,
         array_job=int(array) if in_array else None,
         array_index=int(index) if in_array else None,
+        comment=comment,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from penstock.engines.slurm import runfolder, states
+from penstock.engines.slurm import apart, runfolder, states
 from penstock.engines.slurm.attempts import Attempt
 from penstock.engines.slurm.book import Book
 from penstock.engines.slurm.errors import Refused, Unreachable
@@ -38,6 +38,7 @@ class Poller:
     ) -> None:  # fmt: skip
         self.unknown_since: float | None = None
         self.figures = Figures()
+        self.fetch: Callable[[Attempt, SlurmJob], None] = lambda _attempt, _job: None
         self._config = config
         self._transport = transport
         self._controller = controller
@@ -145,6 +146,8 @@ class Poller:
                 attempt.silent_since = None
                 await self._drive(attempt, job)
                 await self._ask_devices(attempt, job)
+                if job.comment == apart.OVER and not self._config.shared:
+                    self.fetch(attempt, job)
                 found.append((attempt, self._going(attempt, job, now)))
         for attempt in gone:
             attempt.missing_since = attempt.missing_since or now
@@ -238,7 +241,7 @@ class Poller:
         """One command a user."""
         found = {attempt.attempt_id: Facts() for attempt in attempts}
         if not self._config.shared:
-            return found
+            return await asyncio.to_thread(apart.by_attempt, {a.attempt_id: a.run_dir for a in attempts})
         users: dict[str | None, list[Attempt]] = {}
         for attempt in attempts:
             users.setdefault(attempt.user, []).append(attempt)

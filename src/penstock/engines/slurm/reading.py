@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pwd
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.base.errors import NotFound
+from penstock.engines.slurm import apart
 from penstock.engines.slurm.attempts import Attempt
 from penstock.engines.slurm.files import FarFiles, Files, NearFiles, reader
 from penstock.engines.slurm.logs import SlurmLogReader
@@ -30,6 +31,24 @@ def log_reader(attempt: Attempt | None, transport: Transport) -> SlurmLogReader:
         if isinstance(transport, LocalTransport):
             return NearFiles(folder, None if user is None else pwd.getpwnam(user).pw_uid)
         return FarFiles(transport, user, command)
+
+    return SlurmLogReader(files, attempt.asked.procs * len(attempt.asked.groups))
+
+
+def apart_reader(
+    attempt: Attempt, transport: Transport, live: Callable[[], Attempt | None], prefix: str
+) -> SlurmLogReader:
+    """Where nodes share no files: ``live`` is the attempt while it is under way."""
+
+    def running() -> Files | None:
+        now = live()
+        try:
+            return None if now is None else apart.NodesFiles(transport, place(now, prefix), attempt.folder)
+        except NotFound:
+            return None
+
+    async def files() -> Files:
+        return apart.ApartFiles(attempt.run_dir, running)
 
     return SlurmLogReader(files, attempt.asked.procs * len(attempt.asked.groups))
 

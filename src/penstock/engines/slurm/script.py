@@ -7,6 +7,7 @@ as a mark with NUL in it, which no word of a user's can have, and becomes a shel
 
 from __future__ import annotations
 
+import base64
 import math
 import posixpath
 import re
@@ -91,8 +92,16 @@ def place(folder: str, launch: Launch) -> Place:
     return Place(posixpath.join(folder, launch.attempt_id), posixpath.join(folder, launch.job_id))
 
 
-def text(launches: Sequence[Launch], config: SlurmConfig, folder: str, fixed: str, *, url: str | None = None) -> bytes:
-    """The batch script of one attempt, or of tasks of one array that ``alike`` puts together."""
+def text(
+    launches: Sequence[Launch],
+    config: SlurmConfig,
+    folder: str,
+    fixed: str,
+    *,
+    url: str | None = None,
+    carried: bytes | None = None,
+) -> bytes:
+    """The batch script of one attempt, or of tasks of one array that ``alike`` puts together. ``carried``: their snapshot."""
     first = launches[0]
     snapshot = place(folder, first).snapshot  # of them all
     values = [_values(launch, config, folder, snapshot) for launch in launches]
@@ -106,6 +115,13 @@ def text(launches: Sequence[Launch], config: SlurmConfig, folder: str, fixed: st
         lines += ["*) exit 95 ;;", "esac"]
     lines += ["}", "p_prepare_environment() {", *_environment(first), "}"]
     lines += ["p_export() {", *_exports(first, url), "}", "p_command() {", *_command(first), "}"]
+    if carried is not None:
+        lines += [
+            "p_snapshot_bytes() { base64 -d <<'P_END'",
+            base64.encodebytes(carried).decode().rstrip(),
+            "P_END",
+            "}",
+        ]
     body = "\n".join(("#!/bin/sh", fixed.rstrip(), "", "# -- this job's own", "", *lines, 'p_main "$@"; exit $?', ""))
     return body.encode("utf-8", "surrogateescape")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from penstock.base.quantities import format_memory
 from penstock.base.reasons import Reason
 from penstock.engines.slurm import script, states
 from penstock.engines.slurm.attempts import Attempt, save_all
@@ -16,6 +18,7 @@ from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, Transport
 from penstock.engines.spec import Launch, Observation, Stage
 
+_DEFAULT_SCRIPT = 4 << 20  # bytes: Slurm's own limit, where a site sets none
 _AT_ONCE = 4  # sbatch processes; slurmctld takes one after the other anyway
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 10.0
 _PUT_S = 300.0
@@ -29,6 +32,7 @@ class Sender:
         self, config: SlurmConfig, transport: Transport, controller: Controller, book: Book, *, sent: Callable[[], None]
     ) -> None:
         self.url: str | None = None
+        self._script_limit: int | None = None  # once it was asked for
         self.models: Callable[[Launch], Sequence[str]] = lambda launch: launch.gpu_models[:1]
         self._config = config
         self._transport = transport
@@ -86,10 +90,12 @@ class Sender:
                 return
             if len(launches) != len(attempts):
                 return
-            await self._put(launches[0], attempts[0])
+            carried = await self._put(launches[0], attempts[0])
             for attempt in attempts:
                 attempt.uncertain = True
-            text = script.text(launches, self._config, home, self._fixed, url=self.url)
+            text = script.text(launches, self._config, home, self._fixed, url=self.url, carried=carried)
+            if carried is not None:
+                await self._check_size(text)
             told = script.submission(launches, self._config, text, models=self.models(launches[0]))
             number = await self._controller.submit(told)
         for attempt in attempts:
@@ -98,16 +104,32 @@ class Sender:
         with suppress(OSError):  # it is found again by its tag
             await asyncio.to_thread(save_all, attempts, durable=False)
 
-    async def _put(self, launch: Launch, attempt: Attempt) -> None:
-        """The snapshot into the run folder, where that is shared; elsewhere it travels in the script."""
-        if launch.snapshot is None or not self._config.shared:
-            return
+    async def _put(self, launch: Launch, attempt: Attempt) -> bytes | None:
+        """The snapshot into the run folder, where that is shared; elsewhere it is returned, and travels in the script."""
+        if launch.snapshot is None:
+            return None
         data = await asyncio.to_thread(Path(launch.snapshot).read_bytes)
+        if not self._config.shared:
+            return data
         words = ("sh", "-c", _PUT, "sh", attempt.folder, f"{attempt.folder}/snapshot.tgz")
         done = await self._transport.run(words, stdin=data, user=launch.unix_user, timeout_s=_PUT_S)
         if done.code != 0:
             said = done.err.decode("utf-8", "replace").strip()[:300]
             raise Refused(f"the snapshot cannot be put into {attempt.folder}: {said}")
+        return None
+
+    async def _check_size(self, text: bytes) -> None:
+        """Raises Refused before Slurm would, in words that help."""
+        if self._script_limit is None:
+            told = (await self._controller.site()).config.get("SchedulerParameters", "")
+            found = re.search(r"max_script_size=(\d{1,12})", told)
+            self._script_limit = int(found[1]) if found else _DEFAULT_SCRIPT
+        limit = self._script_limit
+        if len(text) > limit:
+            raise Refused(
+                f"the job's files make its script {format_memory(len(text))}, and this site takes {format_memory(limit)} "
+                "(max_script_size): carry fewer files, or have the data where the nodes can read it"
+            )
 
     async def _not_stopped(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         """Without those that were told to stop and of which Slurm knows nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.base.errors import Conflict, InvalidInput, NotFound, Problem
@@ -145,7 +146,7 @@ async def open_session(transport: Transport, place: Place, request: SessionReque
         raise Conflict(f"the job has no part on {node}: it runs on {', '.join(place.nodes)}", hint=_SEE)
     tty = (request.cols, request.rows) if request.tty and request.port is None else None
     word = f"penstock-{secrets.token_hex(8)}"
-    stream = await transport.open(_step(place, node, request, word), user=place.user, tty=tty)
+    stream = await transport.open(_entered(place, node, request, word), user=place.user, tty=tty)
     try:
         said, rest = await _first_word(stream, word)
     except BaseException:
@@ -157,26 +158,22 @@ async def open_session(transport: Transport, place: Place, request: SessionReque
     raise _refusal(said, request, node)
 
 
-def _step(place: Place, node: str, request: SessionRequest, word: str) -> tuple[str, ...]:
+def step(place: Place, node: str, command: Sequence[str], *, name: str, tty: bool = False) -> tuple[str, ...]:
+    """Words that run a command beside the ranks on one node of the job, and end it when they are ended."""
+    return (
+        *("sh", "-c", _SRUN, "srun", f"--jobid={place.slurm_job}", "--overlap", "--nodes=1", "--ntasks=1"),
+        *(f"--nodelist={node}", f"--job-name={name}", "--quiet", "--unbuffered", "--mpi=none", "--cpu-bind=none"),
+        *("--chdir=/", "--export=PATH,LANG", *(("--pty",) if tty else ())),
+        *command,
+    )
+
+
+def _entered(place: Place, node: str, request: SessionRequest, word: str) -> tuple[str, ...]:
     terminal = request.tty and request.port is None
     script = _ENTER + (_COMMAND if request.port is None else _PORT)
     words = request.command if request.port is None else (str(request.port),)
-    return (
-        *(
-            "sh",
-            "-c",
-            _SRUN,
-            "srun",
-            f"--jobid={place.slurm_job}",
-            "--overlap",
-            "--nodes=1",
-            "--ntasks=1",
-            f"--nodelist={node}",
-        ),
-        *("--job-name=penstock-session", "--quiet", "--unbuffered", "--mpi=none", "--cpu-bind=none", "--chdir=/"),
-        *("--export=PATH,LANG", *(("--pty",) if terminal else ())),
-        *("/bin/sh", "-c", script, "sh", word, place.job_id, "xterm-256color" if terminal else "", *words),
-    )
+    entering = ("/bin/sh", "-c", script, "sh", word, place.job_id, "xterm-256color" if terminal else "", *words)
+    return step(place, node, entering, name="penstock-session", tty=terminal)
 
 
 async def _first_word(stream: Stream, word: str) -> tuple[str, bytes]:

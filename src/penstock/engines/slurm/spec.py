@@ -103,6 +103,7 @@ class SlurmJob:
     array_index: int | None = None
     gpus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by node: indices, where Slurm tells them
     cancelled_by: str | None = None  # a Unix user, where accounting tells
+    comment: str = ""
 
     @property
     def key(self) -> str:

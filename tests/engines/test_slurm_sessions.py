@@ -146,10 +146,10 @@ def test_a_terminal_is_one(enter: Callable[..., None]) -> None:
 @pytest.mark.parametrize("tty", [True, False])
 def test_closing_ends_the_step_and_nothing_else(enter: Callable[..., None], tty: bool) -> None:
     async def body(inside: Inside) -> None:
-        before = inside.steps()
+        until(lambda: inside.steps() == 1, "the batch script alone", timeout=60, every=0.05)
         async with inside.session("sleep", "234", tty=tty):
-            assert inside.steps() == before + 1
-        until(lambda: inside.steps() == before, "the step is gone", timeout=60, every=0.05)
+            assert inside.steps() == 2
+        until(lambda: inside.steps() == 1, "the step is gone", timeout=60, every=0.05)
         assert inside.slurm.state(str(inside.place.slurm_job)) == "RUNNING"
 
     enter(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from penstock.worker.checkpoint import folder, saving
 from penstock.worker.checkpoint.errors import SaveFailed
 from penstock.worker.checkpoint.layout import Box, make_layout
 from penstock.worker.checkpoint.manifest import Part
+from penstock.worker.checkpoint.reading import verify
 from penstock.worker.checkpoint.upkeep import latest
 from penstock.worker.checkpoint.writing import Segment, Source, gathered
 from tests.worker.checkpoint.faults import inflict
@@ -27,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def two_checkpoints(directory: Path) -> None:
     """Two saves of two ranks each, as two ranks make them."""
-    series = folder.new_series(str(directory))
+    directory.mkdir(exist_ok=True)
+    series = folder.new_series([])
     for number in (1, 2):
         parts = []
         for rank in (0, 1):
@@ -74,38 +77,47 @@ def test_a_thousand_faults_are_found(tmp_path: Path, record_property: Callable[[
 
 
 def kill_often(times: int, directory: Path, processes: list[subprocess.Popen[str]], seed: int) -> tuple[int, int, int]:
-    """Kills a saver at random moments. Answers kills, failed loads, and the most steps that one kill lost."""
+    """Kills savers at random moments. Answers kills, loads that failed, and the most steps that one kill lost."""
     chance = random.Random(seed)
+    Path(f"{directory}-tier").mkdir()  # each is promoted as well
+    command = [sys.executable, "-m", "tests.worker.checkpoint.rounds", str(directory)]
+    source = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    processes.append(source)
+    assert source.stdin is not None
+    assert source.stdout is not None
     failed = lost = expected = 0
     for _ in range(times):
-        command = [sys.executable, "-m", "tests.worker.checkpoint.rounds", str(directory)]
-        saver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        processes.append(saver)
-        assert saver.stdout is not None
-        first = saver.stdout.readline().split()
-        if first[:1] != ["start"]:
+        source.stdin.write("next\n")
+        source.stdin.flush()
+        said = {word: int(number) for word, number in (source.stdout.readline().split()[:2] for _ in range(2))}
+        if "start" not in said:
             failed += 1
         else:
-            lost = max(lost, expected - int(first[1]))
+            lost = max(lost, expected - said["start"])
         time.sleep(chance.uniform(0, 0.25))
-        saver.kill()
-        said = saver.stdout.read().splitlines()
-        saver.stdout.close()
-        saver.wait(30)
-        steps = [int(line.split()[1]) for line in said if line.startswith("saved ") and line[6:].isdigit()]
-        expected = max([expected, *(step + 1 for step in steps)])
+        os.kill(said["pid"], signal.SIGKILL)
+        while (line := source.stdout.readline().strip()) != "dead":
+            expected = max(expected, int(line.split()[1]) + 1)
+    source.stdin.close()
+    source.stdout.close()
+    source.wait(30)
+    copy = latest(f"{directory}-tier")
+    assert copy is not None
+    assert all(verify(entry.path) for entry in folder.entries(f"{directory}-tier"))
     return times, failed, lost
 
 
 def test_a_few_kills(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
-    assert kill_often(3, tmp_path, processes, seed=1) == (3, 0, 0)
+    assert kill_often(5, tmp_path / "c", processes, seed=1) == (5, 0, 0)
 
 
 @pytest.mark.soak
 def test_two_hundred_kills(
     tmp_path: Path, processes: list[subprocess.Popen[str]], record_property: Callable[[str, object], None]
 ) -> None:
-    kills, failed, lost = kill_often(200, tmp_path, processes, int(os.environ.get("PENSTOCK_SOAK_SEED", "7")))
+    kills, failed, lost = kill_often(200, tmp_path / "c", processes, int(os.environ.get("PENSTOCK_SOAK_SEED", "7")))
     record_property("soak:checkpoint_kills", kills)
     record_property("soak:checkpoint_kills_failed_loads", failed)
     record_property("soak:checkpoint_kills_committed_lost", lost)

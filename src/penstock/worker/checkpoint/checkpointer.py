@@ -36,6 +36,7 @@ from penstock.worker.checkpoint.parts import (
 from penstock.worker.checkpoint.ranks import Ranks
 from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import Placed, written_here
+from penstock.worker.checkpoint.tiers import Tier, candidates
 from penstock.worker.checkpoint.upkeep import Shelf
 from penstock.worker.checkpoint.writing import Pace, Staged
 from penstock.worker.report import report
@@ -55,6 +56,9 @@ class Options:
     commit_timeout: float = 600.0
     niceness: int = 10
     bytes_per_s: float | None = None
+    tiers: tuple[str, ...] = ()  # folders that each committed checkpoint is copied to in the background
+    tier_keep: int = 3
+    tier_bytes_per_s: float | None = None
     on_failure: Literal["tell", "raise"] = "tell"  # what step() does after a save that the disk refused
 
 
@@ -108,8 +112,14 @@ class Checkpointer:
         if self._auto and options.mtbf is None:
             raise CheckpointError('every="auto" needs Options(mtbf=...): the mean time between failures, in seconds')
         self._shelf = Shelf(self.directory, keep, options.keep_every, options.read_back)
-        self._lock = folder.Lock(self.directory, {"job": self._contract.job_id, "attempt": self._contract.attempt})
+        owner = {"job": self._contract.job_id, "attempt": self._contract.attempt}
+        self._lock = folder.Lock(self.directory, owner)
         self._locked = False
+        if remote := [tier for tier in options.tiers if "://" in tier]:
+            raise CheckpointError(f"{remote[0]}: a tier is a folder", hint="Mount the bucket, or copy from a folder.")
+        self._tiers = [Tier(path, options.tier_keep, options.tier_bytes_per_s, owner) for path in options.tiers]
+        self._promoter = ThreadPoolExecutor(1, "penstock-promote", stand_back, (options.niceness,))
+        self._promotion: Future[None] | None = None
         self._series = self._open()
         self._number = 0
         self._thread = ThreadPoolExecutor(1, "penstock-checkpoint", stand_back, (options.niceness,))
@@ -131,18 +141,19 @@ class Checkpointer:
         are checkpoints and none is whole, and OtherModel when one is whole but of another model: the parts may then be
         partly overwritten, and must not be trained on.
         """
-        names = self._ranks.first([(e.path, e.step, e.id) for e in reversed(folder.entries(self.directory))])
-        candidates = [folder.Entry(*name) for name in names]
+        there = candidates(self.directory, self._tiers)
         reasons = []
-        for entry in candidates:
+        for entry in [folder.Entry(*name) for name in self._ranks.first([(e.path, e.step, e.id) for e in there])]:
             fault = self._try(entry)
             if not fault:
                 self._last_saved = entry.step
-                self._shelf.verified.add(entry.id)
+                if os.path.dirname(entry.path) == self.directory:
+                    self._shelf.verified.add(entry.id)
                 self._say(f"step {entry.step} loaded, every byte verified ({entry.path})")
                 return entry.step + 1
             reasons.append(fault)
-            self._shelf.damaged[entry.id] = fault
+            if os.path.dirname(entry.path) == self.directory:
+                self._shelf.damaged[entry.id] = fault
             self._say(f"step {entry.step} is damaged and not used: {fault}")
         if reasons:
             raise Damaged(f"none of the {len(reasons)} checkpoints in {self.directory} is whole; newest: {reasons[0]}")
@@ -220,6 +231,9 @@ class Checkpointer:
             self.wait()
         finally:
             self._thread.shutdown(wait=True)
+            self._promoter.shutdown(wait=True)
+            for tier in self._tiers:
+                tier.close()
             self._ranks.close()
             self._lock.release()
             if self._staging is not None and self._staging.done() and not self._staging.exception():
@@ -290,6 +304,19 @@ class Checkpointer:
         if ticket.rank == 0:
             self._shelf.committed(ticket.id)
             self._thread.submit(self._prune)
+            if self._tiers and (self._promotion is None or self._promotion.done()):
+                self._promotion = self._promoter.submit(self._promote)
+
+    def _promote(self) -> None:
+        """The newest one to every tier, until there is no newer: those that were overtaken are left out."""
+        done = ""
+        while (newest := folder.entries(self.directory)[-1:]) and newest[0].id != done:
+            done = newest[0].id
+            for tier in self._tiers:
+                try:
+                    tier.promote(newest[0])
+                except (OSError, CheckpointError) as error:
+                    self._say(f"step {newest[0].step} was not copied to {tier.directory}: {error}")
 
     def _prune(self) -> None:
         try:
@@ -337,7 +364,7 @@ class Checkpointer:
                 fault = error.message
             except OSError as error:
                 self._say(f"{self.directory} cannot be written ({error}); saves will fail until it can")
-            series = folder.new_series(self.directory)
+            series = folder.new_series(candidates(self.directory, self._tiers))
             if self._locked:
                 folder.clear(self.directory, series)
         fault, series = self._ranks.first((fault, series))

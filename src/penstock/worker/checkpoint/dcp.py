@@ -84,7 +84,7 @@ class Writer(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: one id for all ranks."""
-        series = folder.new_series(self.directory)
+        series = folder.new_series(folder.entries(self.directory))
         folder.clear(self.directory, series)
         said = {"id": folder.save_id(series, 1), "step": self.step, "of": len(plans)}
         return [replace(plan, storage_data={**said, "rank": rank}) for rank, plan in enumerate(plans)]

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,10 +65,10 @@ def checked_manifest(entry: Entry) -> Manifest:
     return manifest
 
 
-def new_series(directory: str) -> str:
+def new_series(there: Iterable[Entry]) -> str:
     """The beginning of every id of this run, behind those of all earlier runs, whatever the clock says."""
     now = int(time.time() * 1000)
-    before = max((int(entry.id[:12], 16) for entry in entries(directory)), default=0)
+    before = max((int(entry.id[:12], 16) for entry in there), default=0)
     return f"{max(now, before + 1):012x}-{secrets.token_hex(3)}"
 
 

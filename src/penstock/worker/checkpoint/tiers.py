@@ -1,0 +1,106 @@
+"""A second place for checkpoints: a folder that outlives the first one's disk, filled in the background.
+
+A copy is promoted chunk by chunk, each verified as it is read, and committed by rename as a save is. One that was cut
+short goes on where it ended: chunks that are there and hash right are not sent again. A tier keeps its own last
+checkpoints, and has an owner as the first folder has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_128_hexdigest
+
+from penstock.worker.checkpoint import folder
+from penstock.worker.checkpoint.errors import Damaged
+from penstock.worker.checkpoint.manifest import NAME, File
+from penstock.worker.checkpoint.reading import Want, read_files, verify
+from penstock.worker.checkpoint.upkeep import Shelf
+from penstock.worker.checkpoint.writing import write_small
+
+
+class Tier:
+    """``keep`` verified checkpoints in ``directory``, written at no more than ``bytes_per_s``."""
+
+    def __init__(self, directory: str, keep: int, bytes_per_s: float | None, owner: Mapping[str, Any]) -> None:
+        self.directory = os.path.abspath(directory)
+        self._bytes_per_s = bytes_per_s
+        self._shelf = Shelf(self.directory, keep, None)
+        self._lock = folder.Lock(self.directory, owner)
+
+    def entries(self) -> list[folder.Entry]:
+        """What is there; nothing where the tier cannot be reached."""
+        try:
+            return folder.entries(self.directory)
+        except OSError:
+            return []
+
+    def promote(self, entry: folder.Entry) -> bool:
+        """Copy one checkpoint here; False where it is already. Raises OSError, Damaged or FolderInUse."""
+        if not self._lock.held:
+            os.makedirs(self.directory, exist_ok=True)
+            self._lock.take()
+        if any(there.id == entry.id for there in folder.entries(self.directory)):
+            return False
+        manifest = folder.checked_manifest(entry)
+        temporary = folder.temporary(self.directory, entry.id)
+        self._clear(temporary)
+        os.makedirs(temporary, exist_ok=True)
+        for file in manifest.files:
+            self._copy(entry.path, temporary, file)
+        with open(os.path.join(entry.path, NAME), "rb") as source:
+            write_small(os.path.join(temporary, NAME), source.read())
+        try:
+            verify(temporary, lanes=1)
+        except Damaged:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        folder.commit(self.directory, temporary, entry.step, entry.id)
+        self._shelf.verified.add(entry.id)
+        self._shelf.prune()
+        return True
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def _clear(self, own: str) -> None:
+        for name in os.listdir(self.directory):
+            path = os.path.join(self.directory, name)
+            if name.startswith((".tmp-", ".del-")) and path != own:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _copy(self, source: str, target: str, file: File) -> None:
+        path = os.path.join(target, file.name)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        began, sent = time.monotonic(), 0
+        try:
+            for index in range(file.chunks):
+                start = index * file.chunk
+                size = min(file.chunk, file.size - start)
+                if xxh3_128_hexdigest(os.pread(fd, size, start)) == file.digest(index):
+                    continue  # it came before the last copy was cut short
+                data = np.empty(size, np.uint8)
+                read_files(source, [file], {file.name: [Want(start, data)]}, frozenset(), lanes=1)
+                view = data.data
+                while view:
+                    view = view[os.pwrite(fd, view, start + size - len(view)) :]
+                sent += size
+                if self._bytes_per_s:
+                    time.sleep(max(0.0, sent / self._bytes_per_s - (time.monotonic() - began)))
+            os.ftruncate(fd, file.size)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # verified from the disk, not from the page cache
+        finally:
+            os.close(fd)
+
+
+def candidates(directory: str, tiers: Iterable[Tier]) -> list[folder.Entry]:
+    """Every committed checkpoint, the newest first; of several copies the one in the first place."""
+    places = [folder.entries(directory), *(tier.entries() for tier in tiers)]
+    found = [(entry, -rank) for rank, place in enumerate(places) for entry in place]
+    return [entry for entry, _ in sorted(found, key=lambda pair: (pair[0].id, pair[1]), reverse=True)]

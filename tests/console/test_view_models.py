@@ -198,6 +198,8 @@ def test_ranks_to_choose_from() -> None:
 def test_nodes_say_how_they_are() -> None:
     cards = [node_card(n) for n in sample(NOW).nodes]
     assert [c.word for c in cards] == ["Ready", "Ready", "Cordoned, empty"]
+    closed = node_card({"name": "n", "closed": "drained in Slurm by root", "message": "drained in Slurm by root"})
+    assert (closed.word, closed.tone, closed.message) == ("Closed by its site", "wait", "drained in Slurm by root")
     assert [(g.name, g.text) for g in cards[0].gauges] == [
         ("CPU", "48 of 48"),
         ("Memory", "212Gi of 384Gi"),

@@ -205,6 +205,12 @@ def test_a_site_that_does_not_answer_is_added_only_with_force(tmp_path: Path) ->
         seen = await one.ask("GET", "engines/c1")
         assert not seen["reachable"] and seen["unknown_since"] == "2023-11-14T22:13:20.000Z"
         assert engine_commands.reach(seen) == "unknown since 2023-11-14T22:13:20.000Z"
+        one.kind.answers = True
+        assert (await one.ask("POST", "engines/c1/probe"))["findings"]
+        one.kind.answers = False
+        await refused(one.ask("PUT", "engines/c1", managed=True), Conflict, "Connection refused")
+        forced = await one.ask("PUT", "engines/c1", managed=True, force=True)
+        assert forced["managed"] and forced["findings"] == [] and forced["version"] == "22.05.8"
 
     run(tmp_path, story, kind=Kind(answers=False))
 

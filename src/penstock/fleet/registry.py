@@ -68,7 +68,8 @@ def change(tx: Tx, stored: Stored, probed: Probed | None, *, actor: str, new_sec
     """Raises NotFound."""
     row = get(tx.conn, stored.name)
     options = json.dumps(dict(stored.options), sort_keys=True)
-    seen = _seen(tx, probed) if probed is not None else {}
+    unasked = {"findings": "[]", "probed_at": None}  # those there are were of other settings
+    seen = _seen(tx, probed) if probed is not None else unasked
     tx.conn.execute(
         engines.update().where(engines.c.name == stored.name).values(options=options, managed=stored.managed, **seen)
     )

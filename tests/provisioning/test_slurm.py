@@ -266,6 +266,13 @@ def test_parameters_are_bare_or_have_their_value() -> None:
     assert "leave it out" in str(problems(full(scheduler={"parameters": {"a": False}})))
 
 
+def test_a_job_that_asks_for_no_memory_has_its_cpus_share() -> None:
+    pool = {"name": "a", "nodes": "n1", "cpus": 8, "memory": "10000Mi", "extra": {"MemSpecLimit": 2000}}
+    document = full(pools=[pool], topology=None, racks=None, partitions=[{"name": "a"}])
+    del document["slurm"]["default_memory_per_cpu"]
+    assert "DefMemPerCPU=1000\n" in rendered(document)["slurm.conf"]
+
+
 def test_two_slurmd_of_one_host_need_two_ports() -> None:
     pool = {"name": "a", "nodes": "n[1-2]", "hostnames": "box", "addresses": "127.0.0.1", "cpus": 4, "memory": "8Gi"}
     document = full(pools=[pool], topology=None, racks=None, partitions=[{"name": "a"}])

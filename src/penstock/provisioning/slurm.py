@@ -106,7 +106,7 @@ def _limits(fleet: Fleet) -> dict[str, str]:
     """How jobs are watched and held to what they asked for."""
     cgroup = fleet.slurm.cgroup
     told = {"SelectType": "select/cons_tres", "SelectTypeParameters": "CR_Core_Memory"}
-    least = min(pool.memory / pool.threads for pool in fleet.pools) / _MIB
+    least = min(_usable(pool) / _cpus(pool) for pool in fleet.pools)
     stated = fleet.slurm.default_memory_per_cpu
     told["DefMemPerCPU"] = str(max(1, math.floor(least if stated is None else stated / _MIB)))
     if cgroup.plugin == "none":
@@ -118,6 +118,17 @@ def _limits(fleet: Fleet) -> dict[str, str]:
         }
     told |= {"ProctrackType": "proctrack/cgroup", "TaskPlugin": "task/cgroup,task/affinity"}
     return told | {"JobAcctGatherType": "jobacct_gather/cgroup"}
+
+
+def _cpus(pool: Pool) -> int:
+    """Threads, where the file does not say that cores are meant."""
+    return pool.threads if pool.cpus is None else pool.cpus
+
+
+def _usable(pool: Pool) -> float:
+    """MiB of a node, less what is kept for the system."""
+    kept = pool.extra.get("MemSpecLimit", "0")
+    return pool.memory / _MIB - (int(kept) if kept.isdecimal() else 0)
 
 
 def _scheduling(fleet: Fleet) -> dict[str, str]:
@@ -189,7 +200,7 @@ def _node_line(pool: Pool, run: range, features: list[str]) -> Line:
         NodeAddr=of(pool.addresses),
         NodeHostname=of(pool.hostnames),
         Port=port,
-        CPUs=pool.threads if pool.cpus is None else pool.cpus,
+        CPUs=_cpus(pool),
         Sockets=pool.sockets,
         CoresPerSocket=pool.cores_per_socket,
         ThreadsPerCore=pool.threads_per_core,

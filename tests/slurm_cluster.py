@@ -32,22 +32,24 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import descendants, until
+from benchmarks.measure import until
 from penstock.provisioning.hostlist import expand
 from penstock.provisioning.plan import parse
 from penstock.provisioning.slurm import render
+from tests.slurm_reaper import GROUPS, V1, kill_steps, remove_groups
 
 NODES, GPUS, CPUS, MEMORY = 8, 4, 8, 16_000
 MOST_NODES = 16
+ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 ACCOUNTS = {
@@ -57,7 +59,6 @@ ACCOUNTS = {
 }
 
 QOS = "QOS='normal,high':DefaultQOS='normal'"
-_V1, _GROUPS = Path("/sys/fs/cgroup"), ("freezer", "memory")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Cluster:
     private: tuple[str, ...] = ()
     watch: Callable[[int], None] | None = None
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    reaper: subprocess.Popen[str] | None = None
     idle_after_s: float = 0.0  # from the start of slurmctld and slurmd to every node idle
 
     @property
@@ -207,7 +209,7 @@ class Cluster:
     def start_slurmd(self, node: str) -> None:
         binds = [word for folder in self.private for word in (str(self.disk(node, folder)), folder)]
         if self.contained and (self.folder / "cgroup.conf").exists():
-            groups = [(str(_V1 / name / self.folder.name), str(self.folder / "cgroup" / name)) for name in _GROUPS]
+            groups = [(str(V1 / name / self.folder.name), str(self.folder / "cgroup" / name)) for name in GROUPS]
             binds += [word for pair in groups for word in pair]
         script = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; exec "$@"'
         unshare = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *binds, "--")
@@ -228,7 +230,7 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """As when its power goes: slurmd and every process of its job steps."""
         self._end(node, kill=True)
-        _kill_steps({"SLURM_CONF": self.environment["SLURM_CONF"], "TEST_NODE": node})
+        kill_steps({"SLURM_CONF": self.environment["SLURM_CONF"], "TEST_NODE": node})
 
     def start_restd(self) -> str:
         """slurmrestd's URL. ``token`` makes what it wants to see."""
@@ -298,6 +300,7 @@ class Cluster:
             )  # fmt: skip
         if self.watch is not None:
             self.watch(self.daemons[name].pid)
+        self._tell_reaper(f"+{self.daemons[name].pid}")
 
     def _end(self, name: str, *, kill: bool = False) -> None:
         process = self.daemons.pop(name)
@@ -310,6 +313,30 @@ class Cluster:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(30)
+        self._tell_reaper(f"-{process.pid}")
+
+    def _tell_reaper(self, words: str) -> None:
+        if self.reaper is None:
+            module = ("-m", "tests.slurm_reaper", str(self.folder))
+            self.reaper = subprocess.Popen(
+                [sys.executable, *module], cwd=ROOT, stdin=subprocess.PIPE, text=True, start_new_session=True
+            )
+        assert self.reaper.stdin is not None
+        self.reaper.stdin.write(f"{words}\n")
+        self.reaper.stdin.flush()
+
+    def end(self) -> None:
+        """All of it. Steps too, by their id: they would outlive slurmd."""
+        for name in self.nodes:
+            if name in self.daemons:
+                self.daemons[name].terminate()
+        kill_steps({"SLURM_CONF": self.environment["SLURM_CONF"]})
+        for name in (*self.nodes, "slurmrestd", "slurmctld", "slurmdbd", "mariadbd", "munged"):
+            if name in self.daemons:
+                self._end(name)
+        kill_steps({"SLURM_CONF": self.environment["SLURM_CONF"]})
+        if self.reaper is not None:
+            self.reaper.communicate(".\n", timeout=30)
 
 
 def unavailable(*, accounting: bool = True) -> str:
@@ -431,8 +458,8 @@ def started(
         yield slurm
     finally:
         if slurm is not None:
-            _stop(slurm)
-        _remove_groups(folder)
+            slurm.end()
+        remove_groups(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -486,56 +513,16 @@ def _start(slurm: Cluster, people: Callable[[Cluster], None] | None) -> None:
     slurm.idle_after_s = time.monotonic() - began
 
 
-def _stop(slurm: Cluster) -> None:
-    """Steps too, by their id: they would outlive slurmd."""
-    for name in slurm.nodes:
-        if name in slurm.daemons:
-            slurm.daemons[name].terminate()
-    _kill_steps({"SLURM_CONF": slurm.environment["SLURM_CONF"]})
-    for name in (*slurm.nodes, "slurmrestd", "slurmctld", "slurmdbd", "mariadbd", "munged"):
-        if name in slurm.daemons:
-            slurm._end(name)
-    _kill_steps({"SLURM_CONF": slurm.environment["SLURM_CONF"]})
-
-
-def _kill_steps(marks: Mapping[str, str]) -> None:
-    """Kill slurmstepd processes whose environment has the marks, with all below them."""
-    wanted = {f"{name}={value}".encode() for name, value in marks.items()}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        with suppress(OSError):
-            if Path(f"/proc/{entry}/comm").read_text().strip() != "slurmstepd":
-                continue
-            if wanted <= set(Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")):
-                for pid in descendants(int(entry)):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, 9)
-
-
 def _make_groups(folder: Path) -> bool:
     """Control groups for this cluster alone: clusters with nodes of the same names would share Slurm's own."""
     try:
-        for name in _GROUPS:
-            (_V1 / name / folder.name).mkdir()
+        for name in GROUPS:
+            (V1 / name / folder.name).mkdir()
             (folder / "cgroup" / name).mkdir(parents=True)
     except OSError:
-        _remove_groups(folder)
+        remove_groups(folder)
         return False
     return True
-
-
-def _remove_groups(folder: Path) -> None:
-    for name in _GROUPS:
-        for at, _, _ in os.walk(_V1 / name / folder.name, topdown=False):
-            with suppress(OSError, RuntimeError):
-                until(partial(_gone, at), "an empty control group", timeout=5, every=0.05)
-
-
-def _gone(group: str) -> bool:
-    with suppress(OSError):
-        os.rmdir(group)
-    return not os.path.exists(group)
 
 
 def _ports(count: int) -> list[int]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -157,3 +160,30 @@ def test_odd_text_stays_what_it_is(tmp_path: Path) -> None:
         assert slurm.run("sinfo", "-h", "-N", "-o", "%N").split() == ["n1", "n2"]
         slurm.run("srun", "-N2", "true")
     assert not canary.exists()
+
+
+KILLED = """
+import os, signal
+from tests.slurm_cluster import cluster
+with cluster() as slurm:
+    slurm.run("sbatch", "--output=/dev/null", "--wrap", "sleep 600")
+    print(slurm.folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_test_that_is_killed_leaves_nothing() -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=root, capture_output=True, text=True, check=False)
+    folder = Path(done.stdout.strip())
+    assert folder.name.startswith("penstock-slurm-"), done.stderr
+
+    def gone() -> bool:
+        mark = f"SLURM_CONF={folder}/slurm.conf".encode()
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                if mark in Path(f"/proc/{entry}/environ").read_bytes():
+                    return False
+        return not folder.exists()
+
+    until(gone, "nothing left", timeout=60, every=0.1)

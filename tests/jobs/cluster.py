@@ -44,6 +44,7 @@ class Cluster:
     store: Store
     clock: Clock
     path: Path
+    user: str | None = None  # the Unix user of its jobs
     engines: Engines = field(init=False)
     reconciler: JobReconciler = field(init=False)
     room: Room = field(init=False)
@@ -89,7 +90,9 @@ class Cluster:
 
     async def run(self, name: str, *command: str, **fields: Any) -> None:
         spec = JobSpec.model_validate({"command": command or ("sleep", "1000h"), "engine": "c1", **fields})
-        await self.store.write(lambda tx: self.room.create(tx, ANN, submit.NewJob("default", name, "ann", spec)))
+        await self.store.write(
+            lambda tx: self.room.create(tx, ANN, submit.NewJob("default", name, "ann", spec, self.user))
+        )
         await self.settled()
 
     async def cancel(self, name: str) -> None:

@@ -216,8 +216,9 @@ class Engine(Protocol):
 
     name: str
     schedules_itself: bool
-    unknown_since: float | None  # its own service does not answer since then; None: it does
 
+    @property
+    def unknown_since(self) -> float | None: ...  # its own service does not answer since then; None: it does
     async def start(self, sink: Callable[[Observation], None]) -> None: ...
     async def close(self) -> None: ...
     def nodes(self) -> Sequence[NodeOffer]: ...

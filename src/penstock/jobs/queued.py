@@ -6,7 +6,7 @@ Usage is recorded from the start that the engine tells, on the nodes that it cho
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Row
 from penstock.base.quantities import format_time
 from penstock.base.reasons import Reason
 from penstock.engines.spec import Observation, RankGroup
+from penstock.fleet import inventory
 from penstock.jobs import submit
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import Phase
@@ -58,12 +59,13 @@ def _moved(before: float | None, now: float | None) -> bool:
 
 def placed(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> None:
     """It runs, or ran: where and since when the engine says. Usage begins."""
-    groups = [_group(group, seen.gpu_model) for group in seen.groups]
+    spec = JobSpec.model_validate_json(row.spec)
+    known = {one.name: json.loads(one.gpus) for one in inventory.some_nodes(tx.conn, {g.node for g in seen.groups})}
+    groups = [_group(one, spec, known.get(one.node, ()), seen.gpu_model) for one in seen.groups]
     nodes = [group.node for group in seen.groups]
     job = {"engine_job": seen.engine_job or attempt.engine_job}
     _update(tx, attempt, phase=Phase.RUNNING, groups=json.dumps(groups), help=None, **job)
     submit.update(tx, row.id, nodes=json.dumps(nodes), held=None, start_estimate=None, **job)
-    spec = JobSpec.model_validate_json(row.spec)
     tx.emit(
         submit.ref(row),
         Reason.AttemptStarted,
@@ -87,9 +89,13 @@ def began_at(attempt: Row[Any], seen: Observation, now: float) -> float:
     return max(now if seen.started_at is None else seen.started_at, float(attempt.admitted_at))
 
 
-def _group(group: RankGroup, model: str) -> dict[str, Any]:
+def _group(group: RankGroup, spec: JobSpec, known: Sequence[Mapping[str, Any]], model: str) -> dict[str, Any]:
+    """``known``: the GPUs of its node. An engine that cannot say which it gave has given as many as were asked for."""
+    models = {gpu["id"]: gpu["model"] for gpu in known}
+    likely = model or next(iter(models.values()), "unknown")
     part = {"milli": group.gpu_milli} if group.gpu_milli else {}
-    gpus = [{"id": gpu, "model": model or "unknown", **part} for gpu in group.gpus]
+    ids = group.gpus or tuple(f"?{n}" for n in range(spec.resources.devices))
+    gpus = [{"id": gpu, "model": models.get(gpu, likely), **part} for gpu in ids]
     return {"node": group.node, "cpus": group.cpus, "memory": group.memory, "gpus": gpus}
 
 

@@ -41,7 +41,10 @@ def rooms(
     async def accounting(name: str) -> compiling.Engine:
         engine = attached.engines.named(name)
         if not isinstance(engine, Accounted):
-            raise Conflict(f"the engine {name!r} has no accounts of its own: the queue file holds there as it is")
+            raise Conflict(
+                f"the engine {name!r} has no accounts of its own: the queue file holds there as it is",
+                hint="Name one that schedules itself; `penstock engines` lists them.",
+            )
         managed = await store.read(lambda conn: registry.managed(conn, name))
         return compiling.Engine(engine.name, engine.accounts, managed, job_user)
 

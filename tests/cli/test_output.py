@@ -341,3 +341,31 @@ def test_odd_reports_do_not_break_the_bar(progress: Any) -> None:
 
 def test_an_arrays_bar_counts_its_tasks() -> None:
     assert view.bar(JOBS[1]).done == pytest.approx(0.4)
+
+
+def test_what_compiling_a_queue_file_would_change(server: StandIn, cli: Cli) -> None:
+    answer = {
+        "engine": "c1", "cluster": "test", "managed": True, "dry_run": True, "failed": [],
+        "changes": [
+            {"action": "add", "what": "account vision", "fields": {"parent": "root", "limit gres/gpu": "16"}, "why": "queue vision", "command": []},
+            {"action": "set", "what": "account nlp", "fields": {"max_wall": ""}, "why": "queue nlp; max_wall: 60 -> nothing", "command": []},
+            {"action": "delete", "what": "user ann in account old", "fields": {}, "why": "the queue file has it no more", "command": []},
+        ],
+        "drift": [{"what": "account cv", "field": "fairshare", "message": "account cv: fairshare is 9, changed by hand from 2"}],
+        "left": ["account root: is there already"], "cannot": ["lending limits of nlp"],
+    }  # fmt: skip
+    server.answers["POST /api/v1/queues/compile"] = Reply(body=answer)
+    assert plain(cli("queues", "compile", "--engine", "c1", "--dry-run").out).splitlines() == [
+        "+ account vision: limit gres/gpu=16 parent=root (queue vision)",
+        "~ account nlp: max_wall=none (queue nlp; max_wall: 60 -> nothing)",
+        "- user ann in account old: (the queue file has it no more)",
+        "changed by hand: account cv: fairshare is 9, changed by hand from 2 (--overwrite sets it back)",
+        "left: account root: is there already",
+        "not in Slurm: lending limits of nlp",
+        "c1: 3 changes would be made",
+    ]
+    refused = answer | {"dry_run": False, "failed": ["account nlp: you may not"]}
+    server.answers["POST /api/v1/queues/compile"] = Reply(body=refused)
+    done = cli("queues", "compile", "--engine", "c1")
+    assert done.code == 1
+    assert plain(done.out).splitlines()[-2:] == ["refused: account nlp: you may not", "c1: 2 changes made"]

@@ -363,7 +363,7 @@ def _application(
             store,
             lambda conn, now: lines.report(conn, now, aside[0]),
             lambda conn, now: lines.heads(conn, now, aside[1], HEADS_SHOWN),
-            lambda conn, text: lines.capacity(conn, text, own),
+            lines.capacity,
             orphans,
         ),
         *above[0],

@@ -191,11 +191,9 @@ def _too_much(conn: Connection, seen: view.View) -> list[str]:
     return [f"{words} now; jobs that are within their quota may wait for nodes" for words in beyond(seen.setup, has)]
 
 
-def capacity(conn: Connection, text: str, own: str = "") -> Capacity | None:
-    """What the planners' own fleet has of each flavor of a queue file; of a bad file, nothing: parsing it again tells what is
-    wrong.
-    """
-    seen = view.View(view.Memory(own=own))
+def capacity(conn: Connection, text: str) -> Capacity | None:
+    """What the fleet has of each flavor of a queue file; of a bad file, nothing: parsing it again tells what is wrong."""
+    seen = view.View(view.Memory())
     try:
         seen.setup = parse_setup(text)
     except InvalidInput:
@@ -204,10 +202,9 @@ def capacity(conn: Connection, text: str, own: str = "") -> Capacity | None:
 
 
 def _has(conn: Connection, seen: view.View) -> dict[str, dict[str, float]]:
+    """Of every engine: quotas hold on those that schedule themselves too, where they were compiled."""
     found: dict[str, dict[str, float]] = {}
     for row in inventory.all_nodes(conn):
-        if not seen.ours(row.engine):
-            continue
         node = seen.node(row)
         has = found.setdefault(node.flavor, {"gpus": 0.0, "cpus": 0.0, "memory": 0.0})
         has["gpus"] += sum(len(gpu.mig) or 1 for gpu in node.gpus)  # a MIG instance counts as one

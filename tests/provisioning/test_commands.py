@@ -125,3 +125,14 @@ def test_what_is_wrong_with_a_fleet_file_is_told(cli: Cli, fleet: Path, tmp_path
     assert "pools[0].memory" in err
     assert cli("render", "slurm", tmp_path / "none.yaml")[0] == 2
     assert cli("lint", "slurm", tmp_path / "none")[0] == 2
+
+
+def test_a_file_that_cannot_be_read_hides_no_other(cli: Cli, fleet: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "slurm"
+    cli("render", "slurm", fleet, "--out", folder)
+    (folder / "slurmdbd.conf").unlink()
+    (folder / "slurmdbd.conf").mkdir(0o700)
+    code, out, _ = cli("lint", "slurm", folder)
+    assert (code, out) == (0, "slurmdbd.conf: warning: cannot be read. Lint the folder as a user who may read it\n")
+    code, out, _ = cli("render", "slurm", fleet, "--diff", folder)
+    assert (code, out) == (1, "slurmdbd.conf: what is there cannot be read\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from penstock.base.errors import InvalidInput, Problem
 from penstock.client.verb import Invocation, Verb
 from penstock.provisioning.conf import ConfFile
-from penstock.provisioning.lint import ERROR, Finding, lint
+from penstock.provisioning.lint import ERROR, WARNING, Finding, lint
 from penstock.provisioning.plan import parse
 from penstock.provisioning.slurm import render
 from penstock.provisioning.spec import Fleet
@@ -72,7 +72,10 @@ def _render(call: Invocation, arguments: Namespace) -> int:
 def _lint(call: Invocation, arguments: Namespace) -> int:
     path = Path(arguments.path)
     if path.is_dir():
-        found = lint(folder_of(path), _fleet(arguments.fleet) if arguments.fleet else None)
+        files, closed = folder_of(path)
+        found = lint(files, _fleet(arguments.fleet) if arguments.fleet else None)
+        for name in closed:
+            found.append(Finding(name, None, WARNING, "cannot be read", "Lint the folder as a user who may read it"))
         if problem := open_to_others(path):
             help_ = "Make it 0600: slurmdbd does not start where others can read its file"
             found.append(Finding("slurmdbd.conf", None, ERROR, problem, help_))

@@ -31,11 +31,19 @@ def text_of(path: Path) -> str:
     return data.decode("utf-8", "replace")
 
 
-def folder_of(path: Path) -> dict[str, str]:
-    """The text of Slurm's files in a folder, by name; others are not looked at."""
+def folder_of(path: Path) -> tuple[dict[str, str], list[str]]:
+    """The text of Slurm's files in a folder, by name, and those that cannot be read; others are not looked at."""
     if not path.is_dir():
         raise InvalidInput(f"{path} is no folder")
-    return {name: text_of(path / name) for name in NAMES if (path / name).exists()}
+    found: dict[str, str] = {}
+    closed: list[str] = []
+    for name in NAMES:
+        if (path / name).exists():
+            try:
+                found[name] = text_of(path / name)
+            except InvalidInput:
+                closed.append(name)
+    return found, closed
 
 
 def open_to_others(path: Path) -> str | None:
@@ -49,9 +57,11 @@ def open_to_others(path: Path) -> str | None:
 
 def differences(files: Iterable[ConfFile], folder: Path) -> Iterator[str]:
     """Lines of a unified diff from what is in ``folder`` to ``files``; passwords are not shown."""
-    there = folder_of(folder)
+    there, closed = folder_of(folder)
     rendered = {file.name: str(file) for file in files}
-    for name in NAMES:
+    for name in closed:
+        yield f"{name}: what is there cannot be read"
+    for name in (name for name in NAMES if name not in closed):
         old, new = (_SECRET.sub(r"\1(hidden)", each.get(name, "")) for each in (there, rendered))
         titles = (str(folder / name) if name in there else "/dev/null", name if name in rendered else "/dev/null")
         yield from difflib.unified_diff(old.splitlines(), new.splitlines(), *titles, lineterm="")

@@ -62,11 +62,16 @@ def rooms(
     )
 
 
-async def look_outside(store: Store, attached: Attached, fence: Callable[[Tx], object]) -> None:
-    """Take jobs that were submitted to engines themselves into the ledger; what does not answer is asked again."""
+async def look_outside(store: Store, attached: Attached, fence: Callable[[Tx], object], silent: dict[str, str]) -> None:
+    """Take jobs that were submitted to engines themselves into the ledger; what does not answer is asked again. ``silent``:
+    why, by engine, as it was told last: it is not told every minute.
+    """
     for engine in list(attached.engines):
         if isinstance(engine, Accounted):
             try:
                 await outside.look(store, outside.Source(engine.name, engine.accounts, engine.node_prefix), fence)
+                silent.pop(engine.name, None)
             except PenstockError as error:
-                log.warning("jobs from outside on %s are not known for now: %s", engine.name, error)
+                if silent.get(engine.name) != error.message:
+                    log.warning("jobs from outside on %s are not known for now: %s", engine.name, error)
+                silent[engine.name] = error.message

@@ -227,6 +227,7 @@ class Later:
     ) -> None:
         self._needs = settings, store, rates, terms, attached, user
         self._rooms: later.Rooms | None = None
+        self._silent: dict[str, str] = {}
 
     def endpoints(self) -> Sequence[Endpoint]:
         from penstock import later  # noqa: PLC0415 - the server is ready without them
@@ -240,7 +241,7 @@ class Later:
         if attached.engines.added:
             from penstock import later  # noqa: PLC0415 - as above
 
-            await later.look_outside(store, attached, fence)
+            await later.look_outside(store, attached, fence, self._silent)
 
     async def close(self) -> None:
         if self._rooms is not None:

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from penstock.base.errors import Conflict, InvalidInput
+from penstock.engines.simulated.line import QueueingEngine
+from penstock.engines.simulated.shape import Fleet
+from penstock.fleet import inventory
 from penstock.jobs import queries
+from penstock.store import events
 from tests.jobs.cluster import Cluster, play
 from tests.stores import NOON
 
@@ -282,5 +286,25 @@ def test_a_cancel_while_the_engine_does_not_answer_waits_for_it_and_asks_seldom(
         await cluster.a_while_passes()
         assert [(await cluster.status(name))["phase"] for name in ("runs", "waits")] == ["Cancelled", "Cancelled"]
         assert (cluster.c1.running(), cluster.c1.waiting()) == (frozenset(), ())
+
+    play(tmp_path, story)
+
+
+def test_two_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    async def story(cluster: Cluster) -> None:
+        other = QueueingEngine(Fleet(2, 0, cpus=4.0), name="c2", clock=cluster.clock)
+        cluster.engines.add(other)
+        await cluster.settled()
+        await cluster.run("there", engine="c2")
+        assert (await cluster.status("there"))["nodes"] == ["node-0"]
+
+        def read(conn: object) -> tuple[dict[str, str], object, list[str]]:
+            said = [row.message for row in events.page(conn, after=0, limit=500, kind="Engine")]  # type: ignore[arg-type]
+            return inventory.owners(conn), queries.usage(conn).get("node-0"), said  # type: ignore[arg-type]
+
+        owners, used, said = await cluster.store.read(read)
+        assert (owners["node-0"], owners["node-1"], used) == ("simulated", "c2", None)
+        assert len(said) == 1
+        assert said[0].startswith("node node-0 of engine c2 is left out: engine simulated has a node of that name")
 
     play(tmp_path, story)

@@ -52,14 +52,25 @@ def sync(tx: Tx, engine: str, offers: Iterable[NodeOffer], others: Collection[st
     return changed
 
 
+def owners(conn: Connection) -> dict[str, str]:
+    """By node, its engine."""
+    return dict(conn.execute(select(nodes.c.name, nodes.c.engine)).all())
+
+
 def clashes(conn: Connection, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
     """Which of these nodes another engine has by the same name, in words: they cannot be nodes of this one too."""
-    owner = {row.name: row.engine for row in conn.execute(_ALL) if row.engine != engine}
+    owner = {name: other for name, other in owners(conn).items() if other != engine}
     return [
         f"node {offer.name} of engine {engine} is left out: engine {owner[offer.name]} has a node of that name"
         for offer in offers
         if offer.name in owner
     ]
+
+
+def tell_of_clashes(tx: Tx, engine: str, told: Collection[str]) -> None:
+    """For whoever looks why a node is not there."""
+    hint = "; another prefix for its nodes' names would set them apart"
+    tx.emit(Ref("Engine", engine, id=engine), Reason.EngineChanged, "; ".join(sorted(told)) + hint, actor="system")
 
 
 def _leave(tx: Tx, row: Row[Any]) -> None:

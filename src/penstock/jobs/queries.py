@@ -17,6 +17,7 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import format_duration, format_memory, format_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Condition
+from penstock.fleet import inventory
 from penstock.jobs import progression, view
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
@@ -133,14 +134,18 @@ def project_names(conn: Connection) -> list[str]:
 def usage(conn: Connection) -> dict[str, dict[str, Any]]:
     """By node: what is allocated and to which jobs."""
     query = (
-        select(attempts.c.groups, jobs.c.project, jobs.c.name)
+        select(attempts.c.groups, jobs.c.project, jobs.c.name, jobs.c.engine)
         .select_from(attempts.join(jobs, jobs.c.id == attempts.c.job_id))
         .where(attempts.c.phase.in_([p.value for p in ACTIVE]))
         .order_by(jobs.c.seq)
     )
     found: dict[str, dict[str, Any]] = {}
-    for row in conn.execute(query):
+    rows = conn.execute(query).all()
+    owners = inventory.owners(conn) if any(row.engine is not None for row in rows) else {}
+    for row in rows:
         for group in json.loads(row.groups):
+            if row.engine is not None and owners.get(group["node"], row.engine) != row.engine:
+                continue  # another engine's node of the same name
             node = found.setdefault(group["node"], {"cpus": 0.0, "memory": 0, "gpus": [], "gpu_parts": 0.0, "jobs": []})
             node["cpus"] = round(node["cpus"] + group["cpus"], 6)
             node["memory"] += group["memory"] or 0

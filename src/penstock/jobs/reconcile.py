@@ -66,6 +66,7 @@ class JobReconciler:
     _stop_listening: Callable[[], None] | None = None
     _running: dict[str, Engine] = field(default_factory=dict)  # engines that were started
     _offers: dict[str, Sequence[NodeOffer]] = field(default_factory=dict)  # as they were taken over last, by engine
+    _clashes: dict[str, list[str]] = field(default_factory=dict)  # nodes left out, by engine, as was told last
     _handover: Handover = field(init=False)
     speed: float = 1.0  # of the own engine's time
 
@@ -375,8 +376,11 @@ class JobReconciler:
     def _sync(self, tx: Tx, engine: str, offers: Sequence[NodeOffer]) -> list[str]:
         self.fence(tx)
         changed = inventory.sync(tx, engine, offers, self.engines.names)
-        for words in inventory.clashes(tx.conn, engine, offers):
-            log.warning("%s", words)
+        clashes = inventory.clashes(tx.conn, engine, offers) if len(self.engines.names) > 1 else []
+        if clashes and clashes != self._clashes.get(engine):
+            log.warning("%s", "; ".join(clashes))
+            inventory.tell_of_clashes(tx, engine, clashes)
+        self._clashes[engine] = clashes
         return changed
 
     async def end_orphans(self) -> list[str]:

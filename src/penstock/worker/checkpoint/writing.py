@@ -25,6 +25,7 @@ from penstock.worker.checkpoint.manifest import File
 from penstock.worker.checkpoint.memory import Bytes, aligned, stand_back
 
 CHUNK: Final = 4 << 20
+_AT_ONCE: Final = 4  # chunks in one write: each return from the disk waits for its turn on a busy processor
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
 
@@ -115,6 +116,7 @@ class _Job:
         self.direct = direct
         self.size = source.size
         self.ends = list(accumulate(segment.size for segment in source.segments))
+        self.block = chunk * _AT_ONCE
         self.hashes = [""] * -(-self.size // chunk)
         self.next = 0
         self.began = time.monotonic()
@@ -122,7 +124,7 @@ class _Job:
         self.failed = False
 
     def run(self, pace: Pace) -> list[str]:
-        lanes = max(1, min(self.source.lanes, len(self.hashes)))
+        lanes = max(1, min(self.source.lanes, -(-self.size // self.block)))
         if lanes == 1:
             self._lane(pace, own_thread=False)
             return self.hashes
@@ -136,45 +138,45 @@ class _Job:
     def _lane(self, pace: Pace, own_thread: bool) -> None:
         if own_thread:
             stand_back(pace.niceness)
-        scratch = aligned(self.chunk)
+        scratch = aligned(min(self.block, self.size))
         staged, later = self.source.staged, []
         try:
-            while (index := self._take(pace)) is not None:
-                start = index * self.chunk
-                end = min(start + self.chunk, self.size)
+            while (start := self._take(pace)) is not None:
+                end = min(start + self.block, self.size)
                 if staged is not None:
                     staged.wait(end)
                 data = self._bytes(start, end, scratch)
                 # While the loop still waits for its copy, the processor is the copy's: these are hashed after it.
                 if staged is not None and not staged.complete:
-                    later.append(index)
+                    later.append(start)
                 else:
-                    self.hashes[index] = self._hash(data, start, end)
+                    self._hash(data, start, end)
                 self._write(data, start, end - start)
-            for index in later:
-                start, end = index * self.chunk, min((index + 1) * self.chunk, self.size)
-                self.hashes[index] = self._hash(self._bytes(start, end, scratch), start, end)
+            for start in later:
+                end = min(start + self.block, self.size)
+                self._hash(self._bytes(start, end, scratch), start, end)
         except BaseException:
             self.failed = True
             raise
 
-    @staticmethod
-    def _hash(data: Bytes, start: int, end: int) -> str:
-        return xxh3_128_hexdigest(data[: end - start].data)
+    def _hash(self, data: Bytes, start: int, end: int) -> None:
+        for at in range(start, end, self.chunk):
+            chunk = data[at - start : min(at + self.chunk, end) - start]
+            self.hashes[at // self.chunk] = xxh3_128_hexdigest(chunk.data)
 
     def _take(self, pace: Pace) -> int | None:
         with self.turn:
-            if self.failed or self.next == len(self.hashes):
+            if self.failed or self.next >= self.size:
                 return None
-            index, self.next = self.next, self.next + 1
+            start, self.next = self.next, self.next + self.block
             if pace.bytes_per_s:
-                ahead = index * self.chunk / pace.bytes_per_s - (time.monotonic() - self.began)
+                ahead = start / pace.bytes_per_s - (time.monotonic() - self.began)
                 if ahead > 0:
                     time.sleep(ahead)
-            return index
+            return start
 
     def _bytes(self, start: int, end: int, scratch: Bytes) -> Bytes:
-        """The chunk, followed by enough memory to fill its last page."""
+        """These bytes, followed by enough memory to fill its last page."""
         first = bisect_right(self.ends, start)
         segment = self.source.segments[first]
         begin = start - (self.ends[first] - segment.size)

@@ -65,3 +65,7 @@ class Ranks:
             except RuntimeError:  # a rank is gone: there is nothing left to agree on
                 pass
             self._pending = None
+        if self._group is not None and dist.is_initialized():
+            # While Python still stands: a group that outlives its script's destroy_process_group() ends in an abort.
+            dist.destroy_process_group(self._group)
+        self._group = self._flags = None

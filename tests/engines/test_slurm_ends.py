@@ -329,3 +329,49 @@ def test_a_site_that_never_answered_is_no_error(data: Path, slurm_cluster: Clust
             assert (await ended(world, launch)).reason == "Completed"
 
     asyncio.run(main())
+
+
+def test_progress_is_told_while_it_runs(on_slurm: Callable[..., None]) -> None:
+    async def body(world: World) -> None:
+        report = """printf '{"step": %s, "total_steps": 9, "loss": 0.5}\\n' $n >&$PENSTOCK_REPORT_FD"""
+        launch = await world.begin("sh", "-c", f"for n in 1 2; do {report}; sleep 5; done; sleep 60")
+        seen = await until(
+            lambda: (last := world.last(launch)) and last.progress and last.progress["step"] == 2 and last
+        )
+        assert (seen.stage, seen.progress["metrics"]) == (Stage.RUNNING, {"loss": 0.5})
+        await world.engine.stop(launch.attempt_id, launch.run_dir, reason="Cancelled", grace_s=5.0)
+        end = await ended(world, launch)
+        assert end.progress is not None
+        assert end.progress["step"] == 2
+
+    on_slurm(body)
+
+
+def test_jobs_of_nobody_and_of_root_are_refused(on_slurm: Callable[..., None]) -> None:
+    async def body(world: World) -> None:
+        for user in (None, "root"):
+            end = await world.run("true", unix_user=user)
+            assert (end.reason, "never run as root" in end.message) == ("LaunchFailed", True)
+        end = await world.run("true", unix_user="no-such-user")
+        assert (end.reason, "'no-such-user' does not exist" in end.message) == ("LaunchFailed", True)
+
+    on_slurm(body)
+
+
+def test_a_slurmctld_that_lost_a_submission_is_given_it_again(data: Path, slurm_cluster: Cluster) -> None:
+    """Killed before it saved its jobs: what it had taken and not begun is submitted again, and run once."""
+
+    async def main() -> None:
+        async with slurm_world(slurm_cluster, data) as world:
+            full = await world.begin("sleep", "300", cpus=8)
+            await asyncio.to_thread(slurm_cluster.wait_saved)
+            launch = await world.begin("sh", "-c", "echo once", cpus=8, wait=False)
+            await until(lambda: world.last(launch))
+            await asyncio.to_thread(slurm_cluster.kill_ctld)
+            await asyncio.to_thread(slurm_cluster.start_ctld)
+            await world.engine.stop(full.attempt_id, full.run_dir, reason="Cancelled", grace_s=5.0)
+            assert (await ended(world, launch)).reason == "Completed"
+            assert await world.log(launch) == "once\n"
+            assert (await ended(world, full)).reason == "Cancelled"
+
+    asyncio.run(main())

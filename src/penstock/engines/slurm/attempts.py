@@ -14,6 +14,7 @@ from typing import Any
 from penstock.engines import launchers
 from penstock.engines.local import folder
 from penstock.engines.slurm import script, states
+from penstock.engines.slurm.pace import Pace
 from penstock.engines.slurm.spec import SlurmConfig, tag
 from penstock.engines.spec import Launch, Observation, RankExit, RankGroup, Stage
 
@@ -59,6 +60,7 @@ class Attempt:
     silent_since: float | None = None  # it is over in Slurm, and its run folder does not say so yet
     sending: bool = False
     fetching: bool = False  # its files, from nodes that share none
+    pace: Pace | None = None
     slurm_id: int = 0  # its number of its own, which a task of an array has once it runs
     requeues: int = 0
     requeued_at: float | None = None

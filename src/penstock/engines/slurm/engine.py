@@ -22,6 +22,7 @@ from penstock.engines.slurm.poller import Poller
 from penstock.engines.slurm.sending import Sender
 from penstock.engines.slurm.sessions import Place, open_session
 from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, SlurmNode, Transport
+from penstock.engines.slurm.transport import LocalTransport
 from penstock.engines.spec import (
     GpuSample,
     JobNeeds,
@@ -140,7 +141,12 @@ class SlurmEngine:
             return
         lost = {self._config.node_prefix + node.name for node in self._nodes if offers.lost(node)}
         gone = [group.node for group in launch.groups if group.node in lost]
-        home = await self._home(launch)
+        try:
+            home = await self._home(launch)
+        except Refused as error:
+            attempt = records.fresh(launch, self._config, "/")
+            await self._book.finish(attempt, states.refused(launch.attempt_id, error.message, self._clock()))
+            return
         attempt = known or records.fresh(launch, self._config, home)
         attempt.launch = launch
         if launch.attempt_id in self._book.live:
@@ -169,10 +175,14 @@ class SlurmEngine:
                 await self._submit_together(alike[begin : begin + _TASKS_AT_ONCE])
 
     async def _submit_together(self, launches: Sequence[Launch]) -> None:
-        if len(launches) == 1:
-            await self.submit(launches[0])
+        try:
+            home = await self._home(launches[0])
+        except Refused:
+            home = ""
+        if len(launches) == 1 or not home:
+            for launch in launches:
+                await self.submit(launch)
             return
-        home = await self._home(launches[0])
         tasks = [records.fresh(launch, self._config, home) for launch in launches]
         for attempt in tasks:
             attempt.name, attempt.tag = tasks[0].name, tasks[0].tag
@@ -338,6 +348,11 @@ class SlurmEngine:
     # -- what all of these need
 
     async def _home(self, launch: Launch) -> str:
+        local_root = isinstance(self._transport, LocalTransport) and self._transport.root
+        if local_root and launch.unix_user in (None, "root"):
+            raise Refused(
+                "jobs are never run as root, and this one has no other Unix user: map its submitter, or use --job-user"
+            )
         folder = self._config.folder
         if not folder.startswith("~"):
             return folder

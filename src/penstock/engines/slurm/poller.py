@@ -15,6 +15,7 @@ from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.figures import Figures
 from penstock.engines.slurm.runfolder import Facts
 from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, Transport
+from penstock.engines.slurm.watching import Watch
 from penstock.engines.spec import Observation, Stage
 
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
@@ -44,6 +45,7 @@ class Poller:
         self._controller = controller
         self._book = book
         self._resubmit = resubmit
+        self._watch = Watch(transport, book.clock)
         self._wake = asyncio.Event()
         self._hurry_until = 0.0
         self._turn = asyncio.Lock()
@@ -100,7 +102,7 @@ class Poller:
                 return
             try:
                 seen = await self.look(attempts)
-            except Unreachable as error:
+            except (Unreachable, Refused) as error:
                 self._silent(attempts, error.message)
                 return
             self.unknown_since = None
@@ -111,6 +113,19 @@ class Poller:
                     self._absent(attempt, observation)
                 else:
                     self._book.tell(attempt, observation)
+            await self._watch_progress()
+
+    async def _watch_progress(self) -> None:
+        """Where the folder is shared; elsewhere a job's own files tell it after its end."""
+        if not self._config.shared:
+            return
+        runs = [attempt for attempt in self._book.live.values() if attempt.told and attempt.told.stage is Stage.RUNNING]
+        with suppress(Unreachable):
+            for attempt in await self._watch.look(runs):
+                if attempt.told is not None and attempt.pace is not None and not attempt.over:
+                    self._book.tell(
+                        attempt, replace(attempt.told, at=self._book.clock(), progress=attempt.pace.summary)
+                    )
 
     def _silent(self, attempts: Iterable[Attempt], message: str) -> None:
         self.unknown_since = self.unknown_since or self._book.clock()
@@ -170,7 +185,8 @@ class Poller:
             seen = replace(seen, ended_at=attempt.requeued_at)
         else:
             attempt.groups, attempt.slurm_id = seen.groups, job.id
-        return replace(seen, restarts=max(seen.restarts, attempt.requeues))
+        progress = attempt.pace.summary if attempt.pace is not None else None
+        return replace(seen, restarts=max(seen.restarts, attempt.requeues), progress=progress)
 
     async def _ask_devices(self, attempt: Attempt, job: SlurmJob) -> None:
         if attempt.gpus and job.state == "RUNNING" and not attempt.devices:
@@ -202,7 +218,8 @@ class Poller:
     def _ended(self, attempt: Attempt, job: SlurmJob, facts: Facts, now: float) -> Observation:
         seen = states.ended(attempt.asked, job, facts, now)
         groups = attempt.groups or seen.groups
-        return replace(seen, groups=groups, restarts=max(seen.restarts, attempt.requeues))
+        progress = attempt.pace.summary if attempt.pace is not None else None
+        return replace(seen, groups=groups, restarts=max(seen.restarts, attempt.requeues), progress=progress)
 
     def _settled(self, attempt: Attempt, job: SlurmJob, facts: Facts, now: float) -> bool:
         """Whether what is known will do: a run folder may tell its end a little later than Slurm, and slurmdbd too."""
@@ -250,7 +267,10 @@ class Poller:
                 some = theirs[begin : begin + _FOLDERS_AT_ONCE]
                 mark = f"x{secrets.token_hex(8)}"
                 words = runfolder.command(mark, [attempt.folder for attempt in some])
-                done = await self._transport.run(words, user=user)
+                try:
+                    done = await self._transport.run(words, user=user)
+                except Refused:  # that user is no more
+                    continue
                 told = runfolder.read(done.out.decode("utf-8", "replace"), mark)
                 found |= {attempt.attempt_id: told.get(attempt.folder, Facts()) for attempt in some}
         return found

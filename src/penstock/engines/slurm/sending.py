@@ -15,7 +15,7 @@ from penstock.engines.slurm import script, states
 from penstock.engines.slurm.attempts import Attempt, save_all
 from penstock.engines.slurm.book import Book
 from penstock.engines.slurm.errors import Refused, Unreachable
-from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, Transport
+from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, Transport, tag
 from penstock.engines.spec import Launch, Observation, Stage
 
 _DEFAULT_SCRIPT = 4 << 20  # bytes: Slurm's own limit, where a site sets none
@@ -90,6 +90,8 @@ class Sender:
                 return
             if len(launches) != len(attempts):
                 return
+            if len(attempts) == 1 and attempts[0].index is not None:
+                await self._alone(attempts[0], launches)
             carried = await self._put(launches[0], attempts[0])
             for attempt in attempts:
                 attempt.uncertain = True
@@ -104,11 +106,19 @@ class Sender:
         with suppress(OSError):  # it is found again by its tag
             await asyncio.to_thread(save_all, attempts, durable=False)
 
+    async def _alone(self, attempt: Attempt, launches: Sequence[Launch]) -> None:
+        """A task that was to be one of an array which never came to be: a job of its own, with its own tag."""
+        attempt.index, attempt.name, attempt.tag = None, script.name_of(launches), tag(attempt.attempt_id)
+        await asyncio.to_thread(attempt.save)
+
     async def _put(self, launch: Launch, attempt: Attempt) -> bytes | None:
         """The snapshot into the run folder, where that is shared; elsewhere it is returned, and travels in the script."""
         if launch.snapshot is None:
             return None
-        data = await asyncio.to_thread(Path(launch.snapshot).read_bytes)
+        try:
+            data = await asyncio.to_thread(Path(launch.snapshot).read_bytes)
+        except OSError as error:
+            raise Refused(f"the job's snapshot cannot be read: {error.strerror}") from error
         if not self._config.shared:
             return data
         words = ("sh", "-c", _PUT, "sh", attempt.folder, f"{attempt.folder}/snapshot.tgz")

@@ -23,7 +23,7 @@ class LocalTransport:
     def __init__(self, environment: Mapping[str, str] | None = None, path: str = _PATH) -> None:
         """``environment``: of every command, SLURM_CONF say. Nothing of the server's own is passed on."""
         self._environment = {"PATH": path, "LANG": "C.UTF-8", **(environment or {})}
-        self._root = os.geteuid() == 0
+        self.root = os.geteuid() == 0
         self._home = os.path.expanduser("~")
         self._setpriv = shutil.which("setpriv", path=path)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
@@ -66,7 +66,7 @@ class LocalTransport:
         environment |= {"HOME": entry.pw_dir, "USER": user, "LOGNAME": user, "SHELL": entry.pw_shell or "/bin/sh"}
         if os.geteuid() == entry.pw_uid:
             return [*words, *(["--"] if words else []), *argv], environment
-        if not self._root or not self._setpriv:
+        if not self.root or not self._setpriv:
             raise Refused(f"only root can run Slurm's commands as {user}, and the server does not run as root")
         become = [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups"]
         return [*words, *become, "--", *argv], environment

@@ -290,7 +290,6 @@ def test_slurmctld_goes_and_comes_back(data: Path, slurm_cluster: Cluster) -> No
     async def main() -> None:
         async with slurm_world(slurm_cluster, data) as world:
             runs = await world.begin("sh", "-c", "echo runs; sleep 8")
-            await asyncio.to_thread(slurm_cluster.wait_saved)
             await asyncio.to_thread(slurm_cluster.stop_ctld)
             try:
                 unknown = await until(lambda: (last := world.last(runs)) and last.unknown_since and last)
@@ -364,7 +363,10 @@ def test_a_slurmctld_that_lost_a_submission_is_given_it_again(data: Path, slurm_
     async def main() -> None:
         async with slurm_world(slurm_cluster, data) as world:
             full = await world.begin("sleep", "300", cpus=8)
-            await asyncio.to_thread(slurm_cluster.wait_saved)
+            saved = asyncio.create_task(asyncio.to_thread(slurm_cluster.wait_saved))
+            while not saved.done():
+                slurm_cluster.run("scontrol", "update", f"JobId={job_of(world, full)}", "Comment=a change")
+                await asyncio.sleep(0.5)
             launch = await world.begin("sh", "-c", "echo once", cpus=8, wait=False)
             await until(lambda: world.last(launch))
             await asyncio.to_thread(slurm_cluster.kill_ctld)

@@ -20,7 +20,7 @@ def recorded(name: str) -> str:
 
 
 def test_squeue() -> None:
-    jobs = {job.key: job for job in parsing.jobs(recorded("squeue.txt"), MARK, SEPARATOR)}
+    jobs = {job.key: job for job in parsing.jobs(recorded("answer_squeue.txt"), MARK, SEPARATOR)}
     states = {key: job.state for key, job in jobs.items()}
     assert sorted(set(states.values())) == ["CANCELLED", "COMPLETED", "FAILED", "PENDING", "RUNNING"]
     runs = next(job for job in jobs.values() if job.state == "RUNNING")
@@ -33,16 +33,16 @@ def test_squeue() -> None:
 
 
 def test_sacct() -> None:
-    jobs = {job.key: job for job in parsing.finished(recorded("sacct.txt"), MARK, {0: "root"})}
+    jobs = {job.key: job for job in parsing.finished(recorded("answer_sacct.txt"), MARK, {0: "root"})}
     assert any(job.state == "CANCELLED" and job.cancelled_by == "root" for job in jobs.values())
     assert any(job.state == "FAILED" and job.exit_code == 3 for job in jobs.values())
     assert any("\n" in job.name for job in jobs.values())
-    assert parsing.cancellers(recorded("sacct.txt")) == {0}
+    assert parsing.cancellers(recorded("answer_sacct.txt")) == {0}
 
 
 def test_nodes() -> None:
-    nodes = parsing.nodes(recorded("nodes.txt"))
-    ways = parsing.topology(recorded("topology.txt"))
+    nodes = parsing.nodes(recorded("answer_nodes.txt"))
+    ways = parsing.topology(recorded("answer_topology.txt"))
     assert [node.name for node in nodes] == [f"node-{n}" for n in range(8)]
     assert ways["node-5"] == "spine.leaf2.node-5"
     assert (nodes[0].cpus, nodes[0].memory, len(offer(nodes[0]).gpus)) == (8, 4000 << 20, 4)
@@ -54,7 +54,7 @@ def test_nodes() -> None:
 
 
 def test_devices() -> None:
-    found = parsing.devices(recorded("devices.txt"))
+    found = parsing.devices(recorded("answer_devices.txt"))
     assert all(set(numbers) <= {0, 1, 2, 3} for shares in found.values() for numbers in shares.values())
     assert {len(numbers) for shares in found.values() for numbers in shares.values()} == {2}
     assert max(len(shares) for shares in found.values()) == 2
@@ -86,23 +86,8 @@ ROWS = st.lists(st.tuples(st.integers(1, 10**9), FIELDS, FIELDS), max_size=6)
 def test_names_and_reasons_of_any_text_are_read_as_they_are(rows: list[tuple[int, str, str]]) -> None:
     printed = ""
     for number, name, reason in rows:
-        fields = [
-            str(number),
-            str(number),
-            str(number),
-            "N/A",
-            "RUNNING",
-            "ann",
-            "ml",
-            "gpu",
-            "q",
-            "n1",
-            "1",
-            "2",
-            "3",
-            reason,
-            name,
-        ]
+        told = [str(number)] * 3 + ["N/A", "RUNNING", "ann", "ml", "gpu", "q", "n1", "1", "2", "3"]
+        fields = [*told, reason, reason, name]
         printed += MARK + SEPARATOR.join(fields) + "\n"
     found = parsing.jobs(printed, MARK, SEPARATOR)
     assert [(job.id, job.name) for job in found] == [(number, name) for number, name, _ in rows]

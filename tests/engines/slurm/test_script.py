@@ -136,9 +136,9 @@ def test_words_and_variables_arrive_as_they_are(shell: str, folder: Path, data: 
     words = data.draw(st.lists(WORDS, max_size=5))
     env = data.draw(st.dictionaries(NAMES.filter(lambda name: name not in OWN), WORDS, max_size=5))
     ran = run(folder, launch("sh", "-c", SHOW, "x", *words, env=env), shell=shell)
-    shown, _, variables = ran.output.partition(b"\1\0")
-    assert shown.split(b"\0")[:-1] == [os.fsencode(word) for word in words]
-    found = dict(line.partition(b"=")[::2] for line in variables.split(b"\0") if line)
+    shown = ran.output.split(b"\0")
+    assert shown[: len(words) + 1] == [*map(os.fsencode, words), b"\1"]
+    found = dict(line.partition(b"=")[::2] for line in shown[len(words) + 1 :] if line)
     for name, value in env.items():
         if not name.startswith(("PENSTOCK_", "PET_")):
             assert found[name.encode()] == os.fsencode(value), name

@@ -256,6 +256,7 @@ def test_who_sees_what(tmp_path: Path) -> None:
         {"folder": "~root/x"},
         {"folder": "/a\nb"},
         {"slurm_conf": "slurm.conf"},
+        {"ssh_config": "config"},
         {"shared": "yes"},
         {"partition": ""},
         {"options": {"wrap": "id"}},

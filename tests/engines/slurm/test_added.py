@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines.sshd import sshd
 from tests.slurm_cluster import Cluster
 from tests.system.house import House, until
 
@@ -152,3 +153,26 @@ def test_slurmrestd_with_a_token(slurm_cluster: Cluster, tmp_path: Path) -> None
                 assert secret.encode() not in file.read_bytes()
     finally:
         slurm_cluster.stop_restd()
+
+
+def test_by_ssh(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    conf = slurm_cluster.environment["SLURM_CONF"]
+    with sshd() as login, House() as house:
+        words: tuple[str, ...] = ("--ssh", f"root@127.0.0.1:{login.port}", "--ssh-config", str(login.folder / "config"))
+        words += ("--slurm-conf", conf, "--node-prefix", "s1-")
+        said = house.cli("engines", "probe", "slurm", *words).stdout
+        assert "+ version: Slurm 22.05.8" in said and "+ users: commands run as root there" in said
+        assert "+ sessions: shell, exec and port-forward" in said
+        house.cli("engines", "add", "slurm", "--name", "s1", *words)
+        until(lambda: len(house.get("nodes")["items"]) == 9, "the site's nodes are there")
+        before = len(login.connections())
+        house.cli("engines", "show", "s1", "--probe")
+        assert len(login.connections()) == before == 1  # a probe has its own, and leaves the engine's alone
+        login.stop()
+        refused = house.cli("engines", "show", "s1", "--probe", code=5).stderr
+        assert f"root@127.0.0.1:{login.port} by ssh" in refused
+        until(lambda: not house.get("engines/s1")["reachable"], "it is seen that the site is gone", 60)
+        assert "unknown since" in house.cli("engines").stdout
+        login.start()
+        until(lambda: house.get("engines/s1")["reachable"], "it is seen that the site is back", 90)
+        assert len(house.get("nodes")["items"]) == 9

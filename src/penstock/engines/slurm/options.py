@@ -11,6 +11,7 @@ from penstock.engines.adding import Option
 
 OPTIONS = (
     Option("ssh", "--ssh", "a login node, by the server's own OpenSSH; without it Slurm's commands are here", metavar="[USER@]HOST[:PORT]"),
+    Option("ssh_config", "--ssh-config", "an ssh_config of its own: keys, known hosts, jump hosts", metavar="PATH"),
     Option("rest", "--rest", "slurmrestd: http(s)://host:port or unix:/path of its socket", metavar="URL"),
     Option("folder", "--folder", "of the jobs, there; ~ is each user's home (default ~/.penstock)", metavar="DIR", default="~/.penstock"),
     Option("shared", "--shared", "whether that folder is the same on the compute nodes", form="switch", default=True),
@@ -79,8 +80,9 @@ def _wrong(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     folder = values.get("folder") or ""
     if ".." in folder.split("/") or (folder.startswith("~") and folder[1:2] not in {"", "/"}):
         yield "folder", "write it without .. and without another user's ~name"
-    if not str(values.get("slurm_conf") or "/").startswith("/"):
-        yield "slurm_conf", "write an absolute path"
+    for name in ("slurm_conf", "ssh_config"):
+        if not str(values.get(name) or "/").startswith("/"):
+            yield name, "write an absolute path"
     for key in values.get("options") or {}:
         if not _SBATCH.fullmatch(key):
             yield "options", f"{key[:40]!r} is no long option of sbatch: write account=ml, constraint=a100"

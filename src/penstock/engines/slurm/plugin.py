@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Sequence
 
 from penstock.engines.adding import Probed, Stored
@@ -38,10 +39,11 @@ def config(stored: Stored) -> SlurmConfig:
     )
 
 
-def transport(known: SlurmConfig, folder: str) -> Transport:
+def transport(stored: Stored, folder: str) -> Transport:
     """``folder``: of the server's own, for the shared SSH connection's socket."""
+    known = config(stored)
     if known.ssh is not None:
-        return SSHTransport(known.ssh, folder, environment=known.environment)
+        return SSHTransport(known.ssh, folder, config=stored.options.get("ssh_config"), environment=known.environment)
     return LocalTransport(known.environment)
 
 
@@ -55,20 +57,24 @@ def controller(known: SlurmConfig, way: Transport) -> Controller:
 
 def build(stored: Stored, clock: Callable[[], float]) -> SlurmEngine:
     known = config(stored)
-    way = transport(known, stored.folder)
+    way = transport(stored, stored.folder)
     return SlurmEngine(known, way, controller(known, way), clock=clock, url=stored.url)
 
 
 async def probe(stored: Stored) -> Probed:
-    """Asks, and changes nothing: scontrol show, sinfo's facts, id, sudo -n true, stat. Raises EngineFailure."""
+    """Asks, and changes nothing: scontrol show, sinfo's facts, id, sudo -n true, stat. Raises EngineFailure.
+
+    By a connection of its own: the engine's may be in use.
+    """
     known = config(stored)
-    way = transport(known, stored.folder)
-    try:
-        asked = controller(known, way)
-        site = await asked.site()
-        facts = await _facts(known, way, asked, site)
-    finally:
-        await way.close()
+    with tempfile.TemporaryDirectory(prefix="penstock-probe-") as folder:
+        way = transport(stored, folder)
+        try:
+            asked = controller(known, way)
+            site = await asked.site()
+            facts = await _facts(known, way, asked, site)
+        finally:
+            await way.close()
     return Probed(site.version, findings.findings(facts))
 
 

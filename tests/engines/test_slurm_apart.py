@@ -92,7 +92,7 @@ def test_a_failure_is_named_though_no_disk_is_shared(separate: Cluster, data: Pa
     async def main() -> None:
         world = world_on(separate, data)
         await world.engine.start(world.seen.append)
-        script = 'echo "hello from $RANK"; [ "$RANK" = 0 ] || exit 9; sleep 60'
+        script = 'echo "hello from $RANK"; sleep 3; [ "$RANK" = 0 ] || exit 9; sleep 60'
         launch = await world.begin("sh", "-c", script, **PAIR, wait=False)
         ended = await world.end_of(launch)
         assert (ended.reason, ended.exit_code) == ("Failed", 9), ended

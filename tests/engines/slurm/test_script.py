@@ -289,3 +289,11 @@ def test_options_say_what_was_asked_for() -> None:
         "comment": "penstock: default/test, attempt 1, by tester",
     }  # fmt: skip
     assert "no-requeue" not in script.options(replace(told, options={"requeue": True}), config, "name")
+
+
+def test_told_to_end_twice_it_hears_of_it_once(folder: Path) -> None:
+    script_ = "trap 'n=$((n+1))' TERM; n=0; kill -TERM $PPID; kill -TERM $PPID; i=0; while [ $i -lt 5 ]; do sleep 0.1; i=$((i+1)); done; exit $((10+n))"
+    ran = run(folder, launch("sh", "-c", script_))
+    end = ran.facts.end
+    assert end is not None
+    assert (end.reason, end.exit_code) == ("Stopped", 11)

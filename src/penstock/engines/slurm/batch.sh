@@ -47,8 +47,14 @@ p_wait() { # for a child, whatever signals come meanwhile; its status in p_statu
     while :; do
         wait "$1" 2>/dev/null
         p_status=$?
-        kill -0 "$1" 2>/dev/null || return 0
+        kill -0 "$1" 2>/dev/null || break
     done
+    # A wait that a signal has cut short does not tell the child's status; if the child is gone since, the shell still knows it.
+    if [ "$p_status" -gt 128 ]; then
+        wait "$1" 2>/dev/null
+        p_again=$?
+        [ "$p_again" = 127 ] || p_status=$p_again
+    fi
 }
 
 p_kill() { kill -"$1" -"$2" 2>/dev/null || kill -"$1" "$2" 2>/dev/null; } # a rank's session, or what will become it
@@ -169,14 +175,12 @@ p_port() { # one that nothing listens on here, from the job's own number onwards
 
 # -- a single process: the batch script watches it itself
 
-p_ask() { # reason: end it, with grace
+p_ask() { # reason: end it, with grace; asked again, it is told no second time
     p_reason=${p_reason:-$1}
-    [ -n "$p_pid" ] || return
+    if [ -z "$p_pid" ] || [ -n "$p_timer" ]; then return; fi
     p_kill TERM "$p_pid"
-    if [ -z "$p_timer" ]; then
-        ( sleep "$p_grace"; kill -USR1 $$ ) &
-        p_timer=$!
-    fi
+    ( sleep "$p_grace"; kill -USR1 $$ ) &
+    p_timer=$!
 }
 
 p_single() {

@@ -26,6 +26,7 @@ _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
 _PATIENCE_S = 15.0  # until one that Slurm does not know is given up
 _CANCELLED_S = 1.0  # and one that waited and was cancelled: of an array's tasks Slurm then keeps nothing
 _TERM_AGAIN_S = 5.0
+_REFUSED_S = 3.0  # from then on, until one that cannot be signalled is cancelled
 _KILL_PATIENCE_S = 10.0  # from the end of the grace until Slurm itself ends it
 _FOLDERS_AT_ONCE = 200
 
@@ -317,6 +318,6 @@ class Poller:
                 await self._controller.cancel(attempt.key, user=attempt.user)
                 stop.cancelled_at = now
         except Refused:  # its batch script has not begun, or has just ended: the next turn sees
-            if now >= stop.at + stop.grace_s:
+            if now >= stop.at + stop.grace_s + _REFUSED_S:
                 with suppress(Refused):
                     await self._controller.cancel(attempt.key, user=attempt.user)

@@ -41,6 +41,7 @@ export PENSTOCK_REPORT_FD=3
 exec ${p_sid:+"$p_sid"} "$@" </dev/null >>"$p_run/logs/$p_r.out" 2>&1 ) &
 p_pid=$!
 while :; do wait "$p_pid" 2>/dev/null; p_s=$?; kill -0 "$p_pid" 2>/dev/null || break; done
+if [ "$p_s" -gt 128 ]; then wait "$p_pid" 2>/dev/null; p_c=$?; [ "$p_c" = 127 ] || p_s=$p_c; fi
 kill -KILL -"$p_pid" 2>/dev/null
 if [ "$p_s" -gt 128 ] && [ "$p_s" -le 192 ]; then p_c=- p_k=$((p_s - 128)); else p_c=$p_s p_k=0; fi
 echo "$SLURMD_NODENAME $p_c $p_k $(/bin/date +%s.%N || date +%s.%N) $p_n" >>"$p_run/ranks/$p_r"

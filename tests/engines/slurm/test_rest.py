@@ -426,7 +426,7 @@ def test_the_real_slurmrestd_of_22_05(slurm_cluster: Cluster, restd: str, tmp_pa
         who.chmod(0o666)
         number = await rest.submit(Submission(script, options | {"no-requeue": True}, "nobody"))
         await asyncio.to_thread(until, lambda: who.read_text() == "nobody\n", "the job runs", timeout=30)
-        (job,) = await rest.named(".01RST.1")
+        (job,) = await rest.named((".01RST.1",))
         assert job.id == number and job.state == "RUNNING" and len(job.nodes) == 2 and job.user == "nobody"
         assert set(job.gpus) == set(job.nodes) and all(len(held) == 2 for held in job.gpus.values())
         assert await rest.jobs([str(number)]) == [job]

@@ -1,7 +1,9 @@
 """What the server keeps of each attempt on a cluster: ``slurm.json`` in its run folder, and the same in memory.
 
-It is written before sbatch is called, so that whatever happens in between, the attempt is found again by the tag in its
-Slurm job's name; and once more when its end is known, since Slurm forgets.
+It is written before sbatch is called, so that whatever becomes of this server, the attempt is found again by the tag in its
+Slurm job's name; and once more when its end is known, since Slurm forgets. It is not forced to the disk, which would take
+longer than sbatch: a power cut may take the newest records away, and what the rows know of and no record does (``lost``) is
+looked for by the tags that it may have.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class Attempt:
     stop: Stop | None = None
     end: Observation | None = None
     # of this server alone
+    lost: bool = False  # it may have had a record, and an index and a tag of others, before
     launch: Launch | None = None
     told: Observation | None = None
     groups: tuple[RankGroup, ...] = ()
@@ -90,10 +93,10 @@ class Attempt:
             "end": None if self.end is None else _end(self.end),
         }  # fmt: skip
 
-    def save(self, *, durable: bool = True) -> None:
+    def save(self) -> None:
         """Blocking."""
         os.makedirs(self.run_dir, mode=0o711, exist_ok=True)
-        folder.write_json(f"{self.run_dir}/{FILE}", self.record(), durable=durable)
+        folder.write_json(f"{self.run_dir}/{FILE}", self.record())
 
 
 def fresh(launch: Launch, config: SlurmConfig, home: str) -> Attempt:
@@ -122,10 +125,10 @@ def fresh(launch: Launch, config: SlurmConfig, home: str) -> Attempt:
     )
 
 
-def save_all(attempts: Sequence[Attempt], *, durable: bool = True) -> None:
+def save_all(attempts: Sequence[Attempt]) -> None:
     """Blocking."""
     for attempt in attempts:
-        attempt.save(durable=durable)
+        attempt.save()
 
 
 def forestalled(attempt_id: str, run_dir: str, end: Observation) -> Attempt:

@@ -72,8 +72,9 @@ p_refused() { # reason, message: from the process that was to become a rank
 
 p_check_script() { # a first line of another system's
     IFS= read -r p_line <"$1" 2>/dev/null || return 0
+    case $p_line in '#!'*) ;; *) return 0 ;; esac
     case $p_line in
-    '#!'*"$(printf '\r')")
+    *"$(printf '\r')")
         p_refused NotExecutable "the first line of $1 ends in a carriage return (Windows line ends): mend it with sed -i 's/\\r\$//' $1" ;;
     esac
 }
@@ -114,6 +115,13 @@ p_home() { # a folder that is there and writable, since many programs write into
     HOME=$p_dir/home
     [ -d "$HOME" ] || mkdir -p "$HOME"
     export HOME
+}
+
+p_folders() { # of the job and the attempt, in one command
+    set -- "$p_dir/checkpoints" "$p_run/logs" "$p_run/progress" "$p_run/ranks"
+    if ! [ -w "${HOME:-/nonexistent}" ] || ! [ -x "$HOME" ]; then set -- "$@" "$p_dir/home"; fi
+    if [ -z "$p_snapshot" ] && [ "$p_cwd" = "$p_run/work" ]; then set -- "$@" "$p_cwd"; fi
+    mkdir -p "$@" && [ -O "$p_run" ] && [ -O "$p_dir" ]
 }
 
 p_conda_folder() { # of an environment's name, looked for where `conda env list` looks
@@ -397,10 +405,9 @@ p_unpack() { # the snapshot: beside work first, so that a half unpacked one is n
 p_snapshot_bytes() { cat "$p_snapshot"; }
 
 p_apart() { # a node's own folders, where it shares none with the first
-    mkdir -p "$p_dir/checkpoints" "$p_run/logs" "$p_run/progress" "$p_run/ranks" && [ -O "$p_run" ] && [ -O "$p_dir" ] || return 1
+    p_folders || return 1
     rm -f "$p_run/ranks"/*
     if [ -n "$p_snapshot" ]; then p_unpack || return 1; fi
-    [ -d "$p_cwd" ] || [ "$p_cwd" != "$p_run/work" ] || mkdir "$p_cwd" || return 1
     p_hostfile
 } </dev/null >/dev/null 2>&1
 
@@ -424,8 +431,7 @@ p_main() {
     trap 'p_reason=Stopped' TERM
     trap 'p_reason=TimeLimit' USR2
     trap : USR1
-    mkdir -p "$p_dir/checkpoints" "$p_run/logs" "$p_run/progress" "$p_run/ranks" || return 97
-    [ -O "$p_run" ] && [ -O "$p_dir" ] || return 97
+    p_folders || return 97
     p_claim || return 96
     exec </dev/null >>"$p_run/logs/batch.out" 2>&1
     p_clock
@@ -441,8 +447,6 @@ p_main() {
             [ -n "$p_shared" ] || p_deliver
             return 127
         }
-    elif [ ! -d "$p_cwd" ] && [ "$p_cwd" = "$p_run/work" ]; then
-        mkdir "$p_cwd"
     fi
     p_host=127.0.0.1 p_port=20000
     [ "$p_nodes" = 1 ] || p_address

@@ -14,7 +14,7 @@ _ESTIMATES_S = 60.0  # an estimate that moves by less is no news
 
 
 class Book:
-    """``sink`` takes what is new; an end is on the disk before it is told."""
+    """``sink`` takes what is new; an end is written down before it is told."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock

@@ -55,12 +55,12 @@ class CommandController:
                 return []
             raise
 
-    async def named(self, tag: str) -> list[SlurmJob]:
-        found = [job for job in await self._squeue() if job.name.endswith(tag)]
+    async def named(self, tags: tuple[str, ...]) -> list[SlurmJob]:
+        found = [job for job in await self._squeue() if job.name.endswith(tags)]
         if found:
             return found
         since = f"--starttime=now-{_BACK_DAYS}days"
-        return [job for job in await self._sacct("--allusers", since) if job.name.endswith(tag)]
+        return [job for job in await self._sacct("--allusers", since) if job.name.endswith(tags)]
 
     async def finished(self, keys: Sequence[str]) -> list[SlurmJob]:
         found: list[SlurmJob] = []

@@ -71,6 +71,7 @@ class SlurmEngine:
         self._poller.fetch = self._fetch
         self._nodes: list[SlurmNode] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._unrecorded: set[str] = set()  # attempts that were asked for and of which there is no record
 
     @property
     def unknown_since(self) -> float | None:
@@ -128,7 +129,7 @@ class SlurmEngine:
     # -- running
 
     async def submit(self, launch: Launch) -> None:
-        """The intent is on the disk when this returns; what becomes of it comes through the sink."""
+        """The intent is written down when this returns; what becomes of it comes through the sink."""
         if launch.attempt_id in self._book.live or self._book.told_end(launch.attempt_id):
             return
         known = await asyncio.to_thread(records.load, launch.run_dir, self._config)
@@ -147,7 +148,7 @@ class SlurmEngine:
             attempt = records.fresh(launch, self._config, "/")
             await self._book.finish(attempt, states.refused(launch.attempt_id, error.message, self._clock()))
             return
-        attempt = known or records.fresh(launch, self._config, home)
+        attempt = known or self._fresh(launch, home)
         attempt.launch = launch
         if launch.attempt_id in self._book.live:
             return
@@ -183,13 +184,20 @@ class SlurmEngine:
             for launch in launches:
                 await self.submit(launch)
             return
-        tasks = [records.fresh(launch, self._config, home) for launch in launches]
+        tasks = [self._fresh(launch, home) for launch in launches]
         for attempt in tasks:
             attempt.name, attempt.tag = tasks[0].name, tasks[0].tag
             attempt.index = attempt.launch.array[1] if attempt.launch and attempt.launch.array else None
             self._book.add(attempt)
         await asyncio.to_thread(records.save_all, tasks)
         self._spawn(self._sender.send(tasks, home))
+
+    def _fresh(self, launch: Launch, home: str) -> Attempt:
+        attempt = records.fresh(launch, self._config, home)
+        if launch.attempt_id in self._unrecorded:
+            self._unrecorded.discard(launch.attempt_id)
+            attempt.uncertain = attempt.lost = True
+        return attempt
 
     def _resubmit(self, attempt: Attempt) -> None:
         """Slurm has lost it before it began."""
@@ -202,6 +210,7 @@ class SlurmEngine:
         attempt = self._book.live.get(attempt_id) or await asyncio.to_thread(records.load, run_dir, self._config)
         absent = Observation(attempt_id, Stage.ABSENT, self._clock())
         if attempt is None:
+            self._unrecorded.add(attempt_id)
             return absent
         if attempt.end is not None:
             self._book.end_told(attempt_id)

@@ -110,6 +110,7 @@ class Poller:
             for attempt, observation in seen:
                 if observation.stage in (Stage.EXITED, Stage.LOST):
                     await self._book.finish(attempt, observation)
+                    self._hurry_until = asyncio.get_running_loop().time() + _HURRY_S  # more may end, and soon
                 elif observation.stage is Stage.ABSENT:
                     self._absent(attempt, observation)
                 else:

@@ -62,14 +62,14 @@ class RestController:
     async def devices(self, keys: Sequence[str]) -> dict[str, dict[str, tuple[int, ...]]]:
         return {job.key: dict(job.gpus) for job in await self.jobs(keys)}
 
-    async def named(self, tag: str) -> list[SlurmJob]:
-        found = [job for job in await self._jobs() if job.name.endswith(tag)]
+    async def named(self, tags: tuple[str, ...]) -> list[SlurmJob]:
+        found = [job for job in await self._jobs() if job.name.endswith(tags)]
         if found:
             return found
         since = time() - _BACK_S
         new = await self.version() >= restdata.NEW
         begin = str(int(since)) if new else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return [job for job in await self._finished(f"jobs?start_time={quote(begin)}") if job.name.endswith(tag)]
+        return [job for job in await self._finished(f"jobs?start_time={quote(begin)}") if job.name.endswith(tags)]
 
     async def finished(self, keys: Sequence[str]) -> list[SlurmJob]:
         wanted, found = frozenset(keys), []

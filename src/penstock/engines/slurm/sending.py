@@ -71,30 +71,31 @@ class Sender:
 
     async def find(self, attempts: Sequence[Attempt]) -> bool:
         """Give those that Slurm knows by their tag their key; whether it knows any. A second job of one tag is cancelled."""
-        found = await self._controller.named(attempts[0].tag)
+        found = await self._controller.named(_tags(attempts))
         for attempt in attempts:
-            mine = sorted((job for job in found if job.array_index == attempt.index), key=_precedence)
+            mine = sorted((job for job in found if _is(job, attempt)), key=_precedence)
             if mine:
-                attempt.key = mine[0].key
+                attempt.key, attempt.name, attempt.index = mine[0].key, mine[0].name, mine[0].array_index
+                attempt.lost = False
                 with suppress(OSError):
-                    await asyncio.to_thread(attempt.save, durable=False)
+                    await asyncio.to_thread(attempt.save)
             for other in mine[1:]:
                 if not states.over(other):
                     await self._controller.cancel(other.key, user=attempt.user)
         return any(attempt.key for attempt in attempts)
 
     async def _try(self, attempts: Sequence[Attempt], home: str) -> None:
-        launches = [attempt.launch for attempt in attempts if attempt.launch is not None]
         async with self._at_once:
             if attempts[0].uncertain and await self.find(attempts):
-                return
-            if len(launches) != len(attempts):
+                attempts = [attempt for attempt in attempts if attempt.lost]  # these were not sent with the others
+            launches = [attempt.launch for attempt in attempts if attempt.launch is not None]
+            if not attempts or len(launches) != len(attempts):
                 return
             if len(attempts) == 1 and attempts[0].index is not None:
                 await self._alone(attempts[0], launches)
             carried = await self._put(launches[0], attempts[0])
             for attempt in attempts:
-                attempt.uncertain = True
+                attempt.uncertain, attempt.lost = True, False
             text = script.text(launches, self._config, home, self._fixed, url=self.url, carried=carried)
             if carried is not None:
                 await self._check_size(text)
@@ -104,7 +105,7 @@ class Sender:
             attempt.key = str(number) if attempt.index is None else f"{number}_{attempt.index}"
             self._book.tell(attempt, _queued(attempt, self._book.clock()))
         with suppress(OSError):  # it is found again by its tag
-            await asyncio.to_thread(save_all, attempts, durable=False)
+            await asyncio.to_thread(save_all, attempts)
 
     async def _alone(self, attempt: Attempt, launches: Sequence[Launch]) -> None:
         """A task that was to be one of an array which never came to be: a job of its own, with its own tag."""
@@ -165,6 +166,18 @@ class Sender:
                 return await self._book.finish(attempt, seen)
             except OSError:
                 await asyncio.sleep(_LAST_RETRY_S)
+
+
+def _tags(attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    """Of those whose record was lost: of any with which it may have been sent."""
+    lost = {tag(attempt.attempt_id) for attempt in attempts if attempt.lost}
+    return tuple({attempts[0].tag, *lost})
+
+
+def _is(job: SlurmJob, attempt: Attempt) -> bool:
+    if attempt.lost and job.name.endswith(tag(attempt.attempt_id)) and job.array_index is None:
+        return True  # it was sent alone
+    return job.array_index == attempt.index
 
 
 def _precedence(job: SlurmJob) -> tuple[bool, int]:

@@ -178,7 +178,7 @@ class Controller(Protocol):
 
     async def submit(self, submission: Submission) -> int: ...  # the job's id
     async def jobs(self, keys: Collection[str]) -> list[SlurmJob]: ...  # those slurmctld still knows: one query
-    async def named(self, tag: str) -> list[SlurmJob]: ...  # whose name ends in the tag; slurmctld's, else slurmdbd's
+    async def named(self, tags: tuple[str, ...]) -> list[SlurmJob]: ...  # by their ends; of slurmctld, else slurmdbd
     async def finished(self, keys: Sequence[str]) -> list[SlurmJob]: ...  # from slurmdbd; () where there is none
     async def devices(self, keys: Sequence[str]) -> dict[str, dict[str, tuple[int, ...]]]: ...  # GPUs by job and node
     async def signal(self, key: str, signal: str, *, user: str | None = None) -> None: ...  # its batch script alone

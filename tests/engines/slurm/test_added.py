@@ -132,6 +132,7 @@ def test_after_a_restart_it_is_there_again(site: House) -> None:
     site.start()
     until(lambda: engine(site)["nodes"] == 8 and engine(site)["reachable"], "the engine is there again")
     assert engine(site)["managed"]
+    until(lambda: engine(site)["jobs"] == 0, "what was cancelled before has ended")
     site.cli("engines", "remove", "c1")
     until(lambda: len(site.get("nodes")["items"]) == 1, "its nodes went with it")
 

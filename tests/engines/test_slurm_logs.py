@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.engines.slurm import states
+from penstock.engines.slurm.attempts import Attempt
 from penstock.engines.slurm.errors import Unreachable
 from penstock.engines.slurm.files import FarFiles, Files, NearFiles, Want, reader
 from penstock.engines.slurm.logs import SlurmLogReader, reports
+from penstock.engines.slurm.reading import LateReader
 from penstock.engines.spec import LogRequest
 from tests.engines.conftest import until
 from tests.engines.here import Here
@@ -56,6 +59,31 @@ def read(files: Callable[[], Awaitable[Files]], world: int = 1, **request: Any) 
         return b"".join([piece async for piece in pieces])
 
     return asyncio.run(all_of_it()).decode()
+
+
+@pytest.mark.parametrize("recorded_on", [0, 3])
+def test_who_follows_before_there_is_a_record_is_shown_everything(tmp_path: Path, recorded_on: int) -> None:
+    record = Attempt("a.1", "/nowhere", str(tmp_path), None, "", "", states.Asked("a.1", ()))
+    looks = 0
+    write(tmp_path, "logs/0.out", b"all of it\n")
+
+    def find() -> Attempt | None:
+        nonlocal looks
+        looks += 1
+        return record if looks > recorded_on else None
+
+    def opened(known: Attempt | None) -> SlurmLogReader:
+        return SlurmLogReader(near(str(tmp_path if known else tmp_path / "nowhere")), 1)
+
+    async def text(*, follow: bool, over: int) -> bytes:
+        pieces = LateReader(find, opened).read(LogRequest(follow=follow), lambda: looks >= over)
+        return b"".join([piece async for piece in pieces])
+
+    assert asyncio.run(text(follow=True, over=recorded_on + 1)) == b"all of it\n"
+    looks = 0
+    assert asyncio.run(text(follow=False, over=99)) == (b"" if recorded_on else b"all of it\n")
+    looks = 0
+    assert asyncio.run(text(follow=True, over=0)) == (b"" if recorded_on else b"all of it\n"), "it ended unrecorded"
 
 
 @SOURCES

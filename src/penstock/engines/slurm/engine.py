@@ -18,6 +18,7 @@ from penstock.engines.slurm.attempts import Attempt, Stop
 from penstock.engines.slurm.book import Book
 from penstock.engines.slurm.commands import CommandController
 from penstock.engines.slurm.errors import Refused, Unreachable
+from penstock.engines.slurm.logs import SlurmLogReader
 from penstock.engines.slurm.poller import Poller
 from penstock.engines.slurm.sending import Sender
 from penstock.engines.slurm.sessions import Place, open_session
@@ -324,7 +325,9 @@ class SlurmEngine:
     # -- reading and entering
 
     def logs(self, run_dir: str) -> LogReader:
-        known = records.load(run_dir, self._config)
+        return reading.LateReader(lambda: records.load(run_dir, self._config), self._log_reader)
+
+    def _log_reader(self, known: Attempt | None) -> SlurmLogReader:
         if known is None or self._config.shared:
             return reading.log_reader(known, self._transport)
         attempt_id, prefix = known.attempt_id, self._config.node_prefix

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 from penstock.base.errors import NotFound
 from penstock.engines.slurm import apart
@@ -13,9 +15,35 @@ from penstock.engines.slurm.logs import SlurmLogReader
 from penstock.engines.slurm.sessions import Place
 from penstock.engines.slurm.spec import Transport
 from penstock.engines.slurm.transport import LocalTransport
-from penstock.engines.spec import Stage
+from penstock.engines.spec import LogRequest, Stage
 
 _NOWHERE = "/nonexistent"
+_RECORD_S = 0.05  # between looks for the record of an attempt that is handed over just now
+
+
+class LateReader:
+    """Logs of an attempt whose record may not be written yet: who follows them waits until it is.
+
+    ``find`` is the record's look-up, which may wait for the disk; ``reader`` makes the reader of what was found.
+    """
+
+    def __init__(self, find: Callable[[], Attempt | None], reader: Callable[[Attempt | None], SlurmLogReader]) -> None:
+        self._find = find
+        self._reader = reader
+
+    async def read(self, request: LogRequest, finished: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """As ``SlurmLogReader.read``."""
+        while True:
+            over = not request.follow or finished()
+            known = await asyncio.to_thread(self._find)
+            if known is not None or over:
+                break
+            await asyncio.sleep(_RECORD_S)
+        async for piece in self._reader(known).read(request, finished):
+            yield piece
+
+    async def progress(self) -> list[Mapping[str, Any]]:
+        return await self._reader(await asyncio.to_thread(self._find)).progress()
 
 
 def log_reader(attempt: Attempt | None, transport: Transport) -> SlurmLogReader:

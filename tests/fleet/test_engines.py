@@ -120,7 +120,9 @@ async def house(path: Path, kind: Kind | None = None, busy: dict[str, int] | Non
         changes: list[str] = []
         engines = Engines(SimulatedEngine(Fleet(1, 0)))
         engines.on_change = changes.append
-        attached = Attached(store, engines, str(path / "engines"), lambda _conn: busy or {}, lambda _kind: kind)
+        attached = Attached(
+            store, engines, str(path / "engines"), lambda _conn: busy or {}, lambda _kind: kind, settle_s=0
+        )
         await attached.load()
         yield House(store, attached, kind, changes, clock)
 
@@ -178,6 +180,29 @@ def test_an_engine_is_added_found_again_changed_and_removed(tmp_path: Path) -> N
 
     run(tmp_path, first)
     run(tmp_path, then)
+
+
+def test_a_node_that_is_left_out_is_told_with_what_sets_it_apart(tmp_path: Path) -> None:
+    async def story(one: House) -> None:
+        own = one.attached.engines.own
+        await one.store.write(lambda tx: inventory.sync(tx, own.name, own.nodes()))
+        made = await one.ask("POST", "engines", type="slurm", name="c1")
+        site = one.kind.built[0]
+        await one.store.write(lambda tx: inventory.sync(tx, "c1", site.nodes(), one.attached.engines.names))
+        shared = sorted({offer.name for offer in own.nodes()} & {offer.name for offer in site.nodes()})
+        assert len(shared) == 1
+        told = [{"node": shared[0], "engine": own.name}]
+        assert made["left_out"] == told and made["offered"] == 2  # said by `add` itself
+        first, seen = (await one.ask("GET", "engines"))["items"]
+        assert (seen["left_out"], seen["nodes"], first["left_out"]) == (told, 1, [])
+        assert (engine_commands.count(seen), engine_commands.count(first)) == ("1 of 2", "1")
+        lines = [line.split(":", 1)[1].strip() for line in engine_commands.page(seen) if line.startswith("Left out")]
+        assert lines == [f"{shared[0]}: engine {own.name} has a node of this name"]
+        assert f"{'':14}`penstock engines set c1 --node-prefix c1-` sets them apart" in engine_commands.page(seen)
+        many = seen | {"left_out": [{"node": f"n{n:02}", "engine": "c0"} for n in range(10)], "offered": 12}
+        assert engine_commands.missing(many)[0].endswith("n07 and 2 more: engine c0 has nodes of these names")
+
+    run(tmp_path, story)
 
 
 def test_a_token_is_in_a_file_of_the_servers_own_user_and_nowhere_else(tmp_path: Path) -> None:

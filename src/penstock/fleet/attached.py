@@ -53,6 +53,7 @@ class Attached:
     busy: Busy = _nobody
     plugins: Callable[[str], Plugin] = kinds.plugin
     url: str | None = None  # where jobs find this server
+    settle_s: float = 5.0  # how long whoever adds or changes one waits to hear of its nodes
     _kinds: dict[str, str] = field(default_factory=dict)  # of those on offer
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change at a time
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from penstock.engines.adding import Option
 
 _MARKS = {"works": "+", "limited": "~", "not": "-", "unknown": "?"}
+_NAMED = 8  # nodes that are named; the document has all
 _STYLES = {"yes": "green", "read-only": "", "reachable": "green"}
 
 
@@ -27,6 +28,26 @@ def reach(engine: Mapping[str, Any], _now: float = 0.0) -> str:
     return f"unknown since {since}" if since else "not running"
 
 
+def count(engine: Mapping[str, Any]) -> str:
+    """Of nodes: ``7 of 8`` where one is left out."""
+    left = len(engine.get("left_out") or ())
+    return f"{engine['offered'] - left} of {engine['offered']}" if left else str(engine.get("nodes", 0))
+
+
+def missing(engine: Mapping[str, Any]) -> list[str]:
+    """Which nodes are left out and why, and below them what would set them apart."""
+    by: dict[str, list[str]] = {}
+    for one in engine.get("left_out") or ():
+        by.setdefault(one["engine"], []).append(one["node"])
+    lines = []
+    for other, names in by.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        words = "nodes of these names" if len(names) > 1 else "a node of this name"
+        lines.append(f"{', '.join(names[:_NAMED])}{more}: engine {other} has {words}")
+    name = engine["name"]
+    return [*lines, f"`penstock engines set {name} --node-prefix {name}-` sets them apart"] if lines else []
+
+
 COLUMNS = (
     Column("NAME", lambda row, _: str(row["name"])),
     Column("TYPE", lambda row, _: str(row["type"])),
@@ -34,7 +55,7 @@ COLUMNS = (
     Column("VERSION", lambda row, _: str(row.get("version") or "-")),
     Column("MANAGED", lambda row, _: "yes" if row.get("managed") else "read-only"),
     Column("STATE", reach, style=lambda text: _STYLES.get(text, "red")),
-    Column("NODES", lambda row, _: str(row.get("nodes", 0)), right=True),
+    Column("NODES", lambda row, _: count(row), right=True),
     Column("JOBS", lambda row, _: str(row.get("jobs", 0)), right=True),
 )
 
@@ -52,6 +73,7 @@ def told(findings: Any) -> list[str]:
 def page(engine: Mapping[str, Any]) -> list[str]:
     """``penstock engines show``."""
     options = ", ".join(f"{name}={value}" for name, value in (engine.get("options") or {}).items())
+    left = missing(engine)
     rows = [
         ("Name", engine["name"]),
         ("Type", engine["type"]),
@@ -59,13 +81,14 @@ def page(engine: Mapping[str, Any]) -> list[str]:
         ("Version", engine.get("version")),
         ("Managed", "yes" if engine.get("managed") else "read-only"),
         ("State", reach(engine)),
-        ("Nodes", str(engine.get("nodes", 0))),
+        ("Nodes", count(engine)),
+        *zip(("Left out", *[""] * len(left)), left, strict=False),
         ("Jobs", str(engine.get("jobs", 0))),
         ("Options", options),
         ("Token", "kept" if engine.get("has_token") else ""),
         ("Probed", engine.get("probed_at")),
     ]
-    lines = [f"{name + ':':<14}{value}" for name, value in rows if value]
+    lines = [f"{name + ':' if name else '':<14}{value}" for name, value in rows if value]
     found = told(engine.get("findings"))
     return [*lines, "", "+ works, ~ works with limits, - does not, ? not known:", *found] if found else lines
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -14,12 +16,13 @@ from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint
 from penstock.engines import kinds
 from penstock.engines.adding import Stored
-from penstock.fleet import registry
+from penstock.fleet import inventory, registry
 from penstock.fleet.attached import Attached, Change
 from penstock.tenancy.plan import decide
 from penstock.tenancy.routes import Name
 
 ENGINES = "/api/v1/engines"
+_LOOK_S = 0.05
 Text = Annotated[str, Field(max_length=1000)]
 Value = Text | bool | dict[Annotated[str, Field(max_length=40)], Text | bool | int] | None
 Options = dict[Annotated[str, Field(max_length=40)], Value]
@@ -87,13 +90,13 @@ class Rooms:
         new: Added = call.body
         stored = Stored(new.name, _given(new.options), new.managed, new.token)
         await self.attached.add(new.type, stored, actor=call.actor.user, force=new.force)
-        return await self._one(new.name, call.actor)
+        return await self._settled(new.name, call.actor)
 
     async def change(self, call: Call) -> dict[str, Any]:
         new: Changed = call.body
         change = Change(new.options, new.managed, new.token, new.force)
         await self.attached.change(call.path["name"], change, actor=call.actor.user)
-        return await self._one(call.path["name"], call.actor)
+        return await self._settled(call.path["name"], call.actor)
 
     async def look(self, call: Call) -> dict[str, Any]:
         await self.attached.look(call.path["name"])
@@ -101,6 +104,16 @@ class Rooms:
 
     async def remove(self, call: Call) -> None:
         await self.attached.remove(call.path["name"], actor=call.actor.user, force=call.query.force)
+
+    async def _settled(self, name: str, actor: Actor) -> dict[str, Any]:
+        """Once its nodes are known: which of them are left out is said to whoever chose its prefix."""
+        until = time.monotonic() + self.attached.settle_s
+        while True:
+            seen = await self._one(name, actor)
+            settled = 0 < seen["offered"] == seen["nodes"] + len(seen["left_out"])
+            if settled or not seen["reachable"] or time.monotonic() >= until:
+                return seen
+            await asyncio.sleep(_LOOK_S)
 
     async def _one(self, name: str, actor: Actor) -> dict[str, Any]:
         def read(conn: Connection) -> dict[str, Any]:
@@ -115,7 +128,21 @@ class Rooms:
         counts, busy = registry.node_counts(conn), self.attached.busy(conn)
         own = self.attached.engines.own.name
         items = [_own(own)] + [self._item(row, full=decide(actor, "audit.read")) for row in registry.all_engines(conn)]
-        return [item | {"nodes": counts.get(item["name"], 0), "jobs": busy.get(item["name"], 0)} for item in items]
+        owner = inventory.owners(conn) if self.attached.engines.added else {}
+        return [
+            item
+            | {"nodes": counts.get(item["name"], 0), "jobs": busy.get(item["name"], 0)}
+            | self._offered(item["name"], owner)
+            for item in items
+        ]
+
+    def _offered(self, name: str, owner: Mapping[str, str]) -> dict[str, Any]:
+        """How many nodes its site has, and which of them are not there, as another engine has a node of that name."""
+        engine = self.attached.engines.find(name)
+        offers = engine.nodes() if engine is not None else ()
+        left = inventory.left_out(owner, name, offers)
+        found = [{"node": node, "engine": other} for node, other in sorted(left.items())]
+        return {"offered": len(offers), "left_out": found}
 
     def _item(self, row: Row[Any], *, full: bool) -> dict[str, Any]:
         engine = self.attached.engines.find(row.name)

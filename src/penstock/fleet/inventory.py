@@ -57,19 +57,22 @@ def owners(conn: Connection) -> dict[str, str]:
     return dict(conn.execute(select(nodes.c.name, nodes.c.engine)).all())
 
 
+def left_out(owner: Mapping[str, str], engine: str, offers: Iterable[NodeOffer]) -> dict[str, str]:
+    """Which of these nodes another engine has by the same name, and which engine: they cannot be nodes of this one too."""
+    return {one.name: owner[one.name] for one in offers if owner.get(one.name, engine) != engine}
+
+
 def clashes(conn: Connection, engine: str, offers: Iterable[NodeOffer]) -> list[str]:
-    """Which of these nodes another engine has by the same name, in words: they cannot be nodes of this one too."""
-    owner = {name: other for name, other in owners(conn).items() if other != engine}
+    """The same, in words."""
     return [
-        f"node {offer.name} of engine {engine} is left out: engine {owner[offer.name]} has a node of that name"
-        for offer in offers
-        if offer.name in owner
+        f"node {name} of engine {engine} is left out: engine {other} has a node of that name"
+        for name, other in left_out(owners(conn), engine, offers).items()
     ]
 
 
 def tell_of_clashes(tx: Tx, engine: str, told: Collection[str]) -> None:
     """For whoever looks why a node is not there."""
-    hint = "; another prefix for its nodes' names would set them apart"
+    hint = f"; `penstock engines set {engine} --node-prefix {engine}-` sets them apart"
     tx.emit(Ref("Engine", engine, id=engine), Reason.EngineChanged, "; ".join(sorted(told)) + hint, actor="system")
 
 

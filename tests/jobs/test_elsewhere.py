@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,48 @@ def test_both_steps_of_a_requeue_may_come_at_once(tmp_path: Path) -> None:
         assert (await cluster.usage())[await cluster.attempt_id("job")] == [
             (1.0, NOON, NOON + 10), (1.0, NOON + 10, None),
         ]  # fmt: skip
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("queued_at", "until"),
+    [(NOON + 100, 100), (None, 300), (NOON - 1, 300), (NOON + 301, 300)],
+    ids=["known", "not told", "before it ran", "after it ran again"],
+)
+def test_the_wait_of_a_requeue_that_nobody_saw_costs_nothing(
+    tmp_path: Path, queued_at: float | None, until: float
+) -> None:
+    async def story(cluster: Cluster) -> None:
+        await cluster.run("job")
+        id_ = await cluster.attempt_id("job")
+        cluster.clock.now += 310
+        first = cluster.c1._runs[id_].seen
+        cluster.reconciler.observed(replace(first, started_at=NOON + 300, restarts=1, queued_at=queued_at))
+        await cluster.settled()
+        status = await cluster.status("job")
+        assert (status["phase"], status["restarts"]) == ("Running", 1)
+        assert (await cluster.usage())[id_] == [(1.0, NOON, NOON + until), (1.0, NOON + 300, None)]
+
+    play(tmp_path, story)
+
+
+def test_two_runs_that_are_told_before_the_first_was_taken_in_are_both_billed(tmp_path: Path) -> None:
+    async def story(cluster: Cluster) -> None:
+        cluster.c1.cut_off("drill")
+        await cluster.run("job")
+        cluster.clock.now += 60
+        cluster.c1.reconnect()
+        await cluster.a_while_passes()
+        id_ = await cluster.attempt_id("job")
+        seen = cluster.c1._runs[id_].seen
+        begun = seen.started_at or 0
+        cluster.clock.now += 100
+        cluster.reconciler.observed(seen)
+        again = replace(seen, started_at=begun + 90, restarts=1, queued_at=begun + 50)
+        cluster.reconciler.observed(again)
+        await cluster.settled()
+        assert (await cluster.usage())[id_] == [(1.0, begun, begun + 50), (1.0, begun + 90, None)]
 
     play(tmp_path, story)
 

@@ -145,6 +145,36 @@ def test_a_line_a_requeue_a_cancel_and_a_restart_of_the_server(slurm_cluster: Sl
     asyncio.run(main())
 
 
+def test_the_wait_of_a_requeue_while_no_server_ran_costs_nothing(slurm_cluster: Slurm, data: Path) -> None:
+    async def main() -> None:
+        async with reals(slurm_cluster, data) as real:
+            await real.run("job", "sleep", "1000", max_restarts=2, engine_options={"requeue": True})
+            status = await real.reaches("job", phase="Running")
+            number = str(status["engine_job"])
+            await asyncio.sleep(2)
+            await real.reconciler.close()
+            before = time.time()
+            real.slurm.run("scontrol", "requeuehold", number)
+            await real.until(lambda: _is(real, number, "PENDING"))
+            over = time.time()
+            await asyncio.sleep(5)
+            real.slurm.run("scontrol", "release", number)
+            real.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+            await real.until(lambda: _is(real, number, "RUNNING"))
+            await real.start()
+            await real.reaches("job", phase="Running", restarts=1)
+            (_, began, ended), (_, again, none) = (await real.usage())[await real.attempt_id("job")]
+            assert none is None and ended is not None
+            assert began + 1 <= ended and before - 1 <= ended <= over + 1, (began, before, ended, over, again)
+            assert again >= ended + 4
+
+    asyncio.run(main())
+
+
+async def _is(real: Real, number: str, state: str) -> bool:
+    return real.slurm.run("squeue", "-h", "-o", "%T", "-j", number).strip() == state
+
+
 def test_an_array_is_one_sbatch(slurm_cluster: Slurm, data: Path) -> None:
     async def main() -> None:
         async with reals(slurm_cluster, data) as real:

@@ -135,7 +135,8 @@ class Observation:
     """What an engine saw of an attempt. ``reason`` is a ``base.reasons.Reason`` value: why it waits, or how it ended.
 
     ``unknown_since``: the engine's own service could not be asked since then (``message`` says why); all else is what was
-    last known. QUEUED after RUNNING: the engine took it back into its line; ``ended_at`` is when it ceased to run.
+    last known. QUEUED after RUNNING: the engine took it back into its line; ``ended_at`` is when it ceased to run. RUNNING
+    with a later ``started_at``: that went unseen, and ``queued_at`` is when it came into the line for this run, if that is known.
     """
 
     attempt_id: str
@@ -157,6 +158,7 @@ class Observation:
     start_estimate: float | None = None  # epoch seconds, of one that is QUEUED
     help: str = ""  # what would let one that is QUEUED start; empty where only time does
     unknown_since: float | None = None
+    queued_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

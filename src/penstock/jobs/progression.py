@@ -85,7 +85,8 @@ def _elsewhere(
     began = seen.started_at
     again = began is not None and attempt.started_at is not None and began > attempt.started_at + REQUEUED_S
     if attempt.started_at is not None and (seen.stage is Stage.QUEUED or again):
-        queued.taken_back(tx, row, attempt, seen, ended_at=began if again else seen.ended_at)
+        ended_at = queued.left_at(attempt, seen) if again else seen.ended_at
+        queued.taken_back(tx, row, attempt, seen, ended_at=ended_at)
         row, attempt = _read(tx, row, attempt)
         changed = True
     begins = seen.stage is not Stage.QUEUED and began is not None and seen.reason not in NEVER_BEGAN

@@ -89,6 +89,15 @@ def began_at(attempt: Row[Any], seen: Observation, now: float) -> float:
     return max(now if seen.started_at is None else seen.started_at, float(attempt.admitted_at))
 
 
+def left_at(attempt: Row[Any], seen: Observation) -> float | None:
+    """When the run that is known was over, of one that was found in its next run: as it came into the line again, or by the
+    start of the next at the latest.
+    """
+    back, again = seen.queued_at, seen.started_at
+    known = back is not None and again is not None and attempt.started_at <= back <= again
+    return back if known else again
+
+
 def _group(group: RankGroup, spec: JobSpec, known: Sequence[Mapping[str, Any]], model: str) -> dict[str, Any]:
     """``known``: the GPUs of its node. An engine that cannot say which it gave has given as many as were asked for."""
     models = {gpu["id"]: gpu["model"] for gpu in known}

@@ -449,6 +449,8 @@ def folded(before: Observation, seen: Observation) -> Observation | None:
     ran = before.started_at is not None or before.ended_at is not None
     if before.stage is not seen.stage and Stage.QUEUED in (before.stage, seen.stage) and ran:
         return None
+    if before.started_at is not None and (seen.started_at or 0) > before.started_at + progression.REQUEUED_S:
+        return None
     return replace(
         seen,
         happened=before.happened + seen.happened,

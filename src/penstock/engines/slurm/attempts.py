@@ -172,6 +172,7 @@ def load(run_dir: str, config: SlurmConfig) -> Attempt | None:
 
 _ENDS = (
     "at", "started_at", "ended_at", "reason", "message", "exit_code", "signal", "restarts", "engine_job", "gpu_model",
+    "queued_at",
 )  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def _observation(attempt_id: str, end: Mapping[str, Any]) -> Observation:
     return Observation(
         attempt_id,
         Stage(end["stage"]),
-        **{name: end[name] for name in _ENDS},
+        **{name: end[name] for name in _ENDS if name in end},
         ranks=tuple(RankExit(**rank) for rank in end["ranks"]),
         groups=tuple(RankGroup(**{**group, "gpus": tuple(group["gpus"])}) for group in end["groups"]),
     )

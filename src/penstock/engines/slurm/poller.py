@@ -182,7 +182,7 @@ class Poller:
         if seen.stage is Stage.QUEUED and last is not None and last.stage in (Stage.RUNNING, Stage.STARTING):
             attempt.requeues += 1
             attempt.devices, attempt.groups = {}, ()
-            attempt.requeued_at = now
+            attempt.requeued_at = _ceased(last, job, now)
         if seen.stage is Stage.QUEUED:
             seen = replace(seen, ended_at=attempt.requeued_at)
         else:
@@ -322,3 +322,9 @@ class Poller:
             if now >= stop.at + stop.grace_s + _REFUSED_S:
                 with suppress(Refused):
                     await self._controller.cancel(attempt.key, user=attempt.user)
+
+
+def _ceased(last: Observation, job: SlurmJob, now: float) -> float:
+    """When a run was over that waits in the line again: a requeue is a submission of its own, to Slurm."""
+    began, again = last.started_at, job.submitted_at
+    return again if began is not None and again is not None and began <= again <= now else now

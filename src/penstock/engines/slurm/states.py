@@ -50,7 +50,7 @@ def going(
     placed = placement(asked, job.nodes, devices or {})
     if job.state in STARTING:
         return replace(seen, stage=Stage.STARTING, groups=placed, message="its nodes are being made ready")
-    return replace(seen, stage=Stage.RUNNING, groups=placed, started_at=job.started_at)
+    return replace(seen, stage=Stage.RUNNING, groups=placed, started_at=job.started_at, queued_at=job.submitted_at)
 
 
 def placement(asked: Asked, nodes: Sequence[str], devices: Mapping[str, tuple[int, ...]]) -> tuple[RankGroup, ...]:
@@ -68,7 +68,8 @@ def ended(asked: Asked, job: SlurmJob, facts: Facts, now: float) -> Observation:
     end = facts.end
     reason, message = _why(asked, job, facts, ranks)
     code, number = _status(asked, job, end, ranks, reason)
-    begun = facts.started_at or (job.started_at if job.nodes else None)
+    starts = [at for at in (facts.started_at, job.started_at if job.nodes else None) if at]
+    begun = min(starts, default=None)  # a script begins after its job: a prolog takes its time
     at = end.at if end else job.ended_at or now
     return Observation(
         asked.attempt_id,
@@ -84,6 +85,7 @@ def ended(asked: Asked, job: SlurmJob, facts: Facts, now: float) -> Observation:
         ranks=ranks,
         groups=placement(asked, job.nodes, {}),
         engine_job=job.key,
+        queued_at=job.submitted_at,
     )
 
 

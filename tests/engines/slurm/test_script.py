@@ -292,7 +292,9 @@ def test_options_say_what_was_asked_for() -> None:
 
 
 def test_told_to_end_twice_it_hears_of_it_once(folder: Path) -> None:
-    script_ = "trap 'n=$((n+1))' TERM; n=0; kill -TERM $PPID; kill -TERM $PPID; i=0; while [ $i -lt 5 ]; do sleep 0.1; i=$((i+1)); done; exit $((10+n))"
+    told = "trap 'n=$((n+1))' TERM; n=0; kill -TERM $PPID; kill -TERM $PPID"
+    first = "i=0; while [ $n -eq 0 ] && [ $i -lt 300 ]; do sleep 0.1; i=$((i+1)); done"
+    script_ = f"{told}; {first}; for i in 1 2 3 4 5; do sleep 0.1; done; exit $((10+n))"
     ran = run(folder, launch("sh", "-c", script_))
     end = ran.facts.end
     assert end is not None

@@ -122,3 +122,14 @@ def test_a_run_folders_end_is_read(message: str) -> None:
     found = runfolder.facts(text)
     assert found.end == runfolder.End(12.5, None, 9, "Failed", message)
     assert [(rank.rank, rank.node, rank.exit_code, rank.restarts) for rank in found.ranks] == [(3, "n1", 4, 1)]
+
+
+def test_one_folders_text_heads_no_others() -> None:
+    printed = (
+        "==> /r/a/claim <==\n12 0\n\n==> /r/a/ended <==\n==> /r/b/ended <==\n\n==> /r/b/claim <==\n13 0\n\n"
+        "==> /r/b/ended <==\n9.5 3 0 Failed \n\n==> /r/b/ranks/0 <==\n==> /r/a/ended <=="
+    )
+    found = runfolder.read(printed, ["/r/a", "/r/b", "/r/gone"])
+    assert found["/r/a"] == runfolder.Facts(claim="12")
+    assert found["/r/b"].end == runfolder.End(9.5, 3, None, "Failed") and found["/r/b"].claim == "13"
+    assert "/r/gone" not in found

@@ -99,8 +99,8 @@ class Ran:
 
     @property
     def facts(self) -> runfolder.Facts:
-        done = subprocess.run(runfolder.command("mark", [str(self.run)]), capture_output=True, text=True, check=True)
-        return runfolder.read(done.stdout, "mark")[str(self.run)]
+        done = subprocess.run(runfolder.command([str(self.run)]), capture_output=True, text=True, check=True)
+        return runfolder.read(done.stdout, [str(self.run)])[str(self.run)]
 
 
 def run(folder: Path, *launches: Launch, shell: str = "sh", fresh: bool = True, **environment: str) -> Ran:

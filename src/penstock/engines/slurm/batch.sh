@@ -11,7 +11,7 @@ p_nl='
 p_ticks() { IFS=' ' read -r p_up p_idle </proc/uptime; p_up=${p_up%.*}${p_up#*.}; }
 
 p_clock() {
-    p_at=$(date +%s.%N)
+    p_at=$(LC_ALL=C date +%s.%N)
     p_ticks
     p_at=${p_at%N}00
     p_fraction=${p_at#*.}
@@ -70,7 +70,8 @@ p_refused() { # reason, message: from the process that was to become a rank
     case $1 in NotExecutable) exit 126 ;; *) exit 127 ;; esac
 }
 
-p_check_script() { # a first line of another system's
+p_check_script() { # a first line of another system's. A shell reads a file byte for byte: not of what is no file of the user's
+    case $2 in */*) ;; *) return 0 ;; esac
     IFS= read -r p_line <"$1" 2>/dev/null || return 0
     case $p_line in '#!'*) ;; *) return 0 ;; esac
     case $p_line in
@@ -96,7 +97,7 @@ p_find() { # the program as exec would find it, with the job's own PATH
     fi
     [ -f "$p_places" ] || p_refused CommandNotFound "'$1' was not found: check the spelling and the environment"
     [ -x "$p_places" ] || p_refused NotExecutable "this user may not execute $p_places: chmod +x it, or name its interpreter"
-    p_check_script "$p_places"
+    p_check_script "$p_places" "$1"
 }
 
 p_go() { # to the working folder
@@ -121,7 +122,7 @@ p_folders() { # of the job and the attempt, in one command
     set -- "$p_dir/checkpoints" "$p_run/logs" "$p_run/progress" "$p_run/ranks"
     if ! [ -w "${HOME:-/nonexistent}" ] || ! [ -x "$HOME" ]; then set -- "$@" "$p_dir/home"; fi
     if [ -z "$p_snapshot" ] && [ "$p_cwd" = "$p_run/work" ]; then set -- "$@" "$p_cwd"; fi
-    mkdir -p "$@" && [ -O "$p_run" ] && [ -O "$p_dir" ]
+    LC_ALL=C mkdir -p "$@" && [ -O "$p_run" ] && [ -O "$p_dir" ]
 }
 
 p_conda_folder() { # of an environment's name, looked for where `conda env list` looks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +19,7 @@ from penstock.engines.spec import Observation, Stage
 
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
 _QUICK_S = 0.25
-_MANY = 50  # attempts, from which on even in a hurry a second goes by
+_MANY, _MANY_S = 50, 0.5  # attempts, from which on even in a hurry so long goes by
 _UNREACHABLE_S = 5.0
 _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
 _PATIENCE_S = 15.0  # until one that Slurm does not know is given up
@@ -86,7 +85,7 @@ class Poller:
         if self.unknown_since is not None:
             return max(pace, _UNREACHABLE_S)
         if loop.time() < self._hurry_until:
-            pace = min(pace, 1.0 if len(self._book.live) > _MANY else _QUICK_S)
+            pace = min(pace, _MANY_S if len(self._book.live) > _MANY else _QUICK_S)
         now = self._book.clock()
         due = [
             attempt.stop.at + attempt.stop.grace_s - now
@@ -267,13 +266,13 @@ class Poller:
         for user, theirs in users.items():
             for begin in range(0, len(theirs), _FOLDERS_AT_ONCE):
                 some = theirs[begin : begin + _FOLDERS_AT_ONCE]
-                mark = f"x{secrets.token_hex(8)}"
-                words = runfolder.command(mark, [attempt.folder for attempt in some])
+                folders = [attempt.folder for attempt in some]
+                words = runfolder.command(folders)
                 try:
                     done = await self._transport.run(words, user=user)
                 except Refused:  # that user is no more
                     continue
-                told = runfolder.read(done.out.decode("utf-8", "replace"), mark)
+                told = runfolder.read(done.out.decode("utf-8", "replace"), folders)
                 found |= {attempt.attempt_id: told.get(attempt.folder, Facts()) for attempt in some}
         return found
 

@@ -6,21 +6,21 @@ The files are the job's user's, who may write anything into them: they are read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penstock.engines.spec import RankExit
 
-# One process a folder, and one command a user: `tail -v` heads each file's last line with its name.
+# One command a user, and one process for many folders: `tail -v` heads each file's last line with its name. What a file
+# holds is one line there, so no text of a job's heads another's.
 _SCRIPT = """\
-mark=$1; shift
 for folder do
-  printf '\\n%s %s\\n' "$mark" "$folder"
-  cd "$folder" 2>/dev/null && tail -v -n 1 claim started ended ranks/* 2>/dev/null
-done
+  for file in "$folder/claim" "$folder/started" "$folder/ended" "$folder"/ranks/*; do printf '%s\\0' "$file"; done
+done | xargs -0 tail -v -n 1 -- 2>/dev/null
 exit 0
 """
 _HEAD = re.compile(r"==> (claim|started|ended|ranks/(\d{1,7})) <==")
+_PATH = re.compile(r"==> (.+)/((?:claim|started|ended|ranks/\d{1,7}) <==)")
 _LONGEST = 4000
 
 
@@ -44,18 +44,22 @@ class Facts:
     ranks: tuple[RankExit, ...] = ()
 
 
-def command(mark: str, folders: Sequence[str]) -> tuple[str, ...]:
-    """``mark``: a word that is drawn anew for each question, so that no file's text is taken for another's heading."""
-    return ("sh", "-c", _SCRIPT, "sh", mark, *folders)
+def command(folders: Sequence[str]) -> tuple[str, ...]:
+    return ("sh", "-c", _SCRIPT, "sh", *folders)
 
 
-def read(text: str, mark: str) -> dict[str, Facts]:
-    """By folder."""
-    found = {}
-    for part in text.split(f"\n{mark} ")[1:]:
-        folder, _, rest = part.partition("\n")
-        found[folder] = facts(rest)
-    return found
+def read(text: str, folders: Sequence[str]) -> dict[str, Facts]:
+    """By folder; of those that are there."""
+    parts: dict[str, list[str]] = {folder: [] for folder in folders}
+    part: list[str] = []
+    for line in text.split("\n"):
+        head = _PATH.fullmatch(line)
+        if head is not None and head[1] in parts:
+            part = parts[head[1]]
+            part.append(f"==> {head[2]}")
+        else:
+            part.append(line)
+    return {folder: facts("\n".join(part)) for folder, part in parts.items() if part}
 
 
 def facts(text: str) -> Facts:
@@ -107,7 +111,3 @@ def _status(code: str, signal: str) -> tuple[int | None, int | None]:
 
 def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text) else None
-
-
-def by_folder(facts_: Mapping[str, Facts], folder: str) -> Facts:
-    return facts_.get(folder, Facts())

@@ -378,9 +378,13 @@ def _why_queued(conn: Connection, row: Row[Any], now: float) -> tuple[list[str],
     attempt = progression.current_attempt(conn, row)
     if attempt is None:
         return [], []
-    named = f" as {row.engine_job}" if row.engine_job else ""
     waited = format_duration(max(0.0, round(now - attempt.admitted_at)))
-    evidence = [f"engine {row.engine}, which schedules itself, has had it in its line{named} for {waited}"]
+    engine = f"engine {row.engine}, which schedules itself,"
+    evidence = [
+        f"{engine} has had it in its line as {row.engine_job} for {waited}"
+        if row.engine_job
+        else f"{engine} was to have it {waited} ago, and has not said yet that it does"
+    ]
     if row.start_estimate is not None:
         evidence.append(f"{row.engine} expects to start it about {format_time(row.start_estimate)}")
     if attempt.restarts:

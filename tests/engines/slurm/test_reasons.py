@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.base.reasons import Reason
+from penstock.engines.slurm import states
+from penstock.engines.slurm.checks import problems
 from penstock.engines.slurm.reasons import Limit, known, why
-from penstock.engines.slurm.spec import Partition, Site, SlurmJob
+from penstock.engines.slurm.spec import Partition, Site, SlurmConfig, SlurmJob
+from penstock.engines.spec import JobNeeds, NodeOffer
 
 RECORDED = Path(__file__).parent / "recorded" / "reasons.txt"
 NAMES = [line for line in RECORDED.read_text().split("\n") if line and not line.startswith("#")]
@@ -108,3 +112,18 @@ def test_any_text_and_any_name_is_answered(text: str, name: str, reason: str) ->
     assert why(job(text, name)).message
     assert why(job(reason, name), SITE, Limit(name, 1, 2, 3)).message
     assert why(SlurmJob(1, text, "PENDING", f"{reason}, {text}", user="{account}{job}")).message
+
+
+def test_a_start_that_is_a_year_off_is_no_estimate() -> None:
+    """Slurm counts a year for whoever has no time limit."""
+    asked, now = states.Asked("a.1", ()), 1_000_000.0
+    for off, told in ((3600.0, now + 3600.0), (365 * 86_400.0, None)):
+        waits = replace(job("Resources"), start_estimate=now + off)
+        assert states.going(asked, waits, now).start_estimate == told
+
+
+@pytest.mark.parametrize(("gib", "wrong"), [(16, []), (17, ["resources.memory"])])
+def test_more_memory_than_any_node_has_is_refused_at_once(gib: int, wrong: list[str]) -> None:
+    nodes = [NodeOffer("n1", 8, 8 << 30), NodeOffer("n2", 8, 16 << 30)]
+    found = problems(JobNeeds("none", 1, 1, {}, memory=gib << 30), nodes, SlurmConfig("c1"))
+    assert [one.path for one in found] == wrong

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from penstock.base.errors import Problem
+from penstock.base.quantities import format_memory
 from penstock.engines import launchers
 from penstock.engines.slurm.script import option
 from penstock.engines.slurm.spec import SlurmConfig
@@ -57,6 +58,10 @@ def problems(needs: JobNeeds, nodes: Sequence[NodeOffer], config: SlurmConfig) -
             )
         )
     found += _gpus(needs, nodes, config)
+    if needs.memory and nodes and needs.memory > (most := max(node.memory for node in nodes)):
+        asked, has = format_memory(needs.memory), format_memory(most)
+        message = f"{asked} a node are asked for; no node in {config.name} has more than {has}"
+        found.append(Problem("resources.memory", message))
     return found
 
 

@@ -33,6 +33,10 @@ class Asked:
     shimmed: bool = False
 
 
+# Slurm counts a year for a job without a time limit: a start so far off says only that one of those is in the way.
+_GUESSED_S = 180 * 86_400.0
+
+
 def over(job: SlurmJob) -> bool:
     return job.state not in WAITING | STARTING | RUNNING
 
@@ -46,6 +50,8 @@ def going(
     if job.state in WAITING:
         why = why or reasons.why(job)
         estimate = job.start_estimate
+        if estimate is not None and estimate > now + _GUESSED_S:
+            estimate = None
         return replace(seen, reason=why.reason, message=why.message, help=why.help, start_estimate=estimate)
     placed = placement(asked, job.nodes, devices or {})
     if job.state in STARTING:

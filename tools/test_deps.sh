@@ -31,9 +31,11 @@ for need in chromium postgresql slurm slurmdbd slurmrestd sshd; do
   fi
 done
 [ "$(id -u)" = 0 ] || missing+=(root) # what only root can do: mount a small disk, run jobs as another user
-# Not Debian's, and too heavy to be pinned for one test: `pip install deepspeed` into .venv has that test run.
+# Not Debian's, and too heavy to be pinned for one test: `pip install -c constraints.txt deepspeed 'moto[s3]' flask flask-cors`
+# into .venv has those tests run (DeepSpeed's launcher; checkpoints in moto's S3 server).
 extra=()
 compgen -G '.venv/lib/python3*/site-packages/deepspeed/__init__.py' >/dev/null || extra+=(deepspeed)
+compgen -G '.venv/lib/python3*/site-packages/moto/__init__.py' >/dev/null && compgen -G '.venv/lib/python3*/site-packages/flask_cors/__init__.py' >/dev/null || extra+=(moto)
 leave_out() { printf '%s\n' "$@" >build/left-out; }
 if [ ${#missing[@]} = 0 ]; then leave_out "${extra[@]}"; exit 0; fi
 

@@ -93,9 +93,9 @@ def test_a_limit_on_bandwidth_is_kept(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_a_tier_is_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="s3://b: a tier is a folder"):
-        Checkpointer(str(tmp_path), model=torch.nn.Linear(2, 2), options=Options(tiers=("s3://b",)))
+def test_what_is_no_tier_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="gs://b: a tier is a folder or s3://BUCKET/PREFIX"):
+        Checkpointer(str(tmp_path), model=torch.nn.Linear(2, 2), options=Options(tiers=("gs://b",)))
 
 
 def test_a_tier_that_cannot_be_written_does_not_stop_the_training(

@@ -36,7 +36,7 @@ from penstock.worker.checkpoint.parts import (
 from penstock.worker.checkpoint.ranks import Ranks
 from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import Placed, written_here
-from penstock.worker.checkpoint.tiers import Tier, candidates
+from penstock.worker.checkpoint.tiers import candidates, fetch, place
 from penstock.worker.checkpoint.upkeep import Shelf
 from penstock.worker.checkpoint.writing import Pace, Staged
 from penstock.worker.report import report
@@ -56,7 +56,7 @@ class Options:
     commit_timeout: float = 600.0
     niceness: int = 10
     bytes_per_s: float | None = None
-    tiers: tuple[str, ...] = ()  # folders that each committed checkpoint is copied to in the background
+    tiers: tuple[str, ...] = ()  # folders or s3://..., for a copy of each committed checkpoint
     tier_keep: int = 3
     tier_bytes_per_s: float | None = None
     on_failure: Literal["tell", "raise"] = "tell"  # what step() does after a save that the disk refused
@@ -115,9 +115,7 @@ class Checkpointer:
         owner = {"job": self._contract.job_id, "attempt": self._contract.attempt}
         self._lock = folder.Lock(self.directory, owner)
         self._locked = False
-        if remote := [tier for tier in options.tiers if "://" in tier]:
-            raise CheckpointError(f"{remote[0]}: a tier is a folder", hint="Mount the bucket, or copy from a folder.")
-        self._tiers = [Tier(path, options.tier_keep, options.tier_bytes_per_s, owner) for path in options.tiers]
+        self._tiers = [place(path, options.tier_keep, options.tier_bytes_per_s, owner) for path in options.tiers]
         self._promoter = ThreadPoolExecutor(1, "penstock-promote", stand_back, (options.niceness,))
         self._promotion: Future[None] | None = None
         self._series = self._open()
@@ -141,10 +139,10 @@ class Checkpointer:
         are checkpoints and none is whole, and OtherModel when one is whole but of another model: the parts may then be
         partly overwritten, and must not be trained on.
         """
-        there = candidates(self.directory, self._tiers)
         reasons = []
-        for entry in [folder.Entry(*name) for name in self._ranks.first([(e.path, e.step, e.id) for e in there])]:
-            fault = self._try(entry)
+        for found in self._there():
+            entry, fault = self._near(found)
+            fault = fault or self._try(entry)
             if not fault:
                 self._last_saved = entry.step
                 if os.path.dirname(entry.path) == self.directory:
@@ -154,10 +152,41 @@ class Checkpointer:
             reasons.append(fault)
             if os.path.dirname(entry.path) == self.directory:
                 self._shelf.damaged[entry.id] = fault
-            self._say(f"step {entry.step} is damaged and not used: {fault}")
+            what = "could not be brought here and is" if "://" in entry.path else "is damaged and"
+            self._say(f"step {entry.step} {what} not used: {fault}")
         if reasons:
             raise Damaged(f"none of the {len(reasons)} checkpoints in {self.directory} is whole; newest: {reasons[0]}")
         return 0
+
+    def _there(self) -> list[folder.Entry]:
+        """What rank 0 finds in all places, newest first. Raises CheckpointError where only a silent place may know."""
+        found: list[tuple[str, int, str]] = []
+        silent: list[str] = []
+        if self._ranks.rank == 0:
+            there, silent = candidates(self.directory, self._tiers)
+            found = [(entry.path, entry.step, entry.id) for entry in there]
+            for fault in silent if found else ():
+                self._say(f"not asked for its checkpoints: {fault}")
+        found, silent = self._ranks.first((found, silent))
+        if silent and not found:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory}, and a tier does not say whether it has one: {silent[0]}",
+                hint="Start again when it answers, or without it in Options(tiers=...) to begin afresh.",
+            )
+        return [folder.Entry(*one) for one in found]
+
+    def _near(self, entry: folder.Entry) -> tuple[folder.Entry, str]:
+        """A checkpoint that lies in a store is brought into the folder, by rank 0; and why it could not be."""
+        if "://" not in entry.path:
+            return entry, ""
+        path, fault = entry.path, ""
+        if self._ranks.rank == 0:
+            try:
+                path = fetch(entry, self._tiers, self.directory).path
+            except (OSError, CheckpointError) as error:
+                fault = str(error)
+        path, fault = self._ranks.first((path, fault))
+        return folder.Entry(path, entry.step, entry.id), fault
 
     def _try(self, entry: folder.Entry) -> str:
         """Load one checkpoint; the reason of any rank that found it damaged. All ranks come to the same answer."""
@@ -364,7 +393,7 @@ class Checkpointer:
                 fault = error.message
             except OSError as error:
                 self._say(f"{self.directory} cannot be written ({error}); saves will fail until it can")
-            series = folder.new_series(candidates(self.directory, self._tiers))
+            series = folder.new_series(candidates(self.directory, self._tiers)[0])
             if self._locked:
                 folder.clear(self.directory, series)
         fault, series = self._ranks.first((fault, series))

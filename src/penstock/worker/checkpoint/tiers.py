@@ -11,13 +11,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from xxhash import xxh3_128_hexdigest
 
 from penstock.worker.checkpoint import folder
-from penstock.worker.checkpoint.errors import Damaged
+from penstock.worker.checkpoint.errors import CheckpointError, Damaged
 from penstock.worker.checkpoint.manifest import NAME, File
 from penstock.worker.checkpoint.reading import Want, read_files, verify
 from penstock.worker.checkpoint.upkeep import Shelf
@@ -65,6 +65,10 @@ class Tier:
         self._shelf.prune()
         return True
 
+    def fetch(self, entry: folder.Entry, directory: str) -> folder.Entry:
+        """A folder's are read where they are."""
+        return entry
+
     def close(self) -> None:
         self._lock.release()
 
@@ -99,8 +103,50 @@ class Tier:
             os.close(fd)
 
 
-def candidates(directory: str, tiers: Iterable[Tier]) -> list[folder.Entry]:
-    """Every committed checkpoint, the newest first; of several copies the one in the first place."""
-    places = [folder.entries(directory), *(tier.entries() for tier in tiers)]
-    found = [(entry, -rank) for rank, place in enumerate(places) for entry in place]
-    return [entry for entry, _ in sorted(found, key=lambda pair: (pair[0].id, pair[1]), reverse=True)]
+class Place(Protocol):
+    """Where checkpoints are copied to: a folder, or an object store (bucket.py)."""
+
+    directory: str
+
+    def entries(self) -> list[folder.Entry]: ...
+
+    def promote(self, entry: folder.Entry) -> bool: ...
+
+    def fetch(self, entry: folder.Entry, directory: str) -> folder.Entry: ...
+
+    def close(self) -> None: ...
+
+
+def place(path: str, keep: int, bytes_per_s: float | None, owner: Mapping[str, Any]) -> Place:
+    """Raises CheckpointError where ``path`` is neither a folder nor a store that is known."""
+    if "://" not in path:
+        return Tier(path, keep, bytes_per_s, owner)
+    if not path.startswith("s3://"):
+        raise CheckpointError(f"{path}: a tier is a folder or s3://BUCKET/PREFIX", hint="Mount other stores.")
+    try:
+        from penstock.worker.checkpoint.bucket import Bucket
+    except ImportError as missing:
+        raise CheckpointError(
+            f"{path} needs the package {missing.name}", hint="pip install 'penstock[s3]'"
+        ) from missing
+    return Bucket(path, keep, bytes_per_s)
+
+
+def candidates(directory: str, tiers: Iterable[Place]) -> tuple[list[folder.Entry], list[str]]:
+    """Every committed checkpoint, the newest first; of several copies the one in the first place.
+
+    And which places did not answer, in words: where they are all there is, nobody knows whether a training begins afresh.
+    """
+    places, silent = [folder.entries(directory)], []
+    for tier in tiers:
+        try:
+            places.append(tier.entries())
+        except OSError as error:
+            silent.append(str(error))
+    found = [(entry, -rank) for rank, there in enumerate(places) for entry in there]
+    return [entry for entry, _ in sorted(found, key=lambda pair: (pair[0].id, pair[1]), reverse=True)], silent
+
+
+def fetch(entry: folder.Entry, tiers: Iterable[Place], directory: str) -> folder.Entry:
+    """Bring a checkpoint of a tier to where it can be read. Raises OSError or Damaged."""
+    return next(tier for tier in tiers if entry.path.startswith(f"{tier.directory}/")).fetch(entry, directory)

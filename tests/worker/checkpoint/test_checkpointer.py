@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,7 @@ from penstock.worker.checkpoint.public import (
     Unencodable,
     latest,
 )
-from penstock.worker.contract import StopSignal
 from tests.worker.checkpoint.training import WIDTH, Training
-
-
-@pytest.fixture(autouse=True)
-def own_signal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """SIGTERM as it was before, after each test."""
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("penstock.worker.contract.should_stop", StopSignal())
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def saved(directory: Path, steps: int = 10, **more: Any) -> Training:

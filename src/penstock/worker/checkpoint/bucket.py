@@ -116,8 +116,7 @@ class Bucket:
         try:
             for file in manifest.files:
                 with open(os.path.join(temporary, os.path.basename(file.name)), "wb") as target:
-                    for _, data in self._parts(there, name, file):
-                        target.write(data)
+                    target.writelines(data for _, data in self._parts(there, name, file))
                     target.flush()
                     os.fsync(target.fileno())
         except BaseException:

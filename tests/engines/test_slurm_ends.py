@@ -126,7 +126,7 @@ def test_requeued_it_goes_on_as_the_same_attempt(on_slurm: Callable[..., None], 
             await asyncio.sleep(0.05)
         slurm_cluster.run("scontrol", "requeue", job_of(world, launch))
         waits = await until(lambda: (last := world.last(launch)) and last.stage is Stage.QUEUED and last)
-        assert (waits.restarts, waits.reason) == (1, Reason.BackingOff)
+        assert (waits.restarts, waits.reason) == (1, Reason.BackingOff), waits.message
         assert waits.ended_at is not None
         slurm_cluster.run("scontrol", "update", f"JobId={job_of(world, launch)}", "StartTime=now")
         end = await ended(world, launch)

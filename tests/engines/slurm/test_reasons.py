@@ -75,6 +75,12 @@ def test_what_people_are_told(said: str, reason: Reason, words: str) -> None:
     assert words in told.message
 
 
+def test_a_requeue_of_which_the_scheduler_has_said_nothing_yet_backs_off() -> None:
+    assert why(job("None")).reason is Reason.WaitingForResources
+    requeued = why(replace(job("None"), restarts=1))
+    assert (requeued.reason, requeued) == (Reason.BackingOff, why(job("BeginTime")))
+
+
 def test_the_figures_of_a_limit_are_told() -> None:
     told = why(job("AssocGrpGRES"), SITE, Limit("account vision", limit=16, used=12, asked=8))
     assert told.reason is Reason.QuotaExceeded

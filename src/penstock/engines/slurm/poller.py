@@ -175,19 +175,19 @@ class Poller:
         return {job.key: job for job in await self._controller.jobs(list(names)) if job.name == names.get(job.key)}
 
     def _going(self, attempt: Attempt, job: SlurmJob, now: float) -> Observation:
-        why = self.figures.why(attempt, job) if job.state in states.WAITING else None
-        seen = states.going(attempt.asked, job, now, why=why, devices=attempt.devices)
-        last = attempt.told
-        if seen.stage is Stage.QUEUED and last is not None and last.stage in (Stage.RUNNING, Stage.STARTING):
+        last, waits = attempt.told, job.state in states.WAITING
+        if waits and last is not None and last.stage in (Stage.RUNNING, Stage.STARTING):
             attempt.requeues += 1
             attempt.devices, attempt.groups = {}, ()
             attempt.requeued_at = _ceased(last, job, now)
+        job = replace(job, restarts=max(job.restarts, attempt.requeues))  # squeue does not tell them
+        why = self.figures.why(attempt, job) if waits else None
+        seen = states.going(attempt.asked, job, now, why=why, devices=attempt.devices)
         if seen.stage is Stage.QUEUED:
             seen = replace(seen, ended_at=attempt.requeued_at)
         else:
             attempt.groups, attempt.slurm_id = seen.groups, job.id
-        progress = attempt.pace.summary if attempt.pace is not None else None
-        return replace(seen, restarts=max(seen.restarts, attempt.requeues), progress=progress)
+        return replace(seen, progress=attempt.pace.summary if attempt.pace is not None else None)
 
     async def _ask_devices(self, attempt: Attempt, job: SlurmJob) -> None:
         if attempt.gpus and job.state == "RUNNING" and not attempt.devices:

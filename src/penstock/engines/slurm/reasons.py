@@ -226,6 +226,8 @@ def why(job: SlurmJob, site: Site | None = None, limit: Limit | None = None) -> 
     """Why ``job``, which is pending, has not started. Total: any text of Slurm's is answered."""
     name, _, rest = job.reason.replace("_", " ").partition(",")
     name = name.strip() or "None"
+    if name == "None" and job.restarts:
+        name = "BeginTime"  # a requeue has set it; the scheduler says so when it next comes by
     said = SAID.get(name) or _sentence(job.reason)
     rest = rest.strip()
     if name == "ReqNodeNotAvail" and rest:

@@ -137,6 +137,47 @@ def test_requeued_it_goes_on_as_the_same_attempt(on_slurm: Callable[..., None], 
     on_slurm(body)
 
 
+def test_a_run_folder_that_cannot_be_written_is_named(on_slurm: Callable[..., None], data: Path) -> None:
+    async def body(world: World) -> None:
+        (data / "cluster").chmod(0o755)
+        launch = await world.begin("true", wait=False)
+        end = await ended(world, launch)
+        assert end.reason == "LaunchFailed", end
+        assert str(folder_of(world, launch)) in end.message
+        assert "--folder" in end.message
+
+    on_slurm(body)
+
+
+def test_a_limit_of_slurms_own_is_told_when_it_nears(on_slurm: Callable[..., None]) -> None:
+    """Of a minute, with a grace of half of that: Slurm's signal comes at once, or as it pleases."""
+
+    async def body(world: World) -> None:
+        script = "trap 'echo told; exit 0' TERM; sleep 120 & wait"
+        end = await world.run("sh", "-c", script, options={"time": 1}, grace_s=30.0)
+        assert end.reason == "TimeLimit", end
+        assert end.started_at is not None
+        assert end.ended_at is not None
+        assert 40 <= end.ended_at - end.started_at <= 60
+
+    on_slurm(body)
+
+
+def test_a_job_with_a_time_limit_ends_as_soon_as_one_without(on_slurm: Callable[..., None]) -> None:
+    async def body(world: World) -> None:
+        took = {}
+        for limit in (None, 600.0):
+            spans = []
+            for _ in range(5):
+                end = await world.run("true", time_limit_s=limit)
+                assert end.ended_at is not None
+                spans.append(end.at - end.ended_at)
+            took[limit] = min(spans)
+        assert took[600.0] < took[None] + 0.5, took
+
+    on_slurm(body)
+
+
 def test_what_sbatch_refuses_is_told_in_its_words(on_slurm: Callable[..., None]) -> None:
     async def body(world: World) -> None:
         end = await world.run("true", options={"account": "nobodys"})

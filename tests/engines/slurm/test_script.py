@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -299,3 +301,32 @@ def test_told_to_end_twice_it_hears_of_it_once(folder: Path) -> None:
     end = ran.facts.end
     assert end is not None
     assert (end.reason, end.exit_code) == ("Stopped", 11)
+
+
+def test_nothing_of_it_is_left_that_slurms_step_would_wait_for(folder: Path) -> None:
+    """The timers of its limit and of its grace, with their sleeps."""
+    for procs in (1, 2):
+        limit, grace = 40000.25 + procs, 30000.25 + procs
+        assert run(folder, launch("true", procs=procs, time_limit_s=limit)).code == 0
+        assert run(folder, launch("sleep", "50", procs=procs, time_limit_s=0.2, grace_s=grace)).code == 143
+        deadline = time.monotonic() + 5
+        while left := {f"{limit:g}", f"{grace:g}"} & sleeping():
+            assert time.monotonic() < deadline, left
+
+
+def sleeping() -> set[str]:
+    """What is asked of each `sleep` on this machine."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if words[0] == b"sleep":
+                found.add(words[1].decode())
+    return found
+
+
+def test_a_folder_that_cannot_be_written_is_no_second_start(folder: Path) -> None:
+    where = folder / "closed"
+    where.mkdir(mode=0o555)
+    assert run(where, launch("true")).code == 97
+    assert list(where.iterdir()) == []

@@ -102,6 +102,7 @@ class Attempt:
 def fresh(launch: Launch, config: SlurmConfig, home: str) -> Attempt:
     """Of a launch that was never submitted; ``home`` is the jobs' folder on the cluster."""
     name = script.name_of([launch])
+    where = script.place(home, launch)
     asked = states.Asked(
         launch.attempt_id,
         launch.groups,
@@ -110,8 +111,8 @@ def fresh(launch: Launch, config: SlurmConfig, home: str) -> Attempt:
         launch.time_limit_s,
         launch.procs,
         launchers.effective_launcher(launch) != "none",
+        where.run,
     )
-    where = script.place(home, launch)
     return Attempt(
         launch.attempt_id,
         launch.run_dir,
@@ -152,6 +153,7 @@ def load(run_dir: str, config: SlurmConfig) -> Attempt | None:
         record["time_limit_s"],
         record["procs"],
         record["shimmed"],
+        record["folder"],
     )
     return Attempt(
         record["attempt_id"],

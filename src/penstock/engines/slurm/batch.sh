@@ -57,6 +57,35 @@ p_wait() { # for a child, whatever signals come meanwhile; its status in p_statu
     fi
 }
 
+p_after() { # seconds, and what is to be done then, unless p_forget comes first
+    (
+        p_last=${!:-}
+        trap '' TERM INT USR1 USR2
+        trap '[ "${!:-}" = "$p_last" ] || kill -KILL "$!"; exit 0' HUP
+        sleep "$1" &
+        wait "$!"
+        eval "$2"
+    ) 2>/dev/null &
+    p_timers="$p_timers $!"
+}
+
+p_forget() { # timers, and their sleeps: Slurm's step would last until it had ended what is left of it
+    [ -z "$p_timers" ] || kill -HUP $p_timers 2>/dev/null
+    p_timers=
+}
+
+p_near() { # whether Slurm's own limit is not near yet, of which Slurm tells up to a minute early; then it is looked at again
+    [ -z "$p_limit" ] || return 1
+    p_said=$(scontrol -o show job "$p_key" 2>/dev/null) || return 1
+    p_begun=${p_said#*" StartTime="} p_over=${p_said#*" EndTime="}
+    p_begun=$(date -d "${p_begun%% *}" +%s 2>/dev/null) && p_over=$(date -d "${p_over%% *}" +%s 2>/dev/null) || return 1
+    p_ahead=$p_reserve p_quarter=$(((p_over - p_begun) / 4))
+    [ "$p_ahead" -le "$p_quarter" ] || p_ahead=$p_quarter # of a limit that is hardly longer than the grace
+    p_nap=$((p_over - p_ahead - $(date +%s)))
+    [ "$p_nap" -gt 0 ] || return 1
+    p_after "$p_nap" 'kill -USR2 $$'
+}
+
 p_kill() { kill -"$1" -"$2" 2>/dev/null || kill -"$1" "$2" 2>/dev/null; } # a rank's session, or what will become it
 
 # -- the way into a rank
@@ -186,26 +215,26 @@ p_port() { # one that nothing listens on here, from the job's own number onwards
 
 p_ask() { # reason: end it, with grace; asked again, it is told no second time
     p_reason=${p_reason:-$1}
-    if [ -z "$p_pid" ] || [ -n "$p_timer" ]; then return; fi
+    if [ -z "$p_pid" ] || [ -n "$p_asked" ]; then return; fi
+    p_asked=1
     p_kill TERM "$p_pid"
-    ( sleep "$p_grace"; kill -USR1 $$ ) &
-    p_timer=$!
+    p_after "$p_grace" 'kill -USR1 $$'
 }
 
 p_single() {
-    p_pid= p_timer= p_killed=
+    p_pid= p_asked= p_killed=
     trap 'p_ask Stopped' TERM
-    trap 'p_ask TimeLimit' USR2
+    trap 'p_near || p_ask TimeLimit' USR2
     trap 'p_killed=1; [ -z "$p_pid" ] || p_kill KILL "$p_pid"' USR1
     if [ -z "$p_reason" ]; then
         ( p_become 0 ) &
         p_pid=$!
         [ -z "$p_reason" ] || p_ask Stopped
         [ -z "$p_killed" ] || p_kill KILL "$p_pid"
-        if [ -n "$p_limit" ]; then
-            ( sleep "$p_limit"; kill -USR2 $$ ) &
-        fi
+        [ -z "$p_limit" ] || p_after "$p_limit" 'kill -USR2 $$'
+        [ -z "$p_warned" ] || kill -USR2 $$
         p_wait "$p_pid"
+        p_forget
         p_split "$p_status"
     else # told to end before it began
         p_end - 15 "$p_reason" ""
@@ -267,7 +296,7 @@ p_stop() { # reason, message
     [ -z "$p_stopping" ] || return 0
     p_stopping=1
     p_order term
-    ( sleep "$p_grace"; echo kill >&5 ) &
+    p_after "$p_grace" 'echo kill >&5'
 }
 
 p_step() { # the gang's nodes, by srun
@@ -287,7 +316,7 @@ p_supervise() {
     else
         p_start_watchers
     fi
-    [ -z "$p_limit" ] || ( sleep "$p_limit"; echo limit >&5 ) &
+    [ -z "$p_limit" ] || p_after "$p_limit" 'echo limit >&5'
     while [ "$p_left" -gt 0 ] && IFS=' ' read -r p_event p_one p_two p_three <&5; do
         case $p_event in
         ready)
@@ -303,7 +332,7 @@ p_supervise() {
             [ -n "$p_failed" ] || p_failed="127 0 127"
             p_stop "$p_one" "$p_two${p_three:+ $p_three}" ;;
         term) p_stop Stopped "" ;;
-        limit) p_stop TimeLimit "" ;;
+        limit) p_near || p_stop TimeLimit "" ;;
         kill) p_order kill ;;
         step) # srun is over; where not all were heard of, it is the one that failed
             if [ "$p_left" -gt 1 ]; then p_failed=${p_failed:-"$p_one 0 $p_one"}; fi
@@ -313,6 +342,7 @@ p_supervise() {
             p_left=0 ;;
         esac
     done
+    p_forget
     [ -n "$p_failed" ] || p_failed="0 0 0"
     IFS=' ' read -r p_code p_signal p_status <<EOF
 $p_failed
@@ -335,6 +365,7 @@ p_gang() {
     trap 'echo kill >&5' USR1
     trap 'echo limit >&5' USR2
     [ -z "$p_reason" ] || echo term >&5
+    [ -z "$p_warned" ] || echo limit >&5
     p_supervise &
     p_wait $!
     return "$p_status"
@@ -425,15 +456,15 @@ p_deliver() { # what lies on the nodes' own disks is fetched by the server, whic
 p_main() {
     umask 077
     cd /
-    p_node_rank=0 p_gang= p_reason= p_resume=
+    p_node_rank=0 p_gang= p_reason= p_resume= p_timers= p_warned=
     p_values
     if [ "${1:-}" = node ]; then shift; p_node "$@"; fi
     if [ -O / ]; then echo "jobs are never run as root" >&2; return 98; fi
     trap 'p_reason=Stopped' TERM
-    trap 'p_reason=TimeLimit' USR2
+    trap 'p_warned=1' USR2
     trap : USR1
     p_folders || return 97
-    p_claim || return 96
+    p_claim || { [ -e "$p_run/claim" ] && return 96; return 97; }
     exec </dev/null >>"$p_run/logs/batch.out" 2>&1
     p_clock
     p_now
@@ -457,6 +488,7 @@ p_main() {
     fi
     if [ "$p_nodes" = 1 ] && [ "$p_mains" = 1 ] && [ -z "$p_shimmed" ]; then p_single; else p_gang; fi
     p_ends=$?
+    p_forget
     [ -n "$p_shared" ] || p_deliver
     return "$p_ends"
 }

@@ -1,7 +1,8 @@
 """Logs and progress of an attempt on a cluster: one rank or all merged by time, followed live, in bounded memory.
 
 A rank's output is its file, written by nobody but the rank: there is no size at which it is cut, so all of it is shown.
-When a byte was written is known from ``logs/<rank>.idx``: lines of "epoch seconds, size", added when the size had changed.
+When a byte was written is told by ``logs/<rank>.idx``, lines of "epoch seconds, size", where there is one. The batch script
+writes none: then a file's last change stands for all of it, and ranks that are read afterwards come one after another.
 """
 
 from __future__ import annotations

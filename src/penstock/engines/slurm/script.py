@@ -153,6 +153,7 @@ def _values(launch: Launch, config: SlurmConfig, folder: str, snapshot: str) -> 
         "world": launchers.world_size(launch),
         "shimmed": "1" if effective != "none" else "",
         "grace": f"{launch.grace_s:g}",
+        "reserve": _reserve(launch),
         "limit": "" if launch.time_limit_s is None else f"{launch.time_limit_s:g}",
         "attempt_resumes": "1" if launch.attempt > 1 else "",
         "shared": "1" if config.shared else "",
@@ -330,8 +331,8 @@ def options(launch: Launch, config: SlurmConfig, name: str, models: Sequence[str
         found["gres"] = f"gpu:{model}{launch.gpus_per_node}"
     if launch.time_limit_s is not None:
         found["time"] = max(1, math.ceil((launch.time_limit_s + launch.grace_s + _MARGIN_S) / 60))
-    else:  # the partition's limit is told beforehand: with the same grace, as far as Slurm's minutes allow
-        found["signal"] = f"B:USR2@{max(1, math.ceil(launch.grace_s)) + _REPORT_S}"
+    else:  # the partition's limit is told beforehand: with the same grace (p_near)
+        found["signal"] = f"B:USR2@{_reserve(launch)}"
     if config.partition:
         found["partition"] = config.partition
     prefix = config.node_prefix
@@ -347,6 +348,11 @@ def options(launch: Launch, config: SlurmConfig, name: str, models: Sequence[str
     if "gpus-per-node" in asked or "gres" in asked:
         found.pop("gres", None)
     return found | asked | {"job-name": name, "output": "/dev/null", "chdir": "/"}
+
+
+def _reserve(launch: Launch) -> int:
+    """Seconds before Slurm's limit at which it is told to end."""
+    return max(1, math.ceil(launch.grace_s)) + _REPORT_S
 
 
 def option(name: str) -> str:

@@ -31,6 +31,7 @@ class Asked:
     time_limit_s: float | None = None
     procs: int = 1
     shimmed: bool = False
+    folder: str = ""  # on the cluster
 
 
 # Slurm counts a year for a job without a time limit: a start so far off says only that one of those is in the way.
@@ -142,7 +143,7 @@ def _why(asked: Asked, job: SlurmJob, facts: Facts, ranks: Sequence[RankExit]) -
         return Reason.TimeLimit, _time_limit(asked)
     if told == "Stopped":
         return Reason.Cancelled, "it was told to end (SIGTERM) in Slurm, not by Penstock"
-    return _failed(asked, job, end, ranks)
+    return _failed(asked, job, facts, ranks)
 
 
 def _by_slurm(asked: Asked, job: SlurmJob, ranks: Sequence[RankExit]) -> tuple[str, str] | None:
@@ -162,15 +163,12 @@ def _by_slurm(asked: Asked, job: SlurmJob, ranks: Sequence[RankExit]) -> tuple[s
     return None
 
 
-def _failed(asked: Asked, job: SlurmJob, end: End | None, ranks: Sequence[RankExit]) -> tuple[str, str]:
+def _failed(asked: Asked, job: SlurmJob, facts: Facts, ranks: Sequence[RankExit]) -> tuple[str, str]:
+    end = facts.end
     if end is None and job.state == "COMPLETED":
         return Reason.Completed, ""
-    if end is None and not ranks and job.exit_code in (REFUSED_CLAIM, _NO_FOLDER, _IS_ROOT):
-        return Reason.LaunchFailed, {
-            REFUSED_CLAIM: "Slurm started it a second time after it had forgotten the first; it is not run twice",
-            _NO_FOLDER: "its run folder cannot be made on the node: see the engine's folder, and who may write there",
-            _IS_ROOT: "jobs are never run as root",
-        }[job.exit_code]
+    if end is None and not ranks and (said := _unbegun(asked, job, facts)):
+        return Reason.LaunchFailed, said
     failure = _root_cause(asked, ranks)
     if failure is None:
         number = end.signal if end else job.signal
@@ -181,6 +179,20 @@ def _failed(asked: Asked, job: SlurmJob, end: End | None, ranks: Sequence[RankEx
     if restarts:
         message += f", after {restarts} restart{'s' * (restarts > 1)} in place"
     return Reason.Failed, message
+
+
+def _unbegun(asked: Asked, job: SlurmJob, facts: Facts) -> str:
+    """Why its batch script ended before it began anything; slurmctld alone tells no exit code."""
+    if job.exit_code == REFUSED_CLAIM:
+        return "Slurm started it a second time after it had forgotten the first; it is not run twice"
+    if job.exit_code == _IS_ROOT:
+        return "jobs are never run as root"
+    if job.exit_code == _NO_FOLDER or (job.exit_code is None and not facts.claim):
+        return (
+            f"its run folder {asked.folder} cannot be written on the node by the job's user: let that user write there, or "
+            "give the engine another folder, which all nodes share (`penstock engines set ENGINE --folder DIR`)"
+        )
+    return ""
 
 
 def _root_cause(asked: Asked, ranks: Sequence[RankExit]) -> Failure | None:

@@ -17,7 +17,7 @@ from penstock.engines import launchers
 from penstock.engines.local import folder
 from penstock.engines.slurm import script, states
 from penstock.engines.slurm.pace import Pace
-from penstock.engines.slurm.spec import SlurmConfig, tag
+from penstock.engines.slurm.spec import SlurmConfig, SlurmJob, tag
 from penstock.engines.spec import Launch, Observation, RankExit, RankGroup, Stage
 
 FORMAT = 1
@@ -57,6 +57,7 @@ class Attempt:
     lost: bool = False  # it may have had a record, and an index and a tag of others, before
     launch: Launch | None = None
     told: Observation | None = None
+    looked_at: SlurmJob | None = None  # as Slurm told it then
     groups: tuple[RankGroup, ...] = ()
     devices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     missing_since: float | None = None  # Slurm does not know it any more

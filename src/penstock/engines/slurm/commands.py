@@ -29,6 +29,10 @@ class CommandController:
         self._transport = transport
         self._config = config
         self._topology: tuple[float, Mapping[str, str]] = (-_TOPOLOGY_S, {})
+        self._said: tuple[str, list[SlurmJob]] = (
+            "",
+            [],
+        )  # squeue's last answer: jobs that wait or run mostly do just that
 
     async def submit(self, submission: Submission) -> int:
         words = ["sbatch", "--parsable", *(["--array", submission.array] if submission.array else [])]
@@ -115,7 +119,11 @@ class CommandController:
         mark, separator = _mark(), _mark()
         layout = mark + separator.join(parsing.SQUEUE)
         asked = [*_PLAIN, "squeue", "--noheader", "--all", "--array", "--states=all", f"--format={layout}", *words]
-        return parsing.jobs(await self._ask(asked), mark, separator)
+        said = await self._ask(asked)
+        plain = said.replace(mark, "\x1e").replace(separator, "\x1f")
+        if plain != self._said[0]:
+            self._said = plain, parsing.jobs(said, mark, separator)
+        return self._said[1]
 
     async def _sacct(self, *words: str) -> list[SlurmJob]:
         mark = _mark()

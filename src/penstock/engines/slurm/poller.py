@@ -20,6 +20,7 @@ from penstock.engines.spec import Observation, Stage
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
 _QUICK_S = 0.25
 _MANY, _MANY_S = 50, 0.5  # attempts, from which on even in a hurry so long goes by
+_VERY_MANY, _VERY_MANY_S = 500, 2.5
 _UNREACHABLE_S = 5.0
 _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
 _PATIENCE_S = 15.0  # until one that Slurm does not know is given up
@@ -28,6 +29,14 @@ _TERM_AGAIN_S = 5.0
 _REFUSED_S = 3.0  # from then on, until one that cannot be signalled is cancelled
 _KILL_PATIENCE_S = 10.0  # from the end of the grace until Slurm itself ends it
 _FOLDERS_AT_ONCE = 200
+
+
+def _as_told(attempt: Attempt, job: SlurmJob) -> bool:
+    """Whether there is nothing to say or do of one that Slurm tells as it did at the last look. Figures of limits move."""
+    told = attempt.told is not None and attempt.told.unknown_since is None
+    known = job.state != "RUNNING" or not attempt.gpus or bool(attempt.devices)
+    moves = job.reason.startswith(("Assoc", "QOS")) or job.comment == apart.OVER
+    return told and known and attempt.stop is None and not moves
 
 
 class Poller:
@@ -81,7 +90,7 @@ class Poller:
 
     def _interval(self) -> float:
         loop = asyncio.get_running_loop()
-        pace = self._config.poll_s
+        pace = self._config.poll_s if len(self._book.live) < _VERY_MANY else max(self._config.poll_s, _VERY_MANY_S)
         if self.unknown_since is not None:
             return max(pace, _UNREACHABLE_S)
         if loop.time() < self._hurry_until:
@@ -106,14 +115,18 @@ class Poller:
                 self._silent(attempts, error.message)
                 return
             self.unknown_since = None
-            for attempt, observation in seen:
-                if observation.stage in (Stage.EXITED, Stage.LOST):
-                    await self._book.finish(attempt, observation)
-                    self._hurry_until = asyncio.get_running_loop().time() + _HURRY_S  # more may end, and soon
-                elif observation.stage is Stage.ABSENT:
+            ends = [one for one in seen if one[1].stage in (Stage.EXITED, Stage.LOST)]
+            for (
+                attempt,
+                observation,
+            ) in seen:  # before the ends, whose writing may fail: the next look skips what was told
+                if observation.stage is Stage.ABSENT:
                     self._absent(attempt, observation)
-                else:
+                elif observation.stage not in (Stage.EXITED, Stage.LOST):
                     self._book.tell(attempt, observation)
+            for attempt, observation in ends:
+                await self._book.finish(attempt, observation)
+                self._hurry_until = asyncio.get_running_loop().time() + _HURRY_S  # more may end, and soon
             await self._watch_progress()
 
     async def _watch_progress(self) -> None:
@@ -160,6 +173,9 @@ class Poller:
                 over.append((attempt, job))
             else:
                 attempt.silent_since = None
+                if job is attempt.looked_at and _as_told(attempt, job):
+                    continue
+                attempt.looked_at = job
                 await self._drive(attempt, job)
                 await self._ask_devices(attempt, job)
                 if job.comment == apart.OVER and not self._config.shared:

@@ -306,7 +306,7 @@ def test_told_to_end_twice_it_hears_of_it_once(folder: Path) -> None:
 def test_nothing_of_it_is_left_that_slurms_step_would_wait_for(folder: Path) -> None:
     """The timers of its limit and of its grace, with their sleeps."""
     for procs in (1, 2):
-        limit, grace = 40000.25 + procs, 30000.25 + procs
+        limit, grace = (base + os.getpid() % 10_000 + procs / 8 for base in (40_000, 60_000))  # nobody else's
         assert run(folder, launch("true", procs=procs, time_limit_s=limit)).code == 0
         assert run(folder, launch("sleep", "50", procs=procs, time_limit_s=0.2, grace_s=grace)).code == 143
         deadline = time.monotonic() + 5

@@ -57,7 +57,8 @@ p_wait() { # for a child, whatever signals come meanwhile; its status in p_statu
     fi
 }
 
-p_after() { # seconds, and what is to be done then, unless p_forget comes first
+p_after() { # seconds, and what is to be done then, unless p_forget comes first: also before it has set its trap for that
+    trap - HUP
     (
         p_last=${!:-}
         trap '' TERM INT USR1 USR2
@@ -67,6 +68,7 @@ p_after() { # seconds, and what is to be done then, unless p_forget comes first
         eval "$2"
     ) 2>/dev/null &
     p_timers="$p_timers $!"
+    [ -z "$p_deaf" ] || trap '' HUP
 }
 
 p_forget() { # timers, and their sleeps: Slurm's step would last until it had ended what is left of it
@@ -309,7 +311,7 @@ p_step() { # the gang's nodes, by srun
 
 p_supervise() {
     trap '' TERM USR1 USR2 INT HUP
-    p_left=$p_mains p_ready=0 p_late= p_stopping= p_message= p_failed= p_ok=0
+    p_deaf=1 p_left=$p_mains p_ready=0 p_late= p_stopping= p_message= p_failed= p_ok=0
     if [ "$p_nodes" -gt 1 ]; then
         p_left=$((p_mains * p_nodes + 1))
         ( trap - TERM USR1 USR2 INT HUP; p_step ) &
@@ -456,7 +458,7 @@ p_deliver() { # what lies on the nodes' own disks is fetched by the server, whic
 p_main() {
     umask 077
     cd /
-    p_node_rank=0 p_gang= p_reason= p_resume= p_timers= p_warned=
+    p_node_rank=0 p_gang= p_deaf= p_reason= p_resume= p_timers= p_warned=
     p_values
     if [ "${1:-}" = node ]; then shift; p_node "$@"; fi
     if [ -O / ]; then echo "jobs are never run as root" >&2; return 98; fi

@@ -107,14 +107,20 @@ def text(
     snapshot = place(folder, first).snapshot  # of them all
     values = [_values(launch, config, folder, snapshot) for launch in launches]
     shared = set(values[0]).intersection(*values)
-    lines = ["p_values() {", *(line for line in values[0] if line in shared)]
+    lines = ["p_values() {"]
     if len(launches) > 1:
         lines.append('case "$SLURM_ARRAY_TASK_ID" in')
         for launch, own in zip(launches, values, strict=True):
             index = launch.array[1] if launch.array else 0
             lines += [f"{index})", *(line for line in own if line not in shared), ";;"]
         lines += ["*) exit 95 ;;", "esac"]
-    lines += ["}", "p_prepare_environment() {", *_environment(first), "}"]
+    lines += [
+        *(line for line in values[0] if line in shared),
+        "}",
+        "p_prepare_environment() {",
+        *_environment(first),
+        "}",
+    ]
     lines += ["p_export() {", *_exports(first, url), "}", "p_command() {", *_command(first), "}"]
     if carried is not None:
         lines += [
@@ -134,16 +140,16 @@ def alike(launch: Launch) -> str:
 
 
 def _values(launch: Launch, config: SlurmConfig, folder: str, snapshot: str) -> list[str]:
-    """Shell variables of the job's own, one assignment a line."""
-    where = place(folder, launch)
+    """Shell variables of the job's own, one assignment a line; what tells tasks of an array apart is in few of them."""
+    where = place(folder, replace(launch, attempt_id=_mark("attempt"), job_id=_mark("job")))
     effective = launchers.effective_launcher(launch)
-    cwd = f"{where.run}/work" if launch.snapshot or not launch.workdir else launch.workdir
+    cwd = _mark("run") + "/work" if launch.snapshot or not launch.workdir else launch.workdir
     told: dict[str, object] = {
-        "run": where.run,
-        "dir": where.job,
-        "attempt": launch.attempt_id,
         "job": launch.job_id,
         "job_name": launch.job_name,
+        "attempt": f"{_mark('job')}.{launch.attempt}",
+        "run": where.run,
+        "dir": where.job,
         "cwd": cwd,
         "snapshot": snapshot if launch.snapshot else "",
         "prefix": config.node_prefix,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.slurm_cluster import Cluster
+from tests.slurm_cluster import Cluster, cluster
 from tests.system.house import House, until
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("slurmdbd", "root")]
@@ -19,6 +19,13 @@ queues:
 - {name: vision, projects: [default], quotas: {default: {gpus: 16}}}
 """
 OUTSIDE_S = 150.0  # the first look begins the ledger, the second takes over
+
+
+@pytest.fixture(scope="module")
+def slurm_cluster() -> Iterator[Cluster]:
+    """One of its own: accounts are made in it, and outlive a test."""
+    with cluster() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,13 @@ DIRECT, BUFFERED, OURS = "direct write", "buffered write", "penstock"
 Samples = dict[str, list[dict[str, float]]]
 
 
-def ratios(samples: Samples, method: str, what: str, floor: Callable[[int], float]) -> list[float]:
+def ratios(samples: Samples, method: str, what: str, floor: Callable[[Samples, int], float]) -> list[float]:
     """One ratio a round: a slow moment of the machine weighs on both of its sides."""
-    return [row[what] / floor(index) for index, row in enumerate(samples[method])]
+    return [row[what] / floor(samples, index) for index, row in enumerate(samples[method])]
+
+
+def copy_floor(samples: Samples, index: int) -> float:
+    return samples["memcpy"][index]["stall"]
 
 
 def write_floor(samples: Samples, index: int) -> float:
@@ -76,13 +80,17 @@ def measure(rounds: int = ROUNDS, gib: float = GIB) -> list[Bar]:
     for ranks, word, most in ((1, "alone", 1.3), (2, "2 ranks", 1.5)):
         found = measured(ranks, rounds, gib)
         samples: Samples = found["samples"]
-        copies = samples["memcpy"]
-        stall = ratios(samples, OURS, "stall", lambda i, c=copies: c[i]["stall"])  # type: ignore[misc]  # mypy does not infer a lambda's default
-        durable = ratios(samples, OURS, "durable", lambda i, s=samples: write_floor(s, i))  # type: ignore[misc]  # as above
-        load = ratios(samples, "penstock load", "stall", lambda i, s=samples: read_floor(s, i))  # type: ignore[misc]  # as above
+        stall = ratios(samples, OURS, "stall", copy_floor)
+        durable = ratios(samples, OURS, "durable", write_floor)
+        load = ratios(samples, "penstock load", "stall", read_floor)
         bars += [
-            _bar(f"checkpoint: stall / memcpy, {word}", stall, most, _peers(samples, "stall", copies)),
-            _bar(f"checkpoint: durable and verified / write, {word}", durable, 1.3, _peers(samples, "durable", None)),
+            _bar(f"checkpoint: stall / memcpy, {word}", stall, most, _peers(samples, "stall", copy_floor)),
+            _bar(
+                f"checkpoint: durable and verified / write, {word}",
+                durable,
+                1.3,
+                _peers(samples, "durable", write_floor),
+            ),
             _bar(f"checkpoint: load and verify / read, {word}", load, 1.5, ""),
         ]
         if ranks == 1:
@@ -94,10 +102,7 @@ def _bar(name: str, values: Sequence[float], limit: float, note: str) -> Bar:
     return Bar(name, statistics.median(values), limit, "x", note=f"{spread(values)}; {note}".rstrip("; "))
 
 
-def _peers(samples: Samples, what: str, copies: list[dict[str, float]] | None) -> str:
-    def floor(index: int) -> float:
-        return copies[index]["stall"] if copies is not None else write_floor(samples, index)
-
+def _peers(samples: Samples, what: str, floor: Callable[[Samples, int], float]) -> str:
     known = {"memcpy", DIRECT, BUFFERED, OURS, "penstock load", "direct read", "buffered read"}
     medians = [(name, statistics.median(ratios(samples, name, what, floor))) for name in samples if name not in known]
     return ", ".join(f"{name} {value:.1f}" for name, value in medians)
@@ -130,8 +135,8 @@ def table(rounds: int, gib: float) -> None:
         for name, rows in samples.items():
             stall = statistics.median(row["stall"] for row in rows)
             durable = statistics.median(row["durable"] for row in rows)
-            copies = statistics.median(ratios(samples, name, "stall", lambda i, s=samples: s["memcpy"][i]["stall"]))  # type: ignore[misc]  # mypy does not infer a lambda's default
-            writes = statistics.median(ratios(samples, name, "durable", lambda i, s=samples: write_floor(s, i)))  # type: ignore[misc]  # as above
+            copies = statistics.median(ratios(samples, name, "stall", copy_floor))
+            writes = statistics.median(ratios(samples, name, "durable", write_floor))
             sys.stdout.write(
                 f"  {name:20s} stall {stall:.3f} s = {copies:.2f} x memcpy; durable {durable:.3f} s = {writes:.2f} x\n"
             )

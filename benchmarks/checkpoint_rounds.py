@@ -27,7 +27,7 @@ from penstock.worker.checkpoint.tensors import as_bytes
 TENSORS, COLUMNS = 96, 1024
 BLOCK = 16 << 20
 now = time.perf_counter
-Method = Callable[[str], Any]  # a folder -> a future where it goes on in the background
+Method = Callable[[str], Any]  # a folder -> where it goes on in the background: a future, or what waits for it
 
 
 class Weights(torch.nn.Module):
@@ -92,7 +92,7 @@ class Rounds:
     def save_ours(self, _folder: str) -> Any:
         self.steps += 1
         self.ours.save(self.steps)
-        return self.ours._flight  # noqa: SLF001 - the benchmark waits for it apart from the stall
+        return self.ours.wait
 
     def load_ours(self, _folder: str) -> None:
         self.ours.load()
@@ -147,8 +147,9 @@ class Rounds:
         answer: Any = method(folder)
         stall = now() - began
         answer = getattr(answer, "upload_completion", answer)
-        if hasattr(answer, "result"):
-            answer.result()
+        done = answer if callable(answer) else getattr(answer, "result", None)
+        if done is not None:
+            done()
         dist.barrier()
         if self.rank == 0 and not name.startswith("penstock"):  # which has synced all it wrote
             for path in [*Path(folder).rglob("*"), Path(folder)]:
@@ -180,9 +181,8 @@ class Rounds:
             self.steps += 1
             before = [step() for _ in range(40)]
             self.ours.save(self.steps)
-            flight: Any = self.ours._flight  # noqa: SLF001 - as above
             during = []
-            while not flight.done():
+            while self.ours.busy:
                 during.append(step())
             self.ours.wait()
             after = [step() for _ in range(40)]

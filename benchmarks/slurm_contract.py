@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Engine -> the tests that are its run of the contract; each is parametrized by the clauses' names.
 RUNS = {
     "local": "tests/engines/test_contract.py::test_local",
-    "Slurm": "tests/engines/test_slurm.py::test_contract",
+    "Slurm": "tests/engines/test_slurm.py::test_slurm",
 }
 
 

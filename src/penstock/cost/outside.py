@@ -7,7 +7,6 @@ that its controller knows, so that what ran while accounting was down is found w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from penstock.base.models import means
 from penstock.cost.spec import CPUS, GPUS, MEMORY
 from penstock.cost.tables import UNRECORDED, capacity, outside, usage
 from penstock.engines.slurm.history import Run, Told
+from penstock.engines.slurm.spec import attempt_of
 from penstock.jobs.known import engine_jobs, of_engine
 from penstock.scheduling import live
 from penstock.store.store import Store, Tx
@@ -26,7 +26,6 @@ from penstock.tenancy import accounts
 OUTSIDE = "outside"  # the project of those whose account is no project of ours
 OVERLAP_S = 300.0  # asked for again each time: clocks differ, and a record may be written late
 GIVE_UP_S = 3600.0  # a record that is still not whole is taken as it is
-_OURS = re.compile(r"\.([0-9A-Z]{26})\.(\d{1,9})")  # how the names of our own Slurm jobs end: engines.slurm.spec.tag
 _ATTEMPTS = 1 << 31  # what the ledger's column holds
 _AT_ONCE = 500
 _EVERYBODY = 1 << 31
@@ -113,9 +112,8 @@ def _ours(conn: Connection, engine: str, runs: Sequence[Run]) -> set[int]:
     """
     named: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
-        match = _OURS.search(run.name)
-        if match is not None and match.end() == len(run.name):
-            named.setdefault((match[1], int(match[2])), []).append(run)
+        if (attempt := attempt_of(run.name)) is not None:
+            named.setdefault(attempt, []).append(run)
     if not named:
         return set()
     found = engine_jobs(conn, engine, named.keys())

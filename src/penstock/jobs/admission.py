@@ -211,9 +211,9 @@ def _hand_over(tx: Tx, view: View, setting: Setting, engines: Engines) -> list[t
     for row in [*islice(view.elsewhere.values(), HANDED_OVER)]:
         del view.elsewhere[row.id]
         spec = setting.memory.spec(row)
-        engine = engines.find(engine_of(view.setup, spec, row.project))
+        name = engine_of(view.setup, spec, row.project)
+        engine = engines.find(name)
         if engine is None:
-            name = engine_of(view.setup, spec, row.project)
             view.stranded[row.id] = _write_wait(
                 tx, row, Wait(row.id, Reason.Unschedulable, f"there is no engine {name!r}")
             )

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.reasons import Reason
 from penstock.engines.errors import Unreachable
 from penstock.engines.several import Engines
-from penstock.engines.spec import Engine, NodeOffer, Observation, Stage
+from penstock.engines.spec import Engine, Launch, NodeOffer, Observation, Stage
 from penstock.fleet import inventory
 from penstock.jobs import admission, progression, queued, series, submit
 from penstock.jobs.handover import AGAIN_S, Handover
@@ -259,13 +259,18 @@ class JobReconciler:
 
     def _hand_over(self, job: Row[Any], attempt: Mapping[str, Any], queue: str, accounts: AccountOptions) -> None:
         account = accounts.get((attempt["engine"], queue), {})
-        told = launch(job._mapping, attempt, self._memory.spec(job), self.site, queue, account)  # noqa: SLF001 - as below
+        told = self._told(job, attempt, queue, account)
         self._handover.put(attempt["engine"], told)
         self.loop.enqueue("handover", attempt["engine"])
 
+    def _told(
+        self, job: Row[Any], attempt: Mapping[str, Any], queue: str = "", account: Mapping[str, str] | None = None
+    ) -> Launch:
+        row = job._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
+        return launch(row, attempt, self._memory.spec(job), self.site, queue, account or {})
+
     async def _submit(self, job: Row[Any], attempt: Mapping[str, Any]) -> None:
-        spec = self._memory.spec(job)
-        told = launch(job._mapping, attempt, spec, self.site)  # noqa: SLF001 - SQLAlchemy's public name for it
+        told = self._told(job, attempt)
         try:
             await self.engines.own.submit(told)
         except Exception as error:  # whatever an engine's fault: the attempt ends with a reason, the cycle goes on

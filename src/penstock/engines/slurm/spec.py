@@ -20,9 +20,12 @@ and ``<folder>/<job id>/checkpoints`` stays for the next attempt. The server's o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+_TAGGED = re.compile(r"\.([0-9A-Z]{26})\.(\d{1,9})\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,12 @@ class Controller(Protocol):
 def tag(attempt_id: str) -> str:
     """What the name of its Slurm job ends in: found again after any interruption."""
     return f".{attempt_id}"
+
+
+def attempt_of(name: str) -> tuple[str, int] | None:
+    """The job id and the attempt's number that a Slurm job's name ends in; None of a name that is none of ours."""
+    match = _TAGGED.search(name)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def job_name(job_name_: str, attempt_id: str) -> str:

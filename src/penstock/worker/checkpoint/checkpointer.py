@@ -250,6 +250,11 @@ class Checkpointer:
         self._settle(strict=True, block=True)
         self._save(step)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is in flight."""
+        return self._flight is not None and not self._flight.done()
+
     def wait(self) -> None:
         """Until the save in flight is committed. Raises SaveFailed."""
         self._settle(strict=True, block=True)

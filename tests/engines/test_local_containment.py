@@ -105,7 +105,8 @@ def test_a_supervisor_sees_to_one_attempt_after_another(local: Local) -> None:
             assert (ended.exit_code, await world.log(launch)) == (number, f"{number}\n")
             assert not left(launch)
             assert not groups_left(launch)
-            assert folder.open_lock(launch.run_dir) is not None  # nobody holds an ended attempt's lock
+            # nobody holds an ended attempt's lock; its supervisor lets it go just after it has told the end
+            await until(lambda path=launch.run_dir: folder.open_lock(path) is not None)
             pids.append(_supervisor(launch))
         assert len(set(pids)) < len(pids)
         fds = Path(f"/proc/{pids[-1]}/fd")

@@ -96,6 +96,10 @@ def test_a_killed_supervisor_takes_its_job_with_it(local: Local) -> None:
     local(body)
 
 
+def _let_go(run_dir: str) -> bool:
+    return folder.open_lock(run_dir) is not None
+
+
 def test_a_supervisor_sees_to_one_attempt_after_another(local: Local) -> None:
     async def body(world: World) -> None:
         pids = []
@@ -106,7 +110,7 @@ def test_a_supervisor_sees_to_one_attempt_after_another(local: Local) -> None:
             assert not left(launch)
             assert not groups_left(launch)
             # nobody holds an ended attempt's lock; its supervisor lets it go just after it has told the end
-            await until(lambda path=launch.run_dir: folder.open_lock(path) is not None)
+            await until(partial(_let_go, launch.run_dir))
             pids.append(_supervisor(launch))
         assert len(set(pids)) < len(pids)
         fds = Path(f"/proc/{pids[-1]}/fd")

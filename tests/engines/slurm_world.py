@@ -14,8 +14,8 @@ from tests.engines.conftest import World
 from tests.slurm_cluster import Cluster
 
 
-def engine(cluster: Cluster, data: Path, **config: Any) -> SlurmEngine:
-    """On the two nodes of partition ``pair``; Penstock may change them."""
+def configured(cluster: Cluster, data: Path, **config: Any) -> SlurmConfig:
+    """The two nodes of partition ``pair``; Penstock may change them."""
     folder = data / "cluster"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o1777)
@@ -27,13 +27,18 @@ def engine(cluster: Cluster, data: Path, **config: Any) -> SlurmEngine:
         "poll_s": 0.2,
         "environment": environment,
     }
-    site = SlurmConfig("c1", **(told | config))
+    return SlurmConfig("c1", **(told | config))
+
+
+def engine(cluster: Cluster, data: Path, **config: Any) -> SlurmEngine:
+    site = configured(cluster, data, **config)
     return SlurmEngine(site, LocalTransport(site.environment))
 
 
 @asynccontextmanager
-async def slurm_world(cluster: Cluster, data: Path, **config: Any) -> AsyncIterator[World]:
-    world = World(engine(cluster, data, **config), data)
+async def running(under_test: SlurmEngine, cluster: Cluster, data: Path) -> AsyncIterator[World]:
+    """The engine's world; afterwards the cluster is as it was."""
+    world = World(under_test, data)
     await world.engine.start(world.seen.append)
     try:
         yield world
@@ -42,3 +47,9 @@ async def slurm_world(cluster: Cluster, data: Path, **config: Any) -> AsyncItera
         for node in ("node-0", "node-1"):
             cluster.tried("scontrol", "update", f"NodeName={node}", "State=RESUME")
         cluster.clear()
+
+
+@asynccontextmanager
+async def slurm_world(cluster: Cluster, data: Path, **config: Any) -> AsyncIterator[World]:
+    async with running(engine(cluster, data, **config), cluster, data) as world:
+        yield world

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from penstock.engines.slurm.engine import SlurmEngine
-from penstock.engines.slurm.spec import SlurmConfig
 from penstock.engines.slurm.ssh import SSHTransport
 from penstock.engines.spec import SessionRequest, Stage
 from tests.engines.conftest import World, until
 from tests.engines.contract import CONTRACT
 from tests.engines.sshd import Sshd, sshd
+from tests.engines.slurm_world import configured, running
 from tests.engines.test_contract import shell
 from tests.slurm_cluster import Cluster
 
@@ -28,18 +28,7 @@ def server() -> Iterator[Sshd]:
 
 
 def over_ssh(cluster: Cluster, server: Sshd, data: Path) -> SlurmEngine:
-    folder = data / "cluster"
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o1777)
-    site = SlurmConfig(
-        "c1",
-        ssh=server.target(),
-        environment={"SLURM_CONF": cluster.environment["SLURM_CONF"]},
-        folder=str(folder),
-        partition="pair",
-        managed=True,
-        poll_s=0.2,
-    )
+    site = configured(cluster, data, ssh=server.target())
     transport = SSHTransport(server.target(), str(data / "ssh"), config=server.config, environment=site.environment)
     return SlurmEngine(site, transport)
 
@@ -47,15 +36,8 @@ def over_ssh(cluster: Cluster, server: Sshd, data: Path) -> SlurmEngine:
 @pytest.mark.parametrize("clause", CONTRACT)
 def test_slurm_over_ssh(clause: str, data: Path, slurm_cluster: Cluster, server: Sshd) -> None:
     async def main() -> None:
-        world = World(over_ssh(slurm_cluster, server, data), data)
-        await world.engine.start(world.seen.append)
-        try:
+        async with running(over_ssh(slurm_cluster, server, data), slurm_cluster, data) as world:
             await CONTRACT[clause](world, shell)
-        finally:
-            await world.engine.close()
-            for node in ("node-0", "node-1"):
-                slurm_cluster.tried("scontrol", "update", f"NodeName={node}", "State=RESUME")
-            slurm_cluster.clear()
 
     asyncio.run(main())
 

@@ -31,13 +31,8 @@ for need in chromium postgresql slurm slurmdbd slurmrestd sshd; do
   fi
 done
 [ "$(id -u)" = 0 ] || missing+=(root) # what only root can do: mount a small disk, run jobs as another user
-# Not Debian's, and too heavy to be pinned for one test: `pip install -c constraints.txt deepspeed 'moto[s3]' flask flask-cors`
-# into .venv has those tests run (DeepSpeed's launcher; checkpoints in moto's S3 server).
-extra=()
-compgen -G '.venv/lib/python3*/site-packages/deepspeed/__init__.py' >/dev/null || extra+=(deepspeed)
-compgen -G '.venv/lib/python3*/site-packages/moto/__init__.py' >/dev/null && compgen -G '.venv/lib/python3*/site-packages/flask_cors/__init__.py' >/dev/null || extra+=(moto)
 leave_out() { printf '%s\n' "$@" >build/left-out; }
-if [ ${#missing[@]} = 0 ]; then leave_out "${extra[@]}"; exit 0; fi
+if [ ${#missing[@]} = 0 ]; then leave_out; exit 0; fi
 
 install() {
   # The packages' own servers stay down: tests start private ones on free ports.
@@ -52,9 +47,9 @@ if [ "$(id -u)" = 0 ] && [ -z "${PENSTOCK_NO_APT:-}" ] && command -v apt-get >/d
   still=()
   for need in "${missing[@]}"; do "has_$need" || still+=("$need"); done
   if [ ${#still[@]} != 0 ]; then echo "make test-deps: still missing after apt-get: ${still[*]}" >&2; exit 1; fi
-  leave_out "${extra[@]}"
+  leave_out
 else
-  leave_out "${missing[@]}" "${extra[@]}"
+  leave_out "${missing[@]}"
   {
     echo "make test-deps: not root, so these stay missing: ${missing[*]}."
     echo "                The tests that need them are left out (pytest prints how many). To have them:"

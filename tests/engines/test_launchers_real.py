@@ -175,7 +175,6 @@ def test_a_bare_torchrun_takes_nodes_ranks_and_rendezvous_from_the_variables(pla
     assert [place.proof(rank)["env"]["WORLD_SIZE"] for rank in range(4)] == ["4"] * 4
 
 
-@pytest.mark.needs("deepspeed")
 def test_deepspeeds_launcher_starts_the_ranks(place: Place) -> None:
     place.start_all(place.launch("deepspeed", nodes=2), free_port())
     assert place.end() == [0, 0], place.logs()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import obstore
 import pytest
@@ -18,31 +16,22 @@ from penstock.worker.checkpoint import folder
 from penstock.worker.checkpoint.bucket import Bucket, Patience
 from penstock.worker.checkpoint.errors import CheckpointError, Damaged
 from penstock.worker.checkpoint.public import Options, verify
+from tests.worker.checkpoint.s3_server import KEY, S3Server
 from tests.worker.checkpoint.test_faults import two_checkpoints
 from tests.worker.checkpoint.training import Training
 
-if TYPE_CHECKING:
-    from tests.worker.checkpoint.s3_server import S3Server
-
-pytestmark = [pytest.mark.real, pytest.mark.needs("moto")]
+pytestmark = pytest.mark.real
 
 QUICK = Patience(timeout_s=0.5, retries=2, retry_for_s=10, part=16384)
 URL = "s3://models/run/7"
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    for name, value in (("ACCESS_KEY_ID", "who"), ("SECRET_ACCESS_KEY", "secret"), ("REGION", "us-east-1")):
+@pytest.fixture(params=["rclone"])
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    for name, value in (("ACCESS_KEY_ID", KEY[0]), ("SECRET_ACCESS_KEY", KEY[1]), ("REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    server: S3Server = importlib.import_module("tests.worker.checkpoint.s3_server").S3Server()
+    server = S3Server(request.param, tmp_path / "s3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    boto3 = importlib.import_module("boto3")
-    client = boto3.client("s3", endpoint_url=server.url)
-    for item in client.list_buckets()["Buckets"]:
-        for there in client.list_objects_v2(Bucket=item["Name"]).get("Contents", ()):
-            client.delete_object(Bucket=item["Name"], Key=there["Key"])
-    client.create_bucket(Bucket="models")
-    server.asked.clear()
     yield server
     server.close()
 

@@ -13,8 +13,8 @@ from penstock.engines.slurm.ssh import SSHTransport
 from penstock.engines.spec import SessionRequest, Stage
 from tests.engines.conftest import World, until
 from tests.engines.contract import CONTRACT
-from tests.engines.sshd import Sshd, sshd
 from tests.engines.slurm_world import configured, running
+from tests.engines.sshd import Sshd, sshd
 from tests.engines.test_contract import shell
 from tests.slurm_cluster import Cluster
 

@@ -21,7 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.worker.report import LINE_LIMIT, Channel, _line, open_channel
+from penstock.worker.report import LINE_LIMIT, Channel, _line, event_line, open_channel
 
 
 @pytest.fixture
@@ -225,3 +225,21 @@ def test_it_is_cheap(pipe: tuple[int, int]) -> None:
         return spent / calls
 
     assert min(round_of(300) for _ in range(20)) < 20e-6
+
+
+def test_an_event_is_one_line_that_fits(pipe: tuple[int, int]) -> None:
+    channel = channel_to(pipe[1], rank=2)
+    channel.write(event_line(5.0, 2, "checkpoint", {"state": "failed", "step": 3, "s": math.inf, "reason": "no space"}))
+    assert received(pipe[0]) == {
+        "at": 5.0,
+        "rank": 2,
+        "event": "checkpoint",
+        "data": {"state": "failed", "step": 3, "s": None, "reason": "no space"},
+    }
+
+
+@given(st.dictionaries(st.text(max_size=20), st.text(max_size=3000) | st.lists(st.text(max_size=600), max_size=40)))
+def test_an_event_of_any_size_fits_the_pipe(data: dict[str, Any]) -> None:
+    line = event_line(1.0, 0, "checkpoint", data)
+    assert len(line) <= LINE_LIMIT
+    assert not line or json.loads(line)["event"] == "checkpoint"

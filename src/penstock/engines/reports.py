@@ -10,16 +10,24 @@ from typing import Any
 _METRICS = 64
 _NAME = 64
 _WHERE = ("step", "total_steps", "rank", "at", "metrics")
+EVENT = b'"event":'  # in a line that tells of something other than a step
+_EVENT_FIELDS = 32
+_TEXT = 512
 
 
 def parse(line: bytes, rank: int, now: float) -> dict[str, Any] | None:
-    """``{"step","total_steps","metrics":{..}}`` or flat ``{"step","loss"}``; None for what is no report."""
+    """``{"step","total_steps","metrics":{..}}`` or flat ``{"step","loss"}``; None for what is no report.
+
+    ``{"event":"checkpoint","data":{..}}`` is no step: it comes back with both, without a step and without metrics.
+    """
     try:
         body = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(body, dict):
         return None
+    if isinstance(body.get("event"), str):
+        return _event(body, rank, now)
     metrics = body.get("metrics")
     if not isinstance(metrics, dict):
         metrics = {name: value for name, value in body.items() if name not in _WHERE}
@@ -28,6 +36,26 @@ def parse(line: bytes, rank: int, now: float) -> dict[str, Any] | None:
     if step is None and not numbers:
         return None
     return {"at": round(now, 3), "rank": rank, "step": step, "total_steps": total, "metrics": numbers}
+
+
+def _event(body: dict[str, Any], rank: int, now: float) -> dict[str, Any] | None:
+    data = body.get("data")
+    if not isinstance(data, dict):
+        return None
+    kept = {str(name)[:_NAME]: _plain(value) for name, value in list(data.items())[:_EVENT_FIELDS]}
+    where: dict[str, Any] = {"at": round(now, 3), "rank": rank, "step": None, "total_steps": None, "metrics": {}}
+    return where | {"event": body["event"][:_NAME], "data": kept}
+
+
+def _plain(value: Any) -> Any:
+    """A number, a text, a truth, or a short list of them; anything else is null."""
+    if isinstance(value, str):
+        return value[:_TEXT]
+    if isinstance(value, list):
+        return [_plain(each) for each in value[:_EVENT_FIELDS] if not isinstance(each, list)]
+    if isinstance(value, bool) or value is None:
+        return value
+    return _number(value) if isinstance(value, int | float) else None
 
 
 def _numeric(value: Any) -> bool:

@@ -15,8 +15,9 @@ def summarize(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``points``: {"at" (epoch s), "rank", "step", "total_steps", "metrics"} in order of time.
 
     Series are rank 0's (or the lowest rank that reports), each point [step, epoch s, value]; after a restart the steps
-    done twice appear once, as the newer attempt made them.
+    done twice appear once, as the newer attempt made them. Events ("event" in them) are no reports of progress.
     """
+    points = [point for point in points if "event" not in point]
     ranks: dict[str, dict[str, Any]] = {}
     for point in points:
         ranks[str(point.get("rank", 0))] = latest(point)

@@ -12,6 +12,7 @@ import os
 import select
 import stat
 import time
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final, SupportsFloat
 
@@ -20,6 +21,7 @@ from penstock.worker.contract import current
 LINE_LIMIT: Final = 4096  # bytes: PIPE_BUF on Linux (pipe(7)); writes up to it are never mixed with other ranks' lines
 _METRICS_LIMIT: Final = 64
 _NAME_LIMIT: Final = 64  # characters
+_TEXT_LIMIT: Final = 512  # characters of an event's texts
 
 
 def report(step: SupportsFloat | None = None, total_steps: SupportsFloat | None = None, **metrics: Any) -> None:
@@ -33,6 +35,13 @@ def report(step: SupportsFloat | None = None, total_steps: SupportsFloat | None 
         channel.send(step, total_steps, metrics)
 
 
+def tell(event: str, data: Mapping[str, Any]) -> None:
+    """Say that something happened, beside the steps: a checkpoint was saved. ``data`` is plain; what is too long is cut."""
+    channel = _channel()
+    if channel is not None:
+        channel.write(event_line(time.time(), channel.rank, event, data))
+
+
 class Channel:
     """The writing end of the job's report pipe."""
 
@@ -44,7 +53,9 @@ class Channel:
         self._poll.register(fd, select.POLLOUT)
 
     def send(self, step: Any, total_steps: Any, metrics: dict[str, Any]) -> None:
-        line = _line(time.time(), self.rank, step, total_steps, metrics)
+        self.write(_line(time.time(), self.rank, step, total_steps, metrics))
+
+    def write(self, line: bytes) -> None:
         try:
             # Asked first, so that a reader's end raises no SIGPIPE in scripts that have restored its default action.
             if self._poll.poll(0) == [(self.fd, select.POLLOUT)]:
@@ -103,6 +114,26 @@ def _line(at: float, rank: int, step: Any, total_steps: Any, metrics: dict[str, 
         if len(line) <= LINE_LIMIT:
             return line
         values = values[: len(values) // 2]
+
+
+def event_line(at: float, rank: int, event: str, data: Mapping[str, Any]) -> bytes:
+    """``{"at","rank","event","data"}``; texts are cut until all of it fits."""
+    limit = _TEXT_LIMIT
+    while True:
+        kept = {name: _cut(value, limit) for name, value in data.items()}
+        body = {"at": round(at, 3), "rank": rank, "event": event, "data": kept}
+        line = json.dumps(body, separators=(",", ":")).encode() + b"\n"
+        if len(line) <= LINE_LIMIT or limit == 0:
+            return line if len(line) <= LINE_LIMIT else b""
+        limit //= 2
+
+
+def _cut(value: Any, limit: int) -> Any:
+    if isinstance(value, str):
+        return value[:limit]
+    if isinstance(value, list | tuple):
+        return [_cut(each, limit) for each in value[: limit // 16]]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 def _number(value: Any) -> float | int | None:

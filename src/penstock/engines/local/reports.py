@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock.engines.local.loop import Loop
-from penstock.engines.reports import parse
+from penstock.engines.reports import EVENT, parse
 
 _LINES_A_BATCH = 50
 _FILE_BYTES = 2 << 20
 _TELL_EVERY_S = 0.5
+_EVENTS = 2000
 _SMOOTHING = 0.3
 
 
@@ -33,19 +34,21 @@ class Progress:
         self._rate: tuple[float, float, float | None] | None = None  # (at, step, steps a second)
 
     def take(self, rank: int, lines: list[bytes]) -> None:
-        """A batch of lines; of more than ``_LINES_A_BATCH`` evenly spread ones are kept, the last always."""
+        """A batch of lines; of more than ``_LINES_A_BATCH`` evenly spread ones are kept, the last always, and events."""
         if not lines:
             return
         self.seen += 1
         stride = -(-len(lines) // _LINES_A_BATCH)
-        chosen = lines[(len(lines) - 1) % stride :: stride]
+        first = (len(lines) - 1) % stride
+        chosen = [line for n, line in enumerate(lines) if n % stride == first or EVENT in line]
         now = time.time()
         reports = [report for line in chosen if (report := parse(line, rank, now)) is not None]
         if not reports:
             return
         self._write(b"".join(json.dumps(report, separators=(",", ":")).encode() + b"\n" for report in reports))
-        if self.latest is None or rank <= self.latest["rank"]:
-            self.latest = reports[-1]
+        steps = [report for report in reports if "event" not in report]
+        if steps and (self.latest is None or rank <= self.latest["rank"]):
+            self.latest = steps[-1]
             self._schedule()
 
     def _schedule(self) -> None:
@@ -93,11 +96,17 @@ class Progress:
             return
 
     def _thin_out(self) -> None:
-        """Keep every second of the older points: the whole run stays visible, at half the density."""
+        """Keep every second of the older points: the whole run stays visible, at half the density. Events stay, the newest
+        of very many.
+        """
         with open(self._path, "rb") as file:
             lines = file.readlines()
-        newest = len(lines) // 4
-        kept = b"".join(lines[: len(lines) - newest : 2] + lines[len(lines) - newest :])
+        older = len(lines) - len(lines) // 4
+        events = {n for n, line in enumerate(lines) if EVENT in line}
+        stay = set(sorted(events)[-_EVENTS:])
+        kept = b"".join(
+            line for n, line in enumerate(lines) if n in stay or (n not in events and (n >= older or n % 2 == 0))
+        )
         with open(f"{self._path}.new", "wb") as file:
             file.write(kept)
         os.rename(f"{self._path}.new", self._path)

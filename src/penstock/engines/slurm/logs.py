@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any
 
 from penstock.engines.loglines import CHUNK, Cursor, Layout, in_order
-from penstock.engines.reports import parse
+from penstock.engines.reports import EVENT, parse
 from penstock.engines.slurm.errors import Unreachable
 from penstock.engines.slurm.files import File, Files, Want
 from penstock.engines.spec import LogRequest
@@ -271,7 +271,8 @@ def reports(data: bytes, rank: int, changed_at: float, *, whole: bool = True) ->
     """A rank's reports from the text of its file. Their own times count, as far as they are sane."""
     lines = data.splitlines()[0 if whole else 1 :]
     stride = max(1, -(-len(lines) // _POINTS))
-    for line in lines[(len(lines) - 1) % stride if lines else 0 :: stride]:
+    first = (len(lines) - 1) % stride
+    for line in (line for n, line in enumerate(lines) if n % stride == first or EVENT in line):
         if (report := parse(line, rank, changed_at)) is not None:
             report["at"] = _own_time(line, changed_at)
             yield report

@@ -20,7 +20,7 @@ class Pace:
 
     def take(self, line: bytes, now: float) -> bool:
         """Whether it is a new report."""
-        if line == self.line or (report := parse(line, 0, now)) is None:
+        if line == self.line or (report := parse(line, 0, now)) is None or "event" in report:
             return False
         last, step, total = self.summary, report["step"], report["total_steps"]
         if step is not None and last.get("step") is not None:

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,8 +40,9 @@ from penstock.worker.checkpoint.tensors import Placed, written_here
 from penstock.worker.checkpoint.tiers import candidates, fetch, place
 from penstock.worker.checkpoint.upkeep import Shelf
 from penstock.worker.checkpoint.writing import Pace, Staged
-from penstock.worker.report import report
+from penstock.worker.report import tell
 
+_UNTOLD = 200  # words to the job's page that wait for the next step; of more, the newest
 STOPPED = 143  # 128 + SIGTERM: the exit code of a script that goes on after it was told to stop
 
 
@@ -72,6 +74,7 @@ class Figures:
     size: int = 0
     saves: int = 0
     failures: int = 0
+    id: str = ""
 
 
 class Checkpointer:
@@ -128,7 +131,9 @@ class Checkpointer:
         self._last_saved = -1
         self._asked_at = 0.0
         self._stopping = False
+        self._untold: deque[dict[str, Any]] = deque(maxlen=_UNTOLD)  # of threads, for the loop's own to tell
         contract.should_stop()
+        self._tell_policy(keep)
 
     # -------------------------------------------------------------------------------------------------------- load
 
@@ -139,7 +144,7 @@ class Checkpointer:
         are checkpoints and none is whole, and OtherModel when one is whole but of another model: the parts may then be
         partly overwritten, and must not be trained on.
         """
-        reasons = []
+        began, reasons = time.monotonic(), []
         for found in self._there():
             entry, fault = self._near(found)
             fault = fault or self._try(entry)
@@ -148,14 +153,19 @@ class Checkpointer:
                 if os.path.dirname(entry.path) == self.directory:
                     self._shelf.verified.add(entry.id)
                 self._say(f"step {entry.step} loaded, every byte verified ({entry.path})")
+                self._note("loaded", entry, place=os.path.dirname(found.path), took_s=time.monotonic() - began)
+                self._tell()
                 return entry.step + 1
             reasons.append(fault)
+            self._note("unusable", entry, place=os.path.dirname(found.path), reason=fault)
             if os.path.dirname(entry.path) == self.directory:
                 self._shelf.damaged[entry.id] = fault
             what = "could not be brought here and is" if "://" in entry.path else "is damaged and"
             self._say(f"step {entry.step} {what} not used: {fault}")
         if reasons:
             raise Damaged(f"none of the {len(reasons)} checkpoints in {self.directory} is whole; newest: {reasons[0]}")
+        self._note("fresh")
+        self._tell()
         return 0
 
     def _there(self) -> list[folder.Entry]:
@@ -239,7 +249,9 @@ class Checkpointer:
         asked, stop, due = self._ranks.any_of((self._asked(now), contract.should_stop(), self._due(now)))
         by_count = self._every_steps is not None and (step + 1) % self._every_steps == 0
         if asked or stop or due or by_count:
-            self._save(step)
+            self._save(step, "stopping" if stop else "asked" if asked else "due")
+        if self._untold:
+            self._tell()
         if stop:
             self._stopping = True
             self.wait()
@@ -248,7 +260,7 @@ class Checkpointer:
     def save(self, step: int) -> None:
         """Save now: returns when the state is staged. Raises SaveFailed if the save before this one came to nothing."""
         self._settle(strict=True, block=True)
-        self._save(step)
+        self._save(step, "script")
 
     @property
     def busy(self) -> bool:
@@ -270,11 +282,12 @@ class Checkpointer:
                 tier.close()
             self._ranks.close()
             self._lock.release()
+            self._tell()
             if self._staging is not None and self._staging.done() and not self._staging.exception():
                 self._staging.result().close()
 
-    def _save(self, step: int) -> None:
-        began = time.monotonic()
+    def _save(self, step: int, why: str) -> None:
+        began, at = time.monotonic(), time.time()
         self._settle(strict=False, block=True)
         captured, mine, layout = self._capture()
         shared = captured.state if self._ranks.rank == 0 else {}
@@ -285,7 +298,7 @@ class Checkpointer:
         header = layout.header(saving.notes_of(ticket))
         tensors = [item.local for item in mine]
         staging = self._stage(layout)
-        self.figures.step, self.figures.size = step, layout.size
+        self.figures.step, self.figures.size, self.figures.id = step, layout.size, ticket.id
         if staging is None:
             source = streamed(layout, tensors, header)
             self._flight = self._thread.submit(self._write, ticket, source, layout, (own, shared), began)
@@ -297,6 +310,9 @@ class Checkpointer:
             with torch.no_grad():
                 staging.copy(tensors, header, staged)
         self.figures.stall_s = time.monotonic() - began
+        size = {"bytes": layout.size, "interval_s": self._interval if self._every_steps is None else None}
+        stalled = {"began": at, "stall_s": self.figures.stall_s, "why": why}
+        self._note("saving", ticket, **stalled, **size)
         self._last_began, self._last_saved = time.monotonic(), step
 
     def _ticket(self, step: int) -> saving.Ticket:
@@ -327,7 +343,9 @@ class Checkpointer:
             saving.begin(ticket)
             part = saving.write_part(ticket, source, layout, *states)
             if ticket.rank == 0:
-                saving.conclude(ticket, part)
+                size = saving.conclude(ticket, part)[1].size
+                durable = {"durable_s": time.monotonic() - began, "bytes": size, "ranks": ticket.world_size}
+                self._note("saved", ticket, at=time.time(), **durable)
             else:
                 saving.await_commit(ticket)
         except BaseException as error:
@@ -347,14 +365,24 @@ class Checkpointer:
         while (newest := folder.entries(self.directory)[-1:]) and newest[0].id != done:
             done = newest[0].id
             for tier in self._tiers:
+                began = time.monotonic()
                 try:
-                    tier.promote(newest[0])
+                    if tier.promote(newest[0]):
+                        self._note("copied", newest[0], place=tier.directory, took_s=time.monotonic() - began)
                 except (OSError, CheckpointError) as error:
+                    self._note("uncopied", newest[0], place=tier.directory, reason=str(error))
                     self._say(f"step {newest[0].step} was not copied to {tier.directory}: {error}")
 
     def _prune(self) -> None:
+        whole, broken = set(self._shelf.verified), set(self._shelf.damaged)
         try:
-            self._shelf.prune()
+            gone = self._shelf.prune()
+            verified = sorted(self._shelf.verified - whole)
+            for state, ids in (("verified", verified), ("removed", [entry.id for entry in gone])):
+                if ids:
+                    self._note(state, ids=ids)
+            for id_ in self._shelf.damaged.keys() - broken:
+                self._note("damaged", ids=[id_], reason=self._shelf.damaged[id_])
         except OSError as error:
             self._say(f"old checkpoints could not be removed: {error}")
 
@@ -365,26 +393,40 @@ class Checkpointer:
         flight, self._flight = self._flight, None
         error = flight.exception()
         if error is None:
-            self._report()
             if self._auto and self.options.mtbf is not None:
                 self._interval = young_daly(self.figures.stall_s, self.options.mtbf)
             return
         self.figures.failures += 1
         reason = f"the save of step {self.figures.step} failed: {error}"
-        report(checkpoint_failed=self.figures.failures)
+        self._note("failed", step=self.figures.step, id=self.figures.id, reason=str(error))
+        self._tell()
         if strict or not isinstance(error, OSError | SaveFailed):
             raise SaveFailed(reason) from error
         self._say(f"{reason}; training goes on, the last committed checkpoint is intact")
 
-    def _report(self) -> None:
-        """To the job's page, from the loop's own thread: the pipe has one writer a rank."""
+    def _note(self, state: str, what: folder.Entry | saving.Ticket | None = None, **fields: Any) -> None:
+        """For the job's page: what became of a checkpoint."""
         if self._ranks.rank == 0:
-            report(
-                checkpoint_step=self.figures.step,
-                checkpoint_durable_s=self.figures.durable_s,
-                checkpoint_stall_s=self.figures.stall_s,
-                checkpoint_bytes=self.figures.size,
-            )
+            which = {} if what is None else {"step": what.step, "id": what.id}
+            self._untold.append({"state": state, "at": time.time(), **which, **fields})
+
+    def _tell(self) -> None:
+        """From the loop's own thread: the pipe has one writer a rank."""
+        while self._untold:
+            tell("checkpoint", self._untold.popleft())
+
+    def _tell_policy(self, keep: int) -> None:
+        timed = self._every_steps is None
+        self._note(
+            "policy",
+            directory=self.directory,
+            every_steps=self._every_steps,
+            interval_s=self._interval if timed else None,
+            auto=self._auto,
+            mtbf_s=self.options.mtbf,
+            keep=keep,
+            tiers=[tier.directory for tier in self._tiers],
+        )
 
     # ------------------------------------------------------------------------------------------------------ set-up
 

@@ -35,6 +35,8 @@ class Reason(_Named):
     Restarting = auto()  # a new attempt
     Requeued = auto()  # its engine took it back into its line; there it starts again
     Progressing = auto()
+    NodeAvoided = auto()  # a node is at fault: the job is kept off it
+    NodeForgiven = auto()  # it may be used again before its time: no other fits, or it is back
     GpuIdle = auto()  # GPUs that it holds have done nothing for a while
     GpuIdleEnded = auto()
     CancelRequested = auto()
@@ -58,6 +60,7 @@ class Reason(_Named):
     LaunchFailed = auto()
     SupervisorLost = auto()
     RestartsExhausted = auto()
+    CrashLoop = auto()  # it failed again and again at one step, which is the script's fault
     DependencyFailed = auto()
     # nodes
     Joined = auto()

@@ -131,6 +131,25 @@ class RankExit:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """One time that the ranks failed, by its root: the rank that failed first, not those that its end brought down.
+
+    ``restart``: how many restarts in place came before. ``step``: the highest that any rank had reported since that start;
+    None: none yet. ``ran_s``: since that start.
+    """
+
+    restart: int
+    rank: int | None  # None: a launcher's own, or not known
+    node: str
+    exit_code: int | None
+    signal: int | None
+    step: int | None
+    at: float
+    ran_s: float
+    lines: tuple[str, ...] = ()  # the last that it wrote
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What an engine saw of an attempt. ``reason`` is a ``base.reasons.Reason`` value: why it waits, or how it ended.
 
@@ -159,6 +178,7 @@ class Observation:
     help: str = ""  # what would let one that is QUEUED start; empty where only time does
     unknown_since: float | None = None
     queued_at: float | None = None
+    failures: tuple[Failure, ...] = ()  # of this attempt, those that were not told yet or all that are known
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 
 from penstock.base.reasons import Reason
 from penstock.engines.several import Engines
-from penstock.jobs import progression, submit
+from penstock.jobs import avoided, faults, progression, submit
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import Phase
 from penstock.jobs.tables import attempts, jobs
@@ -70,6 +70,8 @@ class Done:
 def cycle(tx: Tx, view: View, setting: Setting) -> Done:
     """Evict and admit. Raises Stale."""
     scheduler = view.refresh(tx.conn, tx.now)
+    while view.unavoidable:
+        _use_again(tx, *view.unavoidable.popitem())
     done = Done(evicted=_empty_windows(tx, scheduler))
     decision = scheduler.plan(tx.now)
     done.evicted += [evict.id for evict in decision.evict if _evict(tx, view, evict)]
@@ -120,6 +122,12 @@ def _empty_windows(tx: Tx, scheduler: Scheduler) -> list[str]:
         known[one.name] = replace(one, drain=False)
         told += [row.id for row in left]
     return told
+
+
+def _use_again(tx: Tx, job_id: str, nodes: frozenset[str]) -> None:
+    row = submit.by_id(tx.conn, job_id)
+    if row is not None:
+        faults.forget(tx, row, nodes, "no other node fits")
 
 
 def _evict(tx: Tx, view: View, evict: Evict) -> bool:
@@ -218,6 +226,9 @@ def _hand_over(tx: Tx, view: View, setting: Setting, engines: Engines) -> list[t
                 tx, row, Wait(row.id, Reason.Unschedulable, f"there is no engine {name!r}")
             )
             continue
+        if row.avoided and not faults.others_enough(tx, row, engine.name):
+            faults.forget(tx, row, {one.node for one in avoided.load(row.avoided, tx.now)}, "no other node fits")
+            row = submit.by_id(tx.conn, row.id) or row  # noqa: PLW2901 - as it is now
         attempt = _attempt(tx, row, row.attempt + 1, [], replace(setting, engine=engine.name)) | {
             "phase": Phase.PENDING,
             "reason": Reason.HandedOver,

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from penstock.engines.spec import JobNeeds, Launch, RankGroup
+from penstock.jobs import avoided
 from penstock.jobs.spec import JobSpec
 
 IDLE_TIMEOUT_S = 30 * 60.0  # of interactive jobs that name none
@@ -100,7 +101,8 @@ def launch(
         gpu_models=spec.resources.models,
         queue=queue,
         priority=spec.priority,
-        exclude_nodes=spec.exclude_nodes,
+        exclude_nodes=spec.exclude_nodes
+        + tuple(one.node for one in avoided.load(job["avoided"], attempt["admitted_at"])),
         options=spec.engine_options
         if account.keys() & spec.engine_options.keys()
         else {**account, **spec.engine_options},

@@ -52,6 +52,8 @@ _BAD = frozenset(
         Reason.LaunchFailed,
         Reason.SupervisorLost,
         Reason.RestartsExhausted,
+        Reason.CrashLoop,
+        Reason.NodeAvoided,
         Reason.DependencyFailed,
         Reason.Lost,
         Reason.OrphanEnded,
@@ -112,6 +114,8 @@ _SENTENCES: dict[str, str] = {
     Reason.CommandNotFound: "Its command does not exist on the node.",
     Reason.NotExecutable: "Its command may not be executed.",
     Reason.RestartsExhausted: "It failed more often than max_restarts allows.",
+    Reason.CrashLoop: "It failed again and again at one step: the script is at fault.",
+    Reason.NodeAvoided: "A node is at fault; the job is kept off it.",
     Reason.DependencyFailed: "A job that it depends on did not succeed.",
     Reason.CancelRequested: "A cancel was asked for; its processes have their grace period to end.",
 }

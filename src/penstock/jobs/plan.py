@@ -10,8 +10,10 @@ from penstock.jobs.state import BLAMELESS, HOPELESS, Phase, end_phase
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LIMIT_S = 60.0
+CALM_S = 600.0
 _IN_WORDS = {
     str(Reason.NodeDrained): "its node is being drained",
+    str(Reason.NodeAvoided): "its node is at fault",
     str(Reason.Preempted): "it made room for another",
     str(Reason.Reclaimed): "what its queue had borrowed was claimed back",
     str(Reason.IdleReclaimed): "its GPUs had done nothing for too long",
@@ -21,13 +23,19 @@ _IN_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How an attempt ended, with what the job has spent. ``restarts`` counts in-place ones of this attempt too."""
+    """How an attempt ended, with what the job has spent. ``restarts`` counts in-place ones of this attempt too.
+
+    ``loop``: what is said of failures that are the script's fault; empty: they are not. ``calm_at``: restarts that were
+    spent when it last made progress.
+    """
 
     reason: str
     message: str
     restarts: int
     max_restarts: int
     cancel_requested: bool = False
+    loop: str = ""
+    calm_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +60,30 @@ def after_end(ended: Ended) -> AfterEnd:
         why = ended.message or _IN_WORDS[ended.reason]
         where = "" if ended.reason == Reason.Updated else " elsewhere"
         return AfterEnd(Phase.PENDING, Reason.Restarting, f"{why}; starts again{where}", ended.restarts)
+    if ended.loop and (ended.reason == Reason.CrashLoop or ended.restarts < ended.max_restarts):
+        return AfterEnd(Phase.FAILED, Reason.CrashLoop, _in_vain(ended), ended.restarts)
     if ended.reason in HOPELESS:
         return AfterEnd(end_phase(ended.reason), ended.reason, ended.message, ended.restarts)
     if ended.restarts >= ended.max_restarts:
         spent = f"; all {ended.max_restarts} restarts are spent" if ended.max_restarts else ""
         return AfterEnd(Phase.FAILED, ended.reason, ended.message + spent, ended.restarts)
-    delay = backoff_s(ended.restarts)
+    delay = backoff_s(ended.restarts - ended.calm_at)
     wait = f" in {format_duration(delay)}" if delay else ""
     message = f"{ended.message}; restart {ended.restarts + 1} of {ended.max_restarts}{wait}"
     return AfterEnd(Phase.PENDING, Reason.Restarting, message, ended.restarts + 1, delay)
+
+
+def _in_vain(ended: Ended) -> str:
+    """What is said of the loop, with the restarts that are not spent on it in its first line."""
+    left = max(ended.max_restarts - ended.restarts, 0)
+    first, newline, lines = ended.loop.partition("\n")
+    said = f"{first.removesuffix(':')}; {left} of {ended.max_restarts} restarts are left, and none would mend it"
+    return f"{said}:{newline}{lines}" if lines else said
+
+
+def made_progress(ran_s: float, started: bool) -> bool:
+    """Whether a run was long enough for the next restart to be at once again; the budget is not given back."""
+    return started and ran_s >= CALM_S
 
 
 def backoff_s(restarts: int) -> float:

@@ -12,8 +12,9 @@ from sqlalchemy.engine import Connection, Row
 
 from penstock.base.reasons import Reason
 from penstock.engines.spec import Observation, Stage
-from penstock.jobs import queued, submit
-from penstock.jobs.plan import AfterEnd, Ended, after_end
+from penstock.jobs import faults, queued, submit
+from penstock.jobs.crashes import BadNode, Loop
+from penstock.jobs.plan import AfterEnd, Ended, after_end, made_progress
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, NEVER_BEGAN, Phase, end_phase
 from penstock.jobs.tables import attempts, dependencies, jobs
@@ -70,9 +71,26 @@ def observe(tx: Tx, row: Row[Any], seen: Observation) -> Effects:
         effects.look_at.append(row.array_of)
     if over:
         _ended(tx, row, attempt, seen, effects, values)
-    elif seen.restarts > attempt.restarts:
+        return effects
+    if seen.restarts > attempt.restarts:
         _update(tx, attempt, restarts=seen.restarts)
+    if seen.failures:
+        _failed_in_place(tx, row, attempt, seen)
     return effects
+
+
+def _failed_in_place(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> None:
+    """The launcher has started the ranks again; where that mends nothing the attempt is ended."""
+    found = faults.take_in(tx, row, attempt, seen, ended_at=None)
+    if found is None:
+        return
+    now = submit.by_id(tx.conn, row.id) or row
+    if isinstance(found, Loop):
+        evict(tx, now, Reason.CrashLoop, found.message)
+    elif faults.avoid(tx, now, found.node, found.why) and faults.others_enough(tx, now):
+        evict(
+            tx, submit.by_id(tx.conn, row.id) or now, Reason.NodeAvoided, f"node {found.node} is avoided: {found.why}"
+        )
 
 
 def _elsewhere(
@@ -145,16 +163,22 @@ def _ended(
     reason = seen.reason or Reason.SupervisorLost
     ended_at = max(min(seen.ended_at or tx.now, tx.now), attempt.started_at or attempt.admitted_at)
     restarts = max(seen.restarts, attempt.restarts)
+    began = attempt.started_at if attempt.started_at is not None else seen.started_at
+    calm = made_progress(_last_ran(seen, began, ended_at), began is not None)
+    calm_at = row.restarts + restarts if calm else row.calm_at or 0
+    message, loop = _whose_fault(tx, row, attempt, seen, ended_at)
     after = after_end(
-        Ended(reason, seen.message, row.restarts + restarts, spec.max_restarts, row.cancelled_by is not None)
+        Ended(reason, message, row.restarts + restarts, spec.max_restarts, row.cancelled_by is not None, loop, calm_at)
     )
+    if calm_at != (row.calm_at or 0):
+        values["calm_at"] = calm_at
     _update(
         tx,
         attempt,
         phase=end_phase(reason),
         reason=reason,
         message=seen.message,
-        started_at=attempt.started_at if attempt.started_at is not None else seen.started_at,
+        started_at=began,
         ended_at=ended_at,
         exit_code=seen.exit_code,
         signal=seen.signal,
@@ -180,6 +204,26 @@ def _ended(
     _job_after(tx, row, seen, after, effects, values)
     effects.freed = True
     effects.ended = True
+
+
+def _last_ran(seen: Observation, began: float | None, ended_at: float) -> float:
+    """Since its ranks were last started."""
+    last = seen.failures[-1] if seen.failures else None
+    return last.ran_s if last is not None and last.restart == seen.restarts else ended_at - (began or ended_at)
+
+
+def _whose_fault(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation, ended_at: float) -> tuple[str, str]:
+    """What is said of the end, and of a crash loop; a node at fault is avoided from here on."""
+    found = faults.take_in(tx, row, attempt, seen, ended_at=ended_at)
+    if seen.reason == Reason.CrashLoop:
+        words = faults.loop_of(submit.by_id(tx.conn, row.id) or row)
+        return words or seen.message, words
+    if seen.reason == Reason.NodeLost:
+        for node in faults.lost_nodes(tx, attempt, seen.message):
+            faults.avoid(tx, row, node, f"it was lost under attempt {attempt.number}", lost=True)
+    elif isinstance(found, BadNode):
+        faults.avoid(tx, row, found.node, found.why)
+    return seen.message, found.message if isinstance(found, Loop) else ""
 
 
 def _job_after(

@@ -18,7 +18,7 @@ from penstock.base.quantities import format_duration, format_memory, format_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Condition
 from penstock.fleet import inventory
-from penstock.jobs import progression, view
+from penstock.jobs import avoided, progression, view
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, FINAL, Phase
 from penstock.jobs.tables import attempts, dependencies, jobs
@@ -230,6 +230,12 @@ def job(
             "progress": shown,
         },
     }
+    kept_off = avoided.load(row.avoided, now)
+    if kept_off:
+        body["status"]["avoids"] = [
+            {"node": one.node, "why": one.why, "since": format_time(one.at), "until": format_time(one.until)}
+            for one in kept_off
+        ]
     if row.engine is not None:
         body["status"] |= {
             "engine": row.engine,
@@ -347,6 +353,8 @@ def why(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> dic
     elif row.phase in FINAL:
         evidence = [_ending(a) for a in attempt_rows(conn, row.id)]
         helps = _after_failure(row)
+    if row.phase not in FINAL:
+        evidence += [one.words() for one in avoided.load(row.avoided, now)]
     return {
         "project": row.project,
         "name": row.name,
@@ -496,6 +504,7 @@ def _after_failure(row: Row[Any]) -> list[str]:
         Reason.OutOfMemory: [f"a larger --memory, or a smaller batch; {log} shows how far it came"],
         Reason.TimeLimit: ["a longer --time-limit, or checkpoints and --max-restarts"],
         Reason.Failed: [f"{log} shows what it printed last"],
+        Reason.CrashLoop: [f"mend the script ({log} shows all of it), then apply it again"],
         Reason.CommandNotFound: ["name the program by its path, or the --venv that holds it"],
         Reason.NotExecutable: ["`chmod +x` it, or name its interpreter (`-- python train.py`)"],
     }.get(row.reason, [])

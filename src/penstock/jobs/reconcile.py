@@ -459,6 +459,7 @@ def folded(before: Observation, seen: Observation) -> Observation | None:
     return replace(
         seen,
         happened=before.happened + seen.happened,
+        failures=before.failures + seen.failures,
         started_at=seen.started_at if seen.started_at is not None else before.started_at,
         ended_at=seen.ended_at if seen.ended_at is not None else before.ended_at,
         groups=seen.groups or before.groups,

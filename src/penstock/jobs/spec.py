@@ -138,6 +138,7 @@ class JobSpec(_Part):
     time_limit: Duration | None = None
     grace_period: Duration = 30.0
     max_restarts: int = Field(default=0, ge=0, le=100_000)
+    crash_loop: int = Field(default=3, ge=0, le=1000)
     depends_on: tuple[Dependency, ...] = Field(default=(), max_length=1000)
     array: Array | None = None
     interactive: bool = False

@@ -44,7 +44,16 @@ END_PHASE: dict[str, Phase] = {
 }
 
 # Ends that are nobody's failure: a new attempt follows and max_restarts is not spent.
-BLAMELESS = frozenset({Reason.Preempted, Reason.Reclaimed, Reason.IdleReclaimed, Reason.NodeDrained, Reason.Updated})
+BLAMELESS = frozenset(
+    {
+        Reason.Preempted,
+        Reason.Reclaimed,
+        Reason.IdleReclaimed,
+        Reason.NodeDrained,
+        Reason.NodeAvoided,
+        Reason.Updated,
+    }
+)
 # Ends that trying again cannot mend.
 HOPELESS = frozenset(
     {
@@ -57,6 +66,7 @@ HOPELESS = frozenset(
         Reason.WorkdirMissing,
         Reason.EnvironmentMissing,
         Reason.RestartsExhausted,
+        Reason.CrashLoop,
         Reason.DependencyFailed,
     }
 )

@@ -27,8 +27,10 @@ _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 # Statements are made once: building one costs more than running it. Which columns an update sets follows from its values.
 _SET = jobs.update().where(jobs.c.id == bindparam("b_id"))
 _INSERT = jobs.insert()
-_OURS = frozenset({"max_restarts", "grace_period"})  # an engine was not told of them, or is when it is to stop
-_MUTABLE = ("time_limit", "max_restarts", "priority", "grace_period", "idle_timeout")
+_OURS = frozenset(
+    {"max_restarts", "crash_loop", "grace_period"}
+)  # an engine was not told of them, or is when it is to stop
+_MUTABLE = ("time_limit", "max_restarts", "crash_loop", "priority", "grace_period", "idle_timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,9 @@ def _values(tx: Tx, new: NewJob, job_id: str, name: str) -> dict[str, Any]:
         "engine": None,
         "engine_job": None,
         "start_estimate": None,
+        "failures": None,
+        "avoided": None,
+        "calm_at": None,
     }
 
 
@@ -240,6 +245,7 @@ def replace(tx: Tx, row: Row[Any], spec: JobSpec, *, actor: str, generation: int
         update(tx, row.id, **values)
     else:
         values |= {"held": None, "next_at": None, "restarts": 0, "exit_code": None, "signal": None, "progress": None}
+        values |= {"failures": None, "avoided": None, "calm_at": None}
         values |= {"cancelled_by": None, "finished_at": None, "started_at": None, "queued_at": tx.now}
         values |= {"engine": None, "engine_job": None} if row.engine is not None else {}
         move(tx, row, Phase.PENDING, Reason.WaitingBehind, "in line", **values)

@@ -45,6 +45,9 @@ jobs = Table(
     Column("engine", Text),  # of the newest attempt, where it is not the server's own
     Column("engine_job", Text),  # the name that engine has for it
     Column("start_estimate", Float),  # as that engine told it
+    Column("failures", Text),  # JSON of crashes.Crash, the newest
+    Column("avoided", Text),  # JSON of faults.Avoided
+    Column("calm_at", Integer),  # restarts that were spent when it last made progress: back-off counts from there
 )
 Index("jobs_by_name", jobs.c.project, jobs.c.name, unique=True)
 Index("jobs_by_project", jobs.c.project, jobs.c.seq)

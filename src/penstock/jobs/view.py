@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.reasons import Reason
 from penstock.fleet import inventory
 from penstock.fleet.labels import topology
+from penstock.jobs import avoided
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
@@ -100,6 +101,9 @@ class View:
         self._parts: dict[tuple[Any, ...], tuple[Part, ...]] = {}
         self.stored = kept.Stored()
         self.outlooks: outlook.Waits = {}
+        self.unavoidable: dict[str, frozenset[str]] = {}  # by job: nodes that it would avoid, but no others fit
+        self._off: dict[str, frozenset[str]] = {}  # by job in line: nodes that it avoids
+        self._now = 0.0
         self._settled = 0  # so many jobs are left alone by the garbage collector
 
     # -- what changed
@@ -135,8 +139,10 @@ class View:
         if self.scheduler is None:
             return self.build(conn, now)
         scheduler = self.scheduler
+        self._now = now
         if self._nodes:
             self._read_nodes(conn, scheduler)
+            self._jobs.update(self._off)  # other nodes may fit now, or none
         if self._windows:
             windows.take_over(conn, scheduler, now)
             self._windows = False
@@ -161,13 +167,23 @@ class View:
     def build(self, conn: Connection, now: float) -> Scheduler:
         """From everything: at the take-over of leadership, after a restore, under another setup."""
         self.setup = live.current(conn)
+        self._now = now
         scheduler = Scheduler(at_speed(self.setup, self.memory.speed))
         for node in inventory.all_nodes(conn):
             if self.ours(node.engine):
                 scheduler.put_node(self.node(node))
         windows.take_over(conn, scheduler, now)
         self._windows = False
-        for known in (self._jobs, self._arrays, self._idle, self._nodes, self.rows, self.told):
+        for known in (
+            self._jobs,
+            self._arrays,
+            self._idle,
+            self._nodes,
+            self.rows,
+            self.told,
+            self._off,
+            self.unavoidable,
+        ):
             known.clear()
         self.elsewhere.clear()
         self.stranded.clear()
@@ -221,6 +237,7 @@ class View:
 
     def _gone(self, scheduler: Scheduler, id_: str, now: float) -> None:
         self.rows.pop(id_, None)
+        self._off.pop(id_, None)
         self.elsewhere.pop(id_, None)
         self.stranded.pop(id_, None)
         self.told.pop(id_, None)
@@ -247,14 +264,30 @@ class View:
             self.elsewhere[row.id] = row
             return
         self.rows[row.id] = row
-        if known is None or (known.generation, known.queued_at, known.attempt) != (
+        off = self._keep_off(scheduler, row) if row.avoided or row.id in self._off else False
+        if off or known is None or (known.generation, known.queued_at, known.attempt) != (
             row.generation, row.queued_at, row.attempt,
         ):  # fmt: skip
             self.told.pop(row.id, None)
             scheduler.submit(self.workload(row))
 
+    def _keep_off(self, scheduler: Scheduler, row: Row[Any]) -> bool:
+        """Which nodes it avoids now, as far as the others are enough for it; whether that is news."""
+        known = avoided.load(row.avoided, self._now)
+        before, off = self._off.pop(row.id, frozenset()), frozenset(one.node for one in known)
+        if off:
+            heapq.heappush(self._later, (min(one.until for one in known), row.id))
+            work, fits = self.workload(row), scheduler.pool.could_place
+            without = replace(work, exclude=work.exclude | off)
+            if fits(work, scheduler.pool.open) and not fits(without, scheduler.pool.open):
+                self.unavoidable[row.id], off = off, frozenset()
+        if off:
+            self._off[row.id] = off
+        return before != off
+
     def _active(self, conn: Connection, scheduler: Scheduler, row: Row[Any]) -> None:
         self.rows.pop(row.id, None)
+        self._off.pop(row.id, None)
         self.told.pop(row.id, None)
         if (row.array_count is not None and row.array_of is None) or not self.ours(row.engine):
             return
@@ -305,6 +338,7 @@ class View:
             queued_at=row.queued_at,
             parts=parts,
             priority=row.priority,
+            exclude=work.exclude | self._off.get(row.id, frozenset()),
             evictions=self.evictions.get(row.id, 0),
             seq=row.seq,
         )

@@ -22,6 +22,7 @@ REVISIONS = (
     "0011",
     "0012",
     "0013",
+    "0014",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

@@ -26,8 +26,10 @@ class Failure:
 
     @property
     def weight(self) -> int:
-        """What is likelier the cause than the consequence sorts first: a crash, then an exit code, then a SIGTERM."""
-        if self.signal is None:
+        """What is likelier the cause than the consequence sorts first: a crash, then an exit code or an abort (which is how
+        a rank whose peer is gone may end too), then a SIGTERM.
+        """
+        if self.signal is None or self.signal == signal.SIGABRT:
             return 1
         return 2 if self.signal == signal.SIGTERM else 0
 
@@ -59,6 +61,7 @@ class Exits(Protocol):
     restarts: int
 
     def first_failure(self) -> Failure | None: ...
+    def failures(self, *, last: bool) -> list[dict[str, Any]]: ...
     def plain_exit(self) -> tuple[int | None, int | None]: ...
     def exits(self) -> list[dict[str, Any]]: ...
 
@@ -112,6 +115,7 @@ class Ending:
             "signal": number,
             "restarts": ranks.restarts,
             "ranks": ranks.exits(),
+            "failures": ranks.failures(last=reason in ("Failed", "OutOfMemory")),
         }
 
     def _memory_message(self, nodes: list[str], failure: Failure | None) -> str:

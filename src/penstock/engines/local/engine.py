@@ -387,9 +387,11 @@ class LocalEngine:
             active.known, active.began, active.frame = True, True, None
             seen = Observation(attempt_id, Stage.RUNNING, now, restarts=int(note.get("restarts", 0)))
             if kind == "started":
-                seen = replace(seen, started_at=note["at"])
+                seen = replace(seen, started_at=note["at"], failures=rendering.failures(note.get("failures")))
             elif kind == "rank":
-                seen = replace(seen, happened=(note["happened"],))
+                happened = {**note["happened"]}
+                failed = happened.pop("failure", None)
+                seen = replace(seen, happened=(happened,), failures=rendering.failures([failed] if failed else ()))
             elif kind == "progress":
                 seen = replace(seen, progress=note["progress"])
             self._sink(seen)
@@ -510,4 +512,5 @@ def from_record(attempt_id: str, record: Mapping[str, Any], now: float) -> Obser
         restarts=record["restarts"],
         ranks=tuple(rendering.rank_exit(rank) for rank in record["ranks"] if rank["rank"] is not None),
         progress=record.get("progress"),
+        failures=rendering.failures(record.get("failures")),
     )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from penstock.engines.local import child, folder, procs, quick
 from penstock.engines.local.child import LaunchError, Start
 from penstock.engines.local.ending import Failure, root_cause, split
+from penstock.engines.local.failing import Failings
 from penstock.engines.local.logwriter import LogWriter
 from penstock.engines.local.loop import Loop
 from penstock.engines.local.reports import Progress
@@ -68,6 +69,7 @@ class Ranks:
         self.launch = launch
         self.mains: list[Main] = []
         self.outputs: list[Output] = []
+        self._output_of: dict[str, Output] = {}  # by stream
         self.reports: list[Reports] = []
         self.restarts = 0
         self._ranked: dict[int, Ranked] = {}
@@ -75,6 +77,7 @@ class Ranks:
         self._loop = loop
         self._listener = listener
         self._progress = Progress(folder.PROGRESS, loop, listener.progressed)
+        self._failings = Failings(folder.LOGS)
         self._notes_fd = -1
         self._refusal: LaunchError | None = None
         self._world = launch["procs"] * len(launch["groups"])
@@ -139,6 +142,7 @@ class Ranks:
         path = f"{folder.LOGS}/{stream}"
         writer = LogWriter(path, self.launch["log_first_bytes"], self.launch["log_newest_bytes"])
         self.outputs.append(Output(self._loop, fd, writer))
+        self._output_of[stream] = self.outputs[-1]
 
     def _called(self, rank: int | None, group: int) -> str:
         if rank is None:
@@ -175,13 +179,24 @@ class Ranks:
         main.over = True
         main.exit_code, main.signal = split(status)
         main.at = time.time()
-        if main.failed and self._world > 1:
+        if main.failed:
             failure = Failure(main.who, main.exit_code, main.signal, main.at)
-            fields = {"rank": main.rank, "exit_code": main.exit_code, "signal": main.signal}
-            self._listener.happened(
-                "RankExited", str(failure), node=self.launch["groups"][main.group]["node"], **fields
-            )
+            node = self.launch["groups"][main.group]["node"]
+            if not self._shimmed:
+                self._failed(failure, main.rank, node)
+            if self._world > 1:
+                fields = {"rank": main.rank, "exit_code": main.exit_code, "signal": main.signal}
+                self._listener.happened("RankExited", str(failure), node=node, **fields)
         return main
+
+    def _failed(self, failure: Failure, rank: int | None, node: str) -> None:
+        """What the dead have said counts: how far they came, and their last words."""
+        output = self._output_of.get(str(rank))
+        if output is not None:
+            output.drain()
+        for report in self.reports:
+            report.drain()
+        self._failings.exited(failure, rank, node)
 
     def _read_notes(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -198,8 +213,10 @@ class Ranks:
             rank.running = False
             rank.exit_code, rank.signal, rank.at = note["code"], note["signal"], float(note["at"])
             consequence = rank.signal == signal.SIGTERM and self._one_failed_before(rank)
+            failure = Failure(f"rank {int(note['rank'])}", note["code"], note["signal"], rank.at)
+            if note["code"] != 0:
+                self._failed(failure, int(note["rank"]), rank.node)
             if note["code"] != 0 and not consequence:
-                failure = Failure(f"rank {int(note['rank'])}", note["code"], note["signal"], rank.at)
                 fields = {"rank": note["rank"], "exit_code": note["code"], "signal": note["signal"]}
                 self._listener.happened("RankExited", str(failure), node=rank.node, **fields)
         elif note["event"] == "refused" and self._refusal is None:
@@ -217,14 +234,15 @@ class Ranks:
         rank.node = self.launch["groups"][node_rank]["node"]
         if restart <= self.restarts:
             return
-        self.restarts = restart
+        failed = self._failings.settle(self.restarts, self._progress.reached)
+        self.restarts, self._progress.reached = restart, None
         allowed = self.launch["restarts_left"]
         if restart > allowed:
             message = f"the launcher restarted its ranks {restart} times where {allowed} were left"
             self._listener.stop("RestartsExhausted", message, self.launch["grace_s"])
         else:
             message = f"all ranks were started again (restart {restart} of {allowed} in place)"
-            self._listener.happened("RankRestarted", message, restart=restart)
+            self._listener.happened("RankRestarted", message, restart=restart, failure=failed)
 
     # -- questions
 
@@ -247,6 +265,12 @@ class Ranks:
             if rank.at is not None and rank.exit_code != 0 and rank.restart == self.restarts
         ]
         return root_cause(ranked or mains)
+
+    def failures(self, *, last: bool) -> list[dict[str, Any]]:
+        """Each time that ranks failed, with its root; asked once all are over. ``last``: by themselves this time too."""
+        if last:
+            self._failings.settle(self.restarts, self._progress.reached)
+        return self._failings.known
 
     def plain_exit(self) -> tuple[int | None, int | None]:
         if not self.mains or not self.mains[0].over:

@@ -8,14 +8,14 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from penstock.engines import launchers
 from penstock.engines.local import conda, environment, folder, procs
 from penstock.engines.local.users import Users
-from penstock.engines.spec import Launch, RankExit, RankGroup
+from penstock.engines.spec import Failure, Launch, RankExit, RankGroup
 
 _HOST = "127.0.0.1"
 _COUNT_EVERY_S = 10.0
@@ -131,3 +131,8 @@ def rank_exit(value: Mapping[str, Any]) -> RankExit:
         value.get("restarts", 0),
         value.get("ended_at"),
     )
+
+
+def failures(values: Iterable[Mapping[str, Any]] | None) -> tuple[Failure, ...]:
+    """exit.json's ``failures``."""
+    return tuple(Failure(**{**value, "lines": tuple(value["lines"])}) for value in values or ())

@@ -25,6 +25,7 @@ class Progress:
     def __init__(self, path: str, loop: Loop, tell: Callable[[dict[str, Any]], None]) -> None:
         self.seen = 0  # batches taken
         self.latest: dict[str, Any] | None = None
+        self.reached: int | None = None  # the highest step of any rank since the ranks were last started
         self._path = path
         self._loop = loop
         self._tell = tell
@@ -45,6 +46,8 @@ class Progress:
         reports = [report for line in chosen if (report := parse(line, rank, now)) is not None]
         if not reports:
             return
+        steps = [report["step"] for report in reports if report["step"] is not None]
+        self.reached = max([*steps, -1 if self.reached is None else self.reached]) if steps else self.reached
         self._write(b"".join(json.dumps(report, separators=(",", ":")).encode() + b"\n" for report in reports))
         steps = [report for report in reports if "event" not in report]
         if steps and (self.latest is None or rank <= self.latest["rank"]):

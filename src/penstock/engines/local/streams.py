@@ -14,6 +14,7 @@ RATE_BYTES_S = 64 << 20
 _PAUSE_S = 0.05
 _REPORT_PAUSE_S = 0.02
 _REPORT_READ = 1 << 16
+_PIPE_READS = 4  # take all that was in a pipe of the usual size
 
 
 class Output:
@@ -42,6 +43,10 @@ class Output:
 
     def _resume(self) -> None:
         self._loop.watch(self._fd, self._ready)
+
+    def drain(self) -> None:
+        """Take what is in the pipe now: of a rank that is dead, all of it, since a pipe holds less than a pump moves."""
+        self.writer.pump(self._fd)
 
     def finish(self) -> None:
         """Take what is still in the pipe; the writers are dead. Bounded by the pipe's capacity."""
@@ -81,6 +86,13 @@ class Reports:
         self._rest = rest if len(rest) <= _REPORT_READ else b""
         self._progress.take(self._rank, lines)
         return bool(data)
+
+    def drain(self) -> None:
+        """Take what is in the pipe now; of a rank that lives and floods it, no more than that."""
+        for _ in range(_PIPE_READS):
+            before = self._progress.seen
+            if not self._take() or before == self._progress.seen:
+                return
 
     def finish(self) -> None:
         os.set_blocking(self._fd, False)

@@ -135,7 +135,8 @@ class Attempt:
 
     def tell_status(self) -> None:
         """Bring a new server up to date."""
-        self.notes.send("started", pid=os.getpid(), at=self.started_at)
+        known = self.ranks.failures(last=False)[-1:]  # a note is short, and the end tells all
+        self.notes.send("started", pid=os.getpid(), at=self.started_at, failures=known, restarts=self.ranks.restarts)
 
     def progressed(self, summary: dict[str, Any]) -> None:
         self.notes.send("progress", progress=summary)

@@ -31,9 +31,17 @@ def age(at: object, now: float) -> str:
 
 
 def why_column(job: Job, _now: float) -> str:
-    """The reason, and what is behind it where that says more."""
+    """The reason, and what is behind it where that says more; of several lines the first."""
+    return first_line(whole_why(job))
+
+
+def whole_why(job: Job) -> str:
     status = job["status"]
     return because(status.get("reason"), status.get("message"), status["phase"])
+
+
+def first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def because(reason: object, message: object, phase: object) -> str:
@@ -107,7 +115,7 @@ EVENT_COLUMNS = (
     Column("AGE", lambda event, now: age(event.get("at"), now), right=True),
     Column("REASON", lambda event, _: str(event["reason"])),
     Column("ACTOR", lambda event, _: str(event["actor"])),
-    Column("MESSAGE", lambda event, _: str(event.get("message") or "")),
+    Column("MESSAGE", lambda event, _: first_line(str(event.get("message") or ""))),
 )
 
 ATTEMPT_COLUMNS = (
@@ -118,7 +126,9 @@ ATTEMPT_COLUMNS = (
     Column("ENDED", lambda attempt, _: str(attempt.get("ended_at") or "")),
     Column("EXIT", lambda attempt, _: exit_text(attempt), right=True),
     Column("RESTARTS", lambda attempt, _: str(attempt.get("restarts") or 0), right=True),
-    Column("WHY", lambda attempt, _: because(attempt.get("reason"), attempt.get("message"), attempt["phase"])),
+    Column(
+        "WHY", lambda attempt, _: first_line(because(attempt.get("reason"), attempt.get("message"), attempt["phase"]))
+    ),
 )
 
 
@@ -158,7 +168,8 @@ def page(job: Job, now: float) -> list[str]:
         ("Limits", _pairs({key: spec.get(key) for key in ("time_limit", "grace_period", "max_restarts", "priority")})),
         ("Waits for", ", ".join(f"{d['job']} ({d['condition']})" for d in spec.get("depends_on") or ())),
         ("Phase", status["phase"]),
-        ("Why", why_column(job, now)),
+        ("Why", whole_why(job).replace("\n", f"\n{'':<14}")),
+        ("Avoids", "; ".join(f"{a['node']} until {a['until']}: {a['why']}" for a in status.get("avoids") or ())),
         ("GPUs", "; ".join(c["message"] for c in status.get("conditions") or () if c["type"] == "GpuIdle")),
         ("Attempt", f"{status.get('attempt', 0)} ({status.get('restarts') or 0} restarts)"),
         ("Nodes", ", ".join(status.get("nodes") or ())),

@@ -102,7 +102,7 @@ class View:
         self.stored = kept.Stored()
         self.outlooks: outlook.Waits = {}
         self.unavoidable: dict[str, frozenset[str]] = {}  # by job: nodes that it would avoid, but no others fit
-        self._off: dict[str, frozenset[str]] = {}  # by job in line: nodes that it avoids
+        self._off: dict[str, frozenset[str]] = {}  # by job in line that avoids nodes: those, if the others would do
         self._now = 0.0
         self._settled = 0  # so many jobs are left alone by the garbage collector
 
@@ -279,9 +279,10 @@ class View:
             heapq.heappush(self._later, (min(one.until for one in known), row.id))
             work, fits = self.workload(row), scheduler.pool.could_place
             without = replace(work, exclude=work.exclude | off)
-            if fits(work, scheduler.pool.open) and not fits(without, scheduler.pool.open):
-                self.unavoidable[row.id], off = off, frozenset()
-        if off:
+            if not fits(without, scheduler.pool.open):
+                if fits(work, scheduler.pool.open):
+                    self.unavoidable[row.id] = off
+                off = frozenset()
             self._off[row.id] = off
         return before != off
 

@@ -4,9 +4,10 @@ TYPE_CHECKING = False  # as typing has it, without importing typing
 if TYPE_CHECKING:
     from penstock.client.client import Client
     from penstock.worker.checkpoint import public as checkpoint
+    from penstock.worker.data import public as data
     from penstock.worker.report import report
 
-__all__ = ["Client", "checkpoint", "report"]
+__all__ = ["Client", "checkpoint", "data", "report"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,6 +21,8 @@ def __getattr__(name: str) -> object:
         value: object = with_defaults(lambda: settings_from(os.environ))
     elif name == "checkpoint":  # brings torch
         from penstock.worker.checkpoint import public as value
+    elif name == "data":  # brings torch and litdata
+        from penstock.worker.data import public as value
     elif name == "report":
         from penstock.worker.report import report as value
     else:

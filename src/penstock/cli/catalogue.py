@@ -30,6 +30,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("exec", "run a command inside a running job", "penstock.jobs.commands.session"),
             Entry("port-forward", "reach a port inside a running job", "penstock.jobs.commands.session"),
             Entry("checkpoint", "list, verify, prune, export checkpoints; save now", "penstock.cli.checkpoint"),
+            Entry("data", "list, verify, prepare data sets of tokens", "penstock.cli.data"),
         ),
     ),
     (

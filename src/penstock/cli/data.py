@@ -62,12 +62,11 @@ def _run(call: Invocation, arguments: Namespace) -> int:
         raise InvalidInput("--block-size must be at least 1")
     if arguments.what != "prepare":
         return _list(call, arguments, read=arguments.what == "verify")
-    options = prepare.Options(
-        dtype=arguments.dtype,
-        block_size=arguments.block_size,
-        chunk_bytes=int(parse_memory(arguments.chunk)),
-        as_bytes=arguments.bytes,
-    )
+    try:
+        chunk_bytes = parse_memory(arguments.chunk)
+    except ValueError as error:
+        raise InvalidInput(f"--chunk: {error}") from error
+    options = prepare.Options(arguments.dtype, arguments.block_size, chunk_bytes, arguments.bytes)
     done = prepare.prepare(arguments.input, arguments.out, options)
     call.output.line(f"{done.tokens} tokens of {done.dtype} in {done.chunks} chunks -> {arguments.out}")
     return 0

@@ -3,6 +3,7 @@
 A file is put as parts of a few chunks, each an object of its own: a part that is there and hashes right is not sent
 again, and nothing but one part is held in memory. Each part is read back and hashed before the manifest follows.
 Loading brings a checkpoint into the first folder, verified and committed there, and goes on as from any folder.
+One job alone writes there (claim.py).
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import obstore
@@ -24,6 +25,7 @@ from obstore.store import S3Store
 from xxhash import xxh3_128_hexdigest
 
 from penstock.worker.checkpoint import folder
+from penstock.worker.checkpoint.claim import Claim, Rhythm
 from penstock.worker.checkpoint.errors import CheckpointError, Damaged
 from penstock.worker.checkpoint.manifest import NAME, File, Manifest, read_manifest
 from penstock.worker.checkpoint.memory import Bytes
@@ -42,6 +44,7 @@ class Patience:
     retries: int = 6
     retry_for_s: float = 180.0
     part: int = 16 << 20
+    rhythm: Rhythm = field(default_factory=Rhythm)
 
 
 class Bucket:
@@ -51,13 +54,20 @@ class Bucket:
     AWS_ACCESS_KEY_ID, AWS_REGION and so on.
     """
 
-    def __init__(self, url: str, keep: int, bytes_per_s: float | None, patience: Patience = Patience()) -> None:
+    def __init__(
+        self,
+        url: str,
+        keep: int,
+        bytes_per_s: float | None,
+        patience: Patience = Patience(),
+        owner: Mapping[str, Any] | None = None,
+    ) -> None:
         self.directory = url.rstrip("/")
         self._keep = keep
         self._bytes_per_s = bytes_per_s
         self._patience = patience
         self._verified: set[str] = set()
-        self._damaged: set[str] = set()
+        self.damaged: dict[str, str] = {}
         with self._told():
             self._store = S3Store.from_url(
                 self.directory,
@@ -70,13 +80,19 @@ class Bucket:
                     "retry_timeout": timedelta(seconds=patience.retry_for_s),
                 },
             )
+        self._claim = Claim(self.directory, self._store, owner or {}, self._told, patience.rhythm)
+
+    def take(self) -> None:
+        """Have the prefix for this job alone. Raises FolderInUse, or OSError where the store does not answer."""
+        self._claim.hold()
 
     def entries(self) -> list[folder.Entry]:
         """What is committed there, oldest first. Raises OSError where the store does not answer."""
         return self._committed(self._listed())
 
     def promote(self, entry: folder.Entry) -> bool:
-        """Copy one checkpoint there; False where it is already. Raises OSError or Damaged."""
+        """Copy one checkpoint there; False where it is already. Raises OSError, Damaged or FolderInUse."""
+        self._claim.hold()
         there = self._listed()
         committed = self._committed(there)
         if any(one.id == entry.id for one in committed):
@@ -98,16 +114,17 @@ class Bucket:
                 sent += size
                 if self._bytes_per_s:
                     time.sleep(max(0.0, sent / self._bytes_per_s - (time.monotonic() - began)))
+        self._claim.hold()  # another may have taken it meanwhile
         with open(os.path.join(entry.path, NAME), "rb") as source:
             self._put(f"{name}/{NAME}", source.read())
-        self._manifest(folder.Entry(f"{self.directory}/{name}", entry.step, entry.id))
+        self.manifest(folder.Entry(f"{self.directory}/{name}", entry.step, entry.id))
         self._verified.add(entry.id)
-        self._prune()
+        self.prune()
         return True
 
     def fetch(self, entry: folder.Entry, directory: str) -> folder.Entry:
         """Bring one of ``entries()`` into a folder, verified, and commit it there. Raises OSError or Damaged."""
-        manifest = self._manifest(entry)
+        manifest = self.manifest(entry)
         name = os.path.basename(entry.path)
         there = self._listed(name)
         temporary = folder.temporary(directory, entry.id)
@@ -129,7 +146,44 @@ class Bucket:
         return folder.Entry(folder.commit(directory, temporary, entry.step, entry.id), entry.step, entry.id)
 
     def close(self) -> None:
-        """Nothing is held: an object store has no lock."""
+        self._claim.release()
+
+    def manifest(self, entry: folder.Entry) -> Manifest:
+        """Raises OSError, Damaged or NewerFormat."""
+        what = f"{entry.path}/{NAME}"
+        manifest = read_manifest(self._get(f"{os.path.basename(entry.path)}/{NAME}"), what)
+        if (manifest.id, manifest.step) != (entry.id, entry.step):
+            raise Damaged(f"{what} is of {manifest.step}-{manifest.id}, another checkpoint")
+        return manifest
+
+    def verify(self, entry: folder.Entry, there: dict[str, int] | None = None) -> Manifest:
+        """Read one to the last byte. Raises OSError, Damaged or NewerFormat."""
+        name = os.path.basename(entry.path)
+        manifest = self.manifest(entry)
+        there = self._listed(name) if there is None else there
+        for file in manifest.files:
+            for _ in self._parts(there, name, file):
+                pass
+        return manifest
+
+    def prune(self, every: int | None = None) -> list[folder.Entry]:
+        """Remove what may go, and answer it: each of the last ``keep`` is read before it counts. Raises OSError."""
+        there = self._listed()
+        entries = self._committed(there)
+        if len(entries) <= self._keep:
+            return []
+        while (entry := undecided(entries, self._verified, self.damaged, self._keep)) is not None:
+            try:
+                self.verify(entry, there)
+                self._verified.add(entry.id)
+            except CheckpointError as error:
+                self.damaged[entry.id] = error.message
+        gone = to_remove(entries, self._verified, self._keep, every)
+        for entry in gone:
+            name = os.path.basename(entry.path)
+            self._delete([f"{name}/{NAME}"])  # from here on it is no checkpoint
+            self._delete([key for key in there if key.startswith(f"{name}/") and key != f"{name}/{NAME}"])
+        return gone
 
     # ------------------------------------------------------------------------------------------------------- inside
 
@@ -159,13 +213,6 @@ class Bucket:
                 return f"{self.directory}/{key}: bytes from {at} on are not what was written"
         return ""
 
-    def _manifest(self, entry: folder.Entry) -> Manifest:
-        what = f"{entry.path}/{NAME}"
-        manifest = read_manifest(self._get(f"{os.path.basename(entry.path)}/{NAME}"), what)
-        if (manifest.id, manifest.step) != (entry.id, entry.step):
-            raise Damaged(f"{what} is of {manifest.step}-{manifest.id}, another checkpoint")
-        return manifest
-
     def _committed(self, there: dict[str, int]) -> list[folder.Entry]:
         names = (key.partition("/")[0] for key in there if key.count("/") == 1 and key.endswith(f"/{NAME}"))
         found = [entry for name in names if (entry := folder.entry_of(f"{self.directory}/{name}"))]
@@ -175,27 +222,6 @@ class Bucket:
         """Remove copies that were cut short and overtaken."""
         names = {key.partition("/")[0] for key in there} - stay
         self._delete([key for key in there if (name := key.partition("/")[0]) in names and folder.entry_of(name)])
-
-    def _prune(self) -> None:
-        there = self._listed()
-        entries = self._committed(there)
-        if len(entries) <= self._keep:
-            return
-        while (entry := undecided(entries, self._verified, self._damaged, self._keep)) is not None:
-            (self._verified if self._whole(entry, there) else self._damaged).add(entry.id)
-        for entry in to_remove(entries, self._verified, self._keep):
-            name = os.path.basename(entry.path)
-            self._delete([f"{name}/{NAME}"])  # from here on it is no checkpoint
-            self._delete([key for key in there if key.startswith(f"{name}/") and key != f"{name}/{NAME}"])
-
-    def _whole(self, entry: folder.Entry, there: dict[str, int]) -> bool:
-        try:
-            for file in self._manifest(entry).files:
-                for _ in self._parts(there, os.path.basename(entry.path), file):
-                    pass
-        except CheckpointError:
-            return False
-        return True
 
     # ------------------------------------------------------------------------------------------------------ requests
 

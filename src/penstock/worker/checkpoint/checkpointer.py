@@ -22,12 +22,14 @@ from penstock.base.quantities import parse_duration
 from penstock.worker import contract
 from penstock.worker.checkpoint import folder, saving
 from penstock.worker.checkpoint.errors import CheckpointError, Damaged, FolderInUse, OtherModel, SaveFailed
+from penstock.worker.checkpoint.imported import is_imported, without_twins
 from penstock.worker.checkpoint.layout import Layout, make_layout
 from penstock.worker.checkpoint.loading import compare, fill
 from penstock.worker.checkpoint.manifest import Manifest
 from penstock.worker.checkpoint.memory import available, short_of_memory, stand_back
 from penstock.worker.checkpoint.parts import (
     Captured,
+    Part,
     Position,
     Target,
     part_of,
@@ -129,6 +131,7 @@ class Checkpointer:
         self._staging: Future[Staging] | None = None
         self._last_began = time.monotonic()
         self._last_saved = -1
+        self._next = 0
         self._asked_at = 0.0
         self._stopping = False
         self._untold: deque[dict[str, Any]] = deque(maxlen=_UNTOLD)  # of threads, for the loop's own to tell
@@ -155,7 +158,7 @@ class Checkpointer:
                 self._say(f"step {entry.step} loaded, every byte verified ({entry.path})")
                 self._note("loaded", entry, place=os.path.dirname(found.path), took_s=time.monotonic() - began)
                 self._tell()
-                return entry.step + 1
+                return self._next
             reasons.append(fault)
             self._note("unusable", entry, place=os.path.dirname(found.path), reason=fault)
             if os.path.dirname(entry.path) == self.directory:
@@ -205,9 +208,12 @@ class Checkpointer:
         manifest: Manifest | None = None
         try:
             manifest = folder.checked_manifest(entry)
-            for part in self._parts:
+            parts = self._parts if not is_imported(manifest) else self._brought(manifest)
+            for part in parts:
                 part.target(manifest, target)
-            compare(manifest, target.placed, [part.name for part in self._parts])
+            if is_imported(manifest):
+                target.placed = without_twins(manifest, target.placed)
+            compare(manifest, target.placed, [part.name for part in parts])
             fill(entry.path, manifest, target.placed, self._ranks.rank, self._ranks.world_size)
         except CheckpointError as found:
             error = found
@@ -224,16 +230,26 @@ class Checkpointer:
         for finish in target.finish:
             finish()
         self._restore_own(manifest)
+        self._next = int(manifest.origin.get("next", entry.step + 1))
         return ""
+
+    def _brought(self, manifest: Manifest) -> list[Part]:
+        """The parts that an import has; a model without its optimizer is a usual beginning, and told."""
+        new = [part.name for part in self._parts if part.name not in manifest.state]
+        if len(new) == len(self._parts):
+            raise OtherModel(f"what was imported has none of {new}; it has {sorted(manifest.state)}")
+        if new:
+            self._say(f"imported from {manifest.origin['imported']}, which has no {' and no '.join(new)}: begun afresh")
+        return [part for part in self._parts if part.name in manifest.state]
 
     def _restore_own(self, manifest: Manifest) -> None:
         rank, world_size = self._ranks.rank, self._ranks.world_size
-        if self._position is not None:
+        if self._position is not None and not is_imported(manifest):
             said = [row.get("loader") for row in manifest.ranks]
             if any(row is None for row in said):
                 raise OtherModel(f"the checkpoint of step {manifest.step} has no data position")
             self._position.restore(said, rank, world_size)
-        if rank < len(manifest.ranks):
+        if rank < len(manifest.ranks) and not is_imported(manifest):
             set_random_state(manifest.ranks[rank]["random"])
 
     # -------------------------------------------------------------------------------------------------------- save
@@ -440,13 +456,28 @@ class Checkpointer:
                 fault = error.message
             except OSError as error:
                 self._say(f"{self.directory} cannot be written ({error}); saves will fail until it can")
+            fault = fault or self._take_tiers()
             series = folder.new_series(candidates(self.directory, self._tiers)[0])
             if self._locked:
                 folder.clear(self.directory, series)
         fault, series = self._ranks.first((fault, series))
         if fault:
+            for tier in self._tiers:
+                tier.close()
+            self._lock.release()
             raise FolderInUse(fault)
         return series
+
+    def _take_tiers(self) -> str:
+        """Who else is at work in one of them; a tier that cannot be reached now is taken before the first copy."""
+        for tier in self._tiers:
+            try:
+                tier.take()
+            except FolderInUse as error:
+                return error.message
+            except OSError as error:
+                self._say(f"{tier.directory} does not answer ({error}); copies are tried after each save")
+        return ""
 
     def _take_lock(self) -> None:
         if not self._locked:

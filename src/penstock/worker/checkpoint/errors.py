@@ -47,3 +47,8 @@ class SaveFailed(CheckpointError):
 
     code = "SaveFailed"
     hint = "The last checkpoint that was committed is intact; mend what is named and save again."
+
+
+def by_code(code: str) -> type[CheckpointError]:
+    """The error that another process named."""
+    return next((error for error in CheckpointError.__subclasses__() if error.code == code), CheckpointError)

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from xxhash import xxh3_128_hexdigest
@@ -22,6 +22,9 @@ from penstock.worker.checkpoint.manifest import NAME, File
 from penstock.worker.checkpoint.reading import Want, read_files, verify
 from penstock.worker.checkpoint.upkeep import Shelf
 from penstock.worker.checkpoint.writing import write_small
+
+if TYPE_CHECKING:
+    from penstock.worker.checkpoint.bucket import Bucket
 
 
 class Tier:
@@ -40,11 +43,15 @@ class Tier:
         except OSError:
             return []
 
-    def promote(self, entry: folder.Entry) -> bool:
-        """Copy one checkpoint here; False where it is already. Raises OSError, Damaged or FolderInUse."""
+    def take(self) -> None:
+        """Have the folder for this job alone. Raises OSError or FolderInUse."""
         if not self._lock.held:
             os.makedirs(self.directory, exist_ok=True)
             self._lock.take()
+
+    def promote(self, entry: folder.Entry) -> bool:
+        """Copy one checkpoint here; False where it is already. Raises OSError, Damaged or FolderInUse."""
+        self.take()
         if any(there.id == entry.id for there in folder.entries(self.directory)):
             return False
         manifest = folder.checked_manifest(entry)
@@ -108,6 +115,8 @@ class Place(Protocol):
 
     directory: str
 
+    def take(self) -> None: ...
+
     def entries(self) -> list[folder.Entry]: ...
 
     def promote(self, entry: folder.Entry) -> bool: ...
@@ -121,6 +130,11 @@ def place(path: str, keep: int, bytes_per_s: float | None, owner: Mapping[str, A
     """Raises CheckpointError where ``path`` is neither a folder nor a store that is known."""
     if "://" not in path:
         return Tier(path, keep, bytes_per_s, owner)
+    return in_store(path, keep, bytes_per_s, owner)
+
+
+def in_store(path: str, keep: int, bytes_per_s: float | None, owner: Mapping[str, Any]) -> Bucket:
+    """Raises CheckpointError where the store is not known, or its client not installed."""
     if not path.startswith("s3://"):
         raise CheckpointError(f"{path}: a tier is a folder or s3://BUCKET/PREFIX", hint="Mount other stores.")
     try:
@@ -129,7 +143,7 @@ def place(path: str, keep: int, bytes_per_s: float | None, owner: Mapping[str, A
         raise CheckpointError(
             f"{path} needs the package {missing.name}", hint="pip install 'penstock[s3]'"
         ) from missing
-    return Bucket(path, keep, bytes_per_s)
+    return Bucket(path, keep, bytes_per_s, owner=owner)
 
 
 def candidates(directory: str, tiers: Iterable[Place]) -> tuple[list[folder.Entry], list[str]]:

@@ -165,7 +165,12 @@ def _import(call: Invocation, arguments: Namespace) -> int:
     if is_safetensors(source):
         found = find_safetensors(source, arguments.part)
         entry, size = write_imported(found, directory, arguments.step)
-        said = {"path": entry.path, "tensors": len(found.boxes), "size": size, "left_out": found.left_out}
+        said: dict[str, Any] = {
+            "path": entry.path,
+            "tensors": len(found.boxes),
+            "size": size,
+            "left_out": found.left_out,
+        }
     else:
         said = _with_torch("import", kind_of(source), source, directory, arguments.part, str(arguments.step))
     for text in said["left_out"]:

@@ -121,14 +121,15 @@ def test_a_training_goes_through_dcp_and_on(tmp_path: Path) -> None:
     export_dcp(entry.path, folder.checked_manifest(entry), str(tmp_path / "dcp"))
     plain = Training(seed=1)
     plain.one()
-    state = {
+    state: dict[str, Any] = {
         "model": get_model_state_dict(plain.model),
         "optimizer": get_optimizer_state_dict(plain.model, plain.optimizer),
         "scheduler": plain.scheduler.state_dict(),
     }
     dcp_load(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    same(get_model_state_dict(training.model), state["model"])
-    ours = get_optimizer_state_dict(training.model, training.optimizer)
+    model: dict[str, Any] = get_model_state_dict(training.model)
+    same(model, state["model"])
+    ours: dict[str, Any] = get_optimizer_state_dict(training.model, training.optimizer)
     for name, values in ours["state"].items():
         same(values, state["optimizer"]["state"][name])
     assert state["optimizer"]["param_groups"] == ours["param_groups"]
@@ -140,7 +141,7 @@ def test_a_training_goes_through_dcp_and_on(tmp_path: Path) -> None:
     assert ckpt.load() == 6
     ckpt.close()
     same(again.state(), training.state())
-    found = get_optimizer_state_dict(again.model, again.optimizer)
+    found: dict[str, Any] = get_optimizer_state_dict(again.model, again.optimizer)
     for name, values in ours["state"].items():
         same(values, found["state"][name])
     assert again.scheduler.state_dict() == training.scheduler.state_dict()

@@ -95,7 +95,8 @@ def read_metadata(folder: str) -> metadata.Metadata:
 def find_dcp(source: str, part: str) -> Found:
     """A folder that DCP's own writer made. Tensors that stand under no name of a part are those of ``part``."""
     said = read_metadata(source)
-    found, tree = Found(source), {}
+    found = Found(source)
+    tree: dict[Any, Any] = {}
     stored = said.storage_data or {}
     paths: Mapping[str, Any] = said.planner_data or {}
     for name, about in said.state_dict_metadata.items():

@@ -65,6 +65,7 @@ from penstock.tenancy import routes as tenancy_routes
 from penstock.tenancy.access import Access
 from penstock.tenancy.bootstrap import bootstrap, reset_token
 from penstock.tenancy.plan import decide
+from penstock.training.watching import TrainingWatch
 
 log = logging.getLogger("penstock")
 SERVER_FILE = "server.json"
@@ -316,6 +317,11 @@ def build_house(
     watch = gpus.GpuWatch(
         store, engines, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
     )
+    training = TrainingWatch(
+        store, engines, leadership.fence, reconciler.progress, lambda job_id: loop.enqueue("job", job_id)
+    )
+    loop.reconcilers["training"] = training.reconcile
+    reconciler.on_start = lambda: loop.enqueue("training", "all")
     attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     money = (
@@ -323,9 +329,21 @@ def build_house(
         *idle.endpoints(store, rates),
         *gpus.endpoints(watch, lambda: leadership.leading),
     )
-    app = _application(settings, store, attached, reconciler, room, access, (money, late.endpoints))
+    app = _application(settings, store, attached, reconciler, room, access, (money, late.endpoints, training.samples))
     return House(
-        settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
+        settings,
+        store,
+        attached,
+        loop,
+        reconciler,
+        room,
+        leadership,
+        access,
+        app,
+        rates,
+        watch,
+        late,
+        simulation,
     )
 
 
@@ -340,7 +358,7 @@ def _application(
     reconciler: JobReconciler,
     room: Room,
     access: Access,
-    above: tuple[Sequence[Endpoint], Callable[[], Sequence[Endpoint]]],
+    above: tuple[Sequence[Endpoint], Callable[[], Sequence[Endpoint]], Callable[[], Any]],
 ) -> App:
     """Every room's endpoints and the console, behind one door."""
 
@@ -351,7 +369,7 @@ def _application(
     aside = [
         Memory(settings.simulate_speed, own) for _ in range(2)
     ]  # read in threads: the room's own is the event loop's
-    house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store),))
+    house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store), above[2]))
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
         *tenancy_routes.endpoints(store),

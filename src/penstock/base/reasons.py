@@ -39,6 +39,8 @@ class Reason(_Named):
     NodeForgiven = auto()  # it may be used again before its time: no other fits, or it is back
     GpuIdle = auto()  # GPUs that it holds have done nothing for a while
     GpuIdleEnded = auto()
+    RankHung = auto()  # nothing gets on: which rank holds it up, and what every rank was doing
+    HangEnded = auto()  # it went on by itself
     CancelRequested = auto()
     # how it ended
     Completed = auto()
@@ -50,6 +52,7 @@ class Reason(_Named):
     Reclaimed = auto()
     IdleReclaimed = auto()
     QuotaExceeded = auto()
+    Hung = auto()  # it made no progress, and was ended for that
     NodeLost = auto()
     NodeDrained = auto()
     IdleTimeout = auto()

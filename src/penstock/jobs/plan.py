@@ -18,6 +18,7 @@ _IN_WORDS = {
     str(Reason.Reclaimed): "what its queue had borrowed was claimed back",
     str(Reason.IdleReclaimed): "its GPUs had done nothing for too long",
     str(Reason.Updated): "its specification was changed",
+    str(Reason.Hung): "it made no progress",
 }
 
 
@@ -64,12 +65,13 @@ def after_end(ended: Ended) -> AfterEnd:
         return AfterEnd(Phase.FAILED, Reason.CrashLoop, _in_vain(ended), ended.restarts)
     if ended.reason in HOPELESS:
         return AfterEnd(end_phase(ended.reason), ended.reason, ended.message, ended.restarts)
+    why = ended.message or _IN_WORDS.get(ended.reason, "")
     if ended.restarts >= ended.max_restarts:
         spent = f"; all {ended.max_restarts} restarts are spent" if ended.max_restarts else ""
-        return AfterEnd(Phase.FAILED, ended.reason, ended.message + spent, ended.restarts)
+        return AfterEnd(Phase.FAILED, ended.reason, why + spent, ended.restarts)
     delay = backoff_s(ended.restarts - ended.calm_at)
     wait = f" in {format_duration(delay)}" if delay else ""
-    message = f"{ended.message}; restart {ended.restarts + 1} of {ended.max_restarts}{wait}"
+    message = f"{why}; restart {ended.restarts + 1} of {ended.max_restarts}{wait}"
     return AfterEnd(Phase.PENDING, Reason.Restarting, message, ended.restarts + 1, delay)
 
 

@@ -40,6 +40,7 @@ REPORTS_KEPT = 20  # over which the pace is taken
 LOOK_AHEAD_S = 2.0  # between a job's arrival in line and its start estimate, at the most where that is quick
 LOOK_AHEAD_SHARE = 0.02  # of the writer's time that estimates may take
 STOP_AGAIN_S = 0.1  # while it is being handed over
+HUNG_GRACE_S = 5.0  # at the most, of what hangs: who is stuck saves nothing any more
 FOLD_S = 0.01  # a start is written this much later, so that a job that is over by then costs one write, not two
 Fence = Callable[[Tx], int]  # raises when leadership is lost; answers the lease's epoch
 
@@ -56,6 +57,7 @@ class JobReconciler:
     site: Site
     progress: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # the last report, by job id
     on_progress: Callable[[str], None] = lambda _job_id: None
+    on_start: Callable[[], None] = lambda: None  # rooms above begin their own part of the loop
     _reports: dict[str, deque[Mapping[str, Any]]] = field(default_factory=dict)
     _lines: dict[str, object] = field(default_factory=dict)  # what an engine said last of a job in its line
     _seen: dict[str, list[Observation]] = field(default_factory=dict)  # not yet taken in, by job id
@@ -100,6 +102,7 @@ class JobReconciler:
         if wait is not None:
             self.loop.enqueue("schedule", "all", max(wait - self.store.clock(), 0.01))
         self.loop.enqueue("schedule", "all")
+        self.on_start()
 
     async def pause(self) -> None:
         """Decide nothing more, until ``start``; what runs goes on, and what is observed meanwhile is found again then."""
@@ -341,7 +344,8 @@ class JobReconciler:
         attempt = progression.current_attempt(tx.conn, row)
         if attempt is None or attempt.stop_reason is None or attempt.ended_at is not None:
             return None
-        return attempt, JobSpec.model_validate_json(row.spec).grace_period
+        grace_s = JobSpec.model_validate_json(row.spec).grace_period
+        return attempt, min(grace_s, HUNG_GRACE_S) if attempt.stop_reason == Reason.Hung else grace_s
 
     async def _stop(self, attempt: Row[Any], grace_s: float) -> float | None:
         """Tell the attempt's engine; in how many seconds to try again."""

@@ -32,6 +32,22 @@ def _no_nul(value: str) -> str:
     return value
 
 
+def _hang_limit(value: Any) -> float:
+    """``off`` is 0; without quotes it is False in YAML."""
+    if value is False or value == "off":
+        return 0.0
+    found = parse_duration(value)
+    if found <= 0:
+        raise ValueError("must be more than 0, or off")
+    return found
+
+
+HangLimit = Annotated[
+    float,
+    BeforeValidator(_hang_limit),
+    PlainSerializer(lambda value: format_duration(value) if value else "off", return_type=str),
+    Field(ge=0, le=3.2e8),
+]
 Argument = Annotated[Text, BeforeValidator(lambda v: _no_nul(v) if isinstance(v, str) else v)]
 
 
@@ -139,6 +155,8 @@ class JobSpec(_Part):
     grace_period: Duration = 30.0
     max_restarts: int = Field(default=0, ge=0, le=100_000)
     crash_loop: int = Field(default=3, ge=0, le=1000)
+    hang_limit: HangLimit | None = None
+    on_hang: Literal["restart", "tell"] = "restart"
     depends_on: tuple[Dependency, ...] = Field(default=(), max_length=1000)
     array: Array | None = None
     interactive: bool = False

@@ -28,9 +28,18 @@ _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 _SET = jobs.update().where(jobs.c.id == bindparam("b_id"))
 _INSERT = jobs.insert()
 _OURS = frozenset(
-    {"max_restarts", "crash_loop", "grace_period"}
+    {"max_restarts", "crash_loop", "grace_period", "hang_limit", "on_hang"}
 )  # an engine was not told of them, or is when it is to stop
-_MUTABLE = ("time_limit", "max_restarts", "crash_loop", "priority", "grace_period", "idle_timeout")
+_MUTABLE = (
+    "time_limit",
+    "max_restarts",
+    "crash_loop",
+    "priority",
+    "grace_period",
+    "idle_timeout",
+    "hang_limit",
+    "on_hang",
+)
 
 
 @dataclass(frozen=True, slots=True)

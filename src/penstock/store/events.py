@@ -114,7 +114,7 @@ class Filters(TypedDict, total=False):
     project: str | Collection[str] | None  # a collection: of any of them ("" is the fleet's own)
     name: str | None
     subject_id: str | None
-    reason: str | None
+    reason: str | Collection[str] | None
     actor: str | None
 
 

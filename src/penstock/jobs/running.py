@@ -1,0 +1,125 @@
+"""Attempts that run, for rooms above that watch them, and what such a room may do about one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.engine import Connection, Row
+
+from penstock.base.reasons import Reason
+from penstock.jobs import faults, progression, submit
+from penstock.jobs.spec import JobSpec
+from penstock.jobs.state import Phase
+from penstock.jobs.tables import attempts, jobs
+from penstock.jobs.view import Memory
+from penstock.store import events
+from penstock.store.store import Tx
+
+_COLUMNS: tuple[Any, ...] = (
+    attempts.c.job_id, attempts.c.number, attempts.c.engine, attempts.c.run_dir, attempts.c.groups, attempts.c.started_at,
+    attempts.c.restarts.label("in_place"), jobs.c.id, jobs.c.project, jobs.c.name, jobs.c.generation, jobs.c.spec,
+    jobs.c.restarts,
+)  # fmt: skip
+_RUN = (
+    select(*_COLUMNS)
+    .join(jobs, jobs.c.id == attempts.c.job_id)
+    .where(attempts.c.phase == Phase.RUNNING, attempts.c.stop_reason.is_(None), attempts.c.started_at.is_not(None))
+)
+_LIVES = 200  # restarts in place that are read
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An attempt that runs, and that nobody has asked to end."""
+
+    job_id: str
+    project: str
+    name: str
+    number: int
+    generation: int
+    engine: str
+    run_dir: str
+    nodes: tuple[str, ...]
+    started_at: float
+    in_place: int  # restarts that this attempt has made
+    spent: int  # restarts that earlier attempts have cost
+    spec: JobSpec
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return (self.job_id, self.number, self.generation)
+
+    @property
+    def attempt_id(self) -> str:
+        return f"{self.job_id}.{self.number}"
+
+    @property
+    def restarts_left(self) -> int:
+        return max(self.spec.max_restarts - self.spent - self.in_place, 0)
+
+
+def running(conn: Connection, memory: Memory) -> list[Running]:
+    return [
+        Running(
+            row.job_id,
+            row.project,
+            row.name,
+            row.number,
+            row.generation,
+            row.engine,
+            row.run_dir,
+            tuple(group["node"] for group in json.loads(row.groups)),
+            row.started_at,
+            row.in_place,
+            row.restarts,
+            memory.spec(row),
+        )
+        for row in conn.execute(_RUN).all()
+    ]
+
+
+def lives(conn: Connection, one: Running, also: Sequence[Reason]) -> list[float]:
+    """When the attempt's ranks were started: at first, and again in place, as far as it was seen. ``also``: events whose
+    ``restarted`` says that they were started again then.
+    """
+    told = events.page(
+        conn,
+        kind="Job",
+        subject_id=one.job_id,
+        reason=[Reason.RankRestarted, *also],
+        limit=_LIVES,
+        newest_first=True,
+    )
+    mine = [event for event in told if event.data.get("attempt") == one.number and event.at >= one.started_at]
+    again = [event.at for event in mine if event.reason == Reason.RankRestarted or event.data.get("restarted")]
+    return [one.started_at, *sorted(again)]
+
+
+def tell(tx: Tx, one: Running, reason: Reason, message: str, data: Mapping[str, Any]) -> bool:
+    """An event of the job, if that attempt still runs."""
+    row = _still(tx, one)
+    if row is not None:
+        tx.emit(submit.ref(row), reason, message, actor="system", data={"attempt": one.number, **data})
+    return row is not None
+
+
+def avoid(tx: Tx, one: Running, node: str, why: str) -> None:
+    """Keep the job's next attempts off a node, as far as others would do."""
+    row = _still(tx, one)
+    if row is not None and node in one.nodes:
+        faults.avoid(tx, row, node, why)
+
+
+def end(tx: Tx, one: Running, reason: Reason, message: str) -> bool:
+    """Ask the attempt to end for that reason; a new one follows as far as the job's restarts go."""
+    row = _still(tx, one)
+    return row is not None and progression.evict(tx, row, reason, message)
+
+
+def _still(tx: Tx, one: Running) -> Row[Any] | None:
+    row = submit.by_id(tx.conn, one.job_id)
+    return row if row is not None and row.attempt == one.number and row.phase == Phase.RUNNING else None

@@ -1,0 +1,163 @@
+"""Looks at a job's ranks, and ends them, through sessions inside its allocation: the same on every engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from penstock.base.errors import PenstockError
+from penstock.base.text import one_line
+from penstock.engines.spec import Engine, SessionRequest
+from penstock.training import flight
+from penstock.training.state import Flight, Frame, Look
+
+LOOK_S = 30.0  # for one node's answer
+AT_ONCE = 16  # sessions
+ANSWER_BYTES = 8 << 20
+BETWEEN_S = 0.5
+LEFTOVER_S = 1.0  # what a launcher has to end the other ranks by itself
+_MARK = b"\npenstock-probe "
+# Any Python there is, without the user's site packages and start-up files.
+_PYTHON = """
+for p in python3 python /usr/bin/python3; do
+  if command -v "$p" >/dev/null 2>&1; then exec "$p" -I -S -c "$1" "$2"; fi
+done
+echo "there is no Python"
+exit 127
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A running attempt, as its ranks are reached. ``nodes`` in the order of node ranks, ``procs`` ranks on each."""
+
+    engine: Engine
+    attempt_id: str
+    run_dir: str
+    nodes: tuple[str, ...]
+    procs: int
+
+    @property
+    def world(self) -> int:
+        return len(self.nodes) * self.procs
+
+    def node_of(self, rank: int) -> str:
+        return self.nodes[rank // self.procs] if 0 <= rank < self.world else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    looks: tuple[Look, ...]
+    flight: Flight
+    silent: Mapping[str, str]  # nodes that gave no answer, and why
+
+
+async def look(place: Place, *, with_flight: bool = True) -> Seen:
+    """Every rank twice. Nodes that are one machine answer for each other, and are not asked again."""
+    asked = {
+        "op": "look", "attempt": place.attempt_id, "between_s": BETWEEN_S, "flight": with_flight, "spies": _spies(),
+    }  # fmt: skip
+    looks: dict[int, Look] = {}
+    dumps: dict[int, Mapping[str, tuple[int, float]]] = {}
+    silent: dict[str, str] = {}
+    for nodes in (place.nodes[:1], place.nodes[1:]):
+        left = [node for node in nodes if any(r not in looks for r in range(place.world) if place.node_of(r) == node)]
+        for node, answer in await _ask_all(place, dict.fromkeys(left, asked)):
+            if isinstance(answer, str):
+                silent[node] = answer
+                continue
+            for told in answer.get("ranks") or ():
+                if (one := _look(told, place)) is not None:
+                    looks[one.rank] = one
+                    if isinstance(told.get("flight"), Mapping):
+                        dumps[one.rank] = flight.reduce(told["flight"])
+    return Seen(tuple(looks[rank] for rank in sorted(looks)), flight.gather(dumps.items()), silent)
+
+
+async def end(place: Place, looks: Sequence[Look], first: Iterable[int]) -> int:
+    """SIGKILL to the ranks named ``first``, then to whatever of the others is left; how many processes were ended."""
+    named = set(first)
+    orders = {}
+    for node in {look.node for look in looks}:
+        here = [look for look in looks if look.node == node]
+        orders[node] = {
+            "op": "end",
+            "first": [(look.pid, look.start) for look in here if look.rank in named],
+            "all": [(look.pid, look.start) for look in here],
+            "wait_s": LEFTOVER_S,
+        }
+    answers = await _ask_all(place, orders)
+    return sum(len(answer.get("ended") or ()) for _, answer in answers if not isinstance(answer, str))
+
+
+async def _ask_all(place: Place, orders: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any] | str]]:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(node: str, asked: Mapping[str, Any]) -> tuple[str, dict[str, Any] | str]:
+        async with gate:
+            try:
+                return node, await _ask(place, node, asked)
+            except TimeoutError:
+                return node, f"{node} did not answer within {LOOK_S:.0f} s"
+            except (PenstockError, OSError) as error:
+                return node, f"{node}: {one_line(str(error))}"
+
+    return list(await asyncio.gather(*(one(node, asked) for node, asked in orders.items())))
+
+
+async def _ask(place: Place, node: str, asked: Mapping[str, Any]) -> dict[str, Any] | str:
+    words = ("/bin/sh", "-c", _PYTHON, "sh", _program(), json.dumps(asked))
+    async with asyncio.timeout(LOOK_S):
+        session = await place.engine.session(place.attempt_id, place.run_dir, SessionRequest(words, node=node))
+        try:
+            await session.close_input()
+            said = b"\n"
+            while (data := await session.receive()) is not None and len(said) < ANSWER_BYTES:
+                said += data
+        finally:
+            await session.close()
+    _, found, text = said.rpartition(_MARK)
+    try:
+        answer = json.loads(text.partition(b"\n")[0]) if found else None
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        return f"{node}: {one_line(said.decode('utf-8', 'replace'))[:300] or 'it said nothing'}"
+    return answer
+
+
+@cache
+def _program() -> str:
+    return Path(__file__).with_name("probe.py").read_text()
+
+
+@cache
+def _spies() -> list[str]:
+    """Where py-spy may lie: what Penstock itself brings, which nodes that share files can run too."""
+    return [os.path.join(os.path.dirname(sys.executable), "py-spy")]
+
+
+def _look(told: object, place: Place) -> Look | None:
+    """From the job's own user, so believed only so far: a rank of this job, of bounded words."""
+    if not isinstance(told, Mapping):
+        return None
+    try:
+        rank = int(told["rank"])
+        node = place.node_of(rank)
+        frames = tuple(
+            Frame(one_line(str(n)), one_line(str(f), 500), int(line)) for n, f, line in list(told["frames"])[:60]
+        )
+        one = Look(
+            rank, node, int(told["pid"]), int(told["start"]), str(told["state"])[:1], one_line(str(told["wait"]))[:60],
+            float(told["cpu"]), int(told["io"]), frames, bool(told["moved"]), one_line(str(told["why_no_stack"]))[:200],
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None
+    return one if node and one.pid > 1 else None

@@ -317,11 +317,6 @@ def build_house(
     watch = gpus.GpuWatch(
         store, engines, leadership.fence, settings.gpu_idle_after, lambda: loop.enqueue("schedule", "all")
     )
-    training = TrainingWatch(
-        store, engines, leadership.fence, reconciler.progress, lambda job_id: loop.enqueue("job", job_id)
-    )
-    loop.reconcilers["training"] = training.reconcile
-    reconciler.on_start = lambda: loop.enqueue("training", "all")
     attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     money = (
@@ -329,22 +324,27 @@ def build_house(
         *idle.endpoints(store, rates),
         *gpus.endpoints(watch, lambda: leadership.leading),
     )
-    app = _application(settings, store, attached, reconciler, room, access, (money, late.endpoints, training.samples))
-    return House(
-        settings,
-        store,
-        attached,
-        loop,
-        reconciler,
-        room,
-        leadership,
-        access,
-        app,
-        rates,
-        watch,
-        late,
-        simulation,
+    app = _application(
+        settings, store, attached, reconciler, room, access, (money, late.endpoints, _training(reconciler).samples)
     )
+    return House(
+        settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
+    )
+
+
+def _training(reconciler: JobReconciler) -> TrainingWatch:
+    """A part of the jobs' loop, from its start on."""
+    loop = reconciler.loop
+    watch = TrainingWatch(
+        reconciler.store,
+        reconciler.engines,
+        reconciler.fence,
+        reconciler.progress,
+        lambda job_id: loop.enqueue("job", job_id),
+    )
+    loop.reconcilers["training"] = watch.reconcile
+    reconciler.on_start = lambda: loop.enqueue("training", "all")
+    return watch
 
 
 async def _nothing() -> None:

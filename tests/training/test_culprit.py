@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.training import culprit, flight
-from penstock.training.state import Clue, Evidence, Flight, Frame, Group, Look
+from penstock.training.state import Clue, Culprit, Evidence, Flight, Frame, Group, Look
 
 _C10D = "/v/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
 IN_REDUCE = (Frame("all_reduce", _C10D, 3000), Frame("train", "/w/train.py", 20), Frame("<module>", "/w/train.py", 40))
@@ -27,7 +27,7 @@ def look(rank: int, frames: tuple[Frame, ...] = IN_REDUCE, state: str = "S", **m
     return Look(rank, f"n{rank // 2}", 100 + rank, 1, state, frames=frames, **more)
 
 
-def find(*looks: Look, world: int | None = None, **more: Any) -> culprit.Culprit:
+def find(*looks: Look, world: int | None = None, **more: Any) -> Culprit:
     return culprit.find(Evidence(looks, world or len(looks), more.pop("steps", {}), **more))
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
+from penstock.training import dumps
 from penstock.training.state import Flight, Group
-
-DUMP_BYTES = 64 << 20  # of one rank
-
-
-class _Plain(pickle.Unpickler):
-    """Containers and numbers alone: whatever names a class or a function is refused."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and a dump has no need to")
 
 
 def load(data: bytes) -> Mapping[str, Any]:
     """Raises ValueError for what is no dump."""
     try:
-        found = _Plain(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        found = dumps.load(data)
+    except ValueError as error:
         raise ValueError(f"this is no Flight Recorder dump: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("entries"), list):
         raise ValueError("this is no Flight Recorder dump: it has no entries")  # noqa: TRY004 - what is wrong is its content

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from penstock.base.quantities import format_duration, parse_time
@@ -84,7 +85,7 @@ class TrainingWatch:
                     await self._went_on(watched)
             if now >= watched.due and key not in self._tasks:
                 task = self._tasks[key] = asyncio.ensure_future(self._closer(watched))
-                task.add_done_callback(lambda done, key=key: self._done(key, done))
+                task.add_done_callback(partial(self._done, key))
 
     def _reported(self, one: Running) -> float:
         """When the job's last report was made, as its engine passed it on."""

@@ -101,7 +101,11 @@ def configure(parser: ArgumentParser) -> None:
     add("--interactive", action="store_true", help="a job to work in: opens a terminal; ends when idle")
     add("--idle-timeout", metavar="TIME", help="how long an interactive job may be idle")
     add("--grace-period", metavar="TIME", help="between SIGTERM and SIGKILL (default 30s)")
-    add("--hang-limit", metavar="TIME", help="without progress for so long it is looked into, or off (default: automatic)")
+    add(
+        "--hang-limit",
+        metavar="TIME",
+        help="without progress for so long it is looked into, or off (default: automatic)",
+    )
     add("--on-hang", choices=("restart", "tell"), help="what follows (default restart)")
     add("--priority", type=int, metavar="N", help="higher goes first (default 0)")
     add("--queue", metavar="NAME", help="the queue to wait in (default: the project's)")

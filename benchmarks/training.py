@@ -1,7 +1,7 @@
 """A hang, from the moment in which a rank ceases to get on to the next step that a new life reports, with `penstock up` really run.
 
 Two ranks under torchrun on the local engine, `hang_limit: 5s`. Of each kind: a rank that is stopped by a signal, one asleep in
-its own code, and one that leaves out a collective in which the other waits. "Seen" is until the event; "named" counts runs in which
+its own code, and one that leaves out a collective in which the other waits and waits for a thread. "Seen" is until the event; "named" counts runs in which
 the event names the one rank that it was.
 
     .venv/bin/python -m benchmarks.training [--json] [--rounds 2]
@@ -26,15 +26,15 @@ PATIENCE_S = 90.0
 HANG_AT = 30
 CULPRIT = 1
 ROUNDS = 1
-BEST_KNOWN_S = 15.5  # nvidia-resiliency-ext 0.4.1's ft_launcher, 5 s heartbeat limit (README of the benchmarks)
+BEST_KNOWN_S = 15.5  # nvidia-resiliency-ext 0.4.1's ft_launcher, 5 s heartbeat limit, measured here on a loaded machine
 KINDS = {
     "stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
     "asleep": "time.sleep(3600)",
-    "left out a collective": "dist.barrier(group=alone)",
+    "left out a collective, and waits elsewhere": "threading.Event().wait()",
 }
 # Each rank writes down when it hangs, and when a later life reports its first step.
 SCRIPT = """
-import os, signal, time
+import os, signal, threading, time
 import torch, torch.distributed as dist
 import penstock
 
@@ -44,7 +44,6 @@ def note(word):
 
 dist.init_process_group("gloo")
 rank, life = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-alone = dist.new_group([0, 1])
 for step in range(100_000):
     if step == {hang_at} and life == 0 and rank == {culprit}:
         note("hung")

@@ -319,14 +319,10 @@ def build_house(
     )
     attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
-    money = (
-        *cost_routes.endpoints(store, rates),
-        *idle.endpoints(store, rates),
-        *gpus.endpoints(watch, lambda: leadership.leading),
-    )
-    app = _application(
-        settings, store, attached, reconciler, room, access, (money, late.endpoints, _training(reconciler).samples)
-    )
+    money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
+    money = (*money, *gpus.endpoints(watch, lambda: leadership.leading))
+    above = (money, late.endpoints, _training(reconciler).samples)
+    app = _application(settings, store, attached, reconciler, room, access, above)
     return House(
         settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
     )

@@ -29,6 +29,7 @@ from penstock.training.state import Evidence, Point
 
 log = logging.getLogger("penstock.training")
 EVERY_S = 1.0
+SOON_S = 0.05
 AGAIN_S = 5.0  # the first wait after ranks were seen to work, and where a look failed; it doubles
 AGAIN_LIMIT_S = 60.0
 RESTARTS_IN_PLACE = frozenset({"torchrun", "accelerate"})
@@ -66,7 +67,9 @@ class TrainingWatch:
     async def reconcile(self, _key: object) -> float:
         """For the loop: again after so many seconds."""
         await self.look()
-        return EVERY_S
+        now = self.store.clock()
+        due = min((one.due for key, one in self.watched.items() if key not in self._tasks), default=math.inf)
+        return min(EVERY_S, max(due - now, SOON_S))
 
     async def look(self) -> None:
         """One look at all that runs; what is due is looked at more closely, beside it."""

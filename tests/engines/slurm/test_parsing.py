@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.engines.slurm import parsing, runfolder
 from penstock.engines.slurm.offers import offer
+from penstock.engines.slurm.spec import SlurmJob
 
 RECORDED = Path(__file__).parent / "recorded"
 MARK, SEPARATOR = "x00112233", "x44556677"
@@ -19,8 +20,12 @@ def recorded(name: str) -> str:
     return (RECORDED / name).read_text()
 
 
+def squeue(text: str) -> list[SlurmJob]:
+    return [job for row in parsing.rows(text, MARK, SEPARATOR) if (job := parsing.job(row)) is not None]
+
+
 def test_squeue() -> None:
-    jobs = {job.key: job for job in parsing.jobs(recorded("answer_squeue.txt"), MARK, SEPARATOR)}
+    jobs = {job.key: job for job in squeue(recorded("answer_squeue.txt"))}
     states = {key: job.state for key, job in jobs.items()}
     assert sorted(set(states.values())) == ["CANCELLED", "COMPLETED", "FAILED", "PENDING", "RUNNING"]
     runs = next(job for job in jobs.values() if job.state == "RUNNING")
@@ -89,7 +94,7 @@ def test_names_and_reasons_of_any_text_are_read_as_they_are(rows: list[tuple[int
         told = [str(number)] * 3 + ["N/A", "RUNNING", "ann", "ml", "gpu", "q", "n1", "1", "2", "3"]
         fields = [*told, reason, reason, name]
         printed += MARK + SEPARATOR.join(fields) + "\n"
-    found = parsing.jobs(printed, MARK, SEPARATOR)
+    found = squeue(printed)
     assert [(job.id, job.name) for job in found] == [(number, name) for number, name, _ in rows]
 
 
@@ -105,7 +110,7 @@ def test_names_in_accounting_too(rows: list[tuple[int, str, str]]) -> None:
 
 @given(st.text(max_size=300))
 def test_any_text_is_read(text: str) -> None:
-    parsing.jobs(MARK + text, MARK, SEPARATOR)
+    squeue(MARK + text)
     parsing.finished(text.replace(" ", MARK), MARK, {})
     parsing.nodes(text)
     parsing.nodes(f"NodeName={text}")

@@ -29,10 +29,7 @@ class CommandController:
         self._transport = transport
         self._config = config
         self._topology: tuple[float, Mapping[str, str]] = (-_TOPOLOGY_S, {})
-        self._said: tuple[str, list[SlurmJob]] = (
-            "",
-            [],
-        )  # squeue's last answer: jobs that wait or run mostly do just that
+        self._rows: dict[str, SlurmJob | None] = {}  # squeue's last: jobs that wait or run mostly do just that
 
     async def submit(self, submission: Submission) -> int:
         words = ["sbatch", "--parsable", *(["--array", submission.array] if submission.array else [])]
@@ -119,11 +116,10 @@ class CommandController:
         mark, separator = _mark(), _mark()
         layout = mark + separator.join(parsing.SQUEUE)
         asked = [*_PLAIN, "squeue", "--noheader", "--all", "--array", "--states=all", f"--format={layout}", *words]
-        said = await self._ask(asked)
-        plain = said.replace(mark, "\x1e").replace(separator, "\x1f")
-        if plain != self._said[0]:
-            self._said = plain, parsing.jobs(said, mark, separator)
-        return self._said[1]
+        rows = parsing.rows(await self._ask(asked), mark, separator)
+        known = self._rows
+        self._rows = {row: known[row] if row in known else parsing.job(row) for row in rows}
+        return [job for job in self._rows.values() if job is not None]
 
     async def _sacct(self, *words: str) -> list[SlurmJob]:
         mark = _mark()

@@ -22,6 +22,7 @@ _UNAVAILABLE = re.compile(r"unable to contact|timed out|connection refused|commu
                           r"zero bytes|munge|connection failure|unexpected message|backup controller|try again|"
                           r"is not responding|lost connection|resource temporarily", re.IGNORECASE)  # fmt: skip
 _MOST_HOSTS = 100_000
+_BETWEEN = "\0"  # in no command's arguments, and so in no text of a user's
 
 
 def hosts(text: str) -> tuple[str, ...]:
@@ -62,14 +63,14 @@ def _expanded(piece: str) -> list[str]:
     return [name + more for name in names for more in (_expanded(tail) if tail else [""])]
 
 
-def jobs(text: str, mark: str, separator: str) -> list[SlurmJob]:
-    """squeue's rows, each begun by ``mark``."""
-    found = []
-    for row in text.split(mark)[1:]:
-        fields = row.removesuffix("\n").split(separator)
-        if len(fields) == len(SQUEUE) and (job := _job(fields)) is not None:
-            found.append(job)
-    return found
+def rows(text: str, mark: str, separator: str) -> list[str]:
+    """squeue's rows, each begun by ``mark``, in a form that is the same whatever the separator was."""
+    return text.replace(separator, _BETWEEN).split(mark)[1:]
+
+
+def job(row: str) -> SlurmJob | None:
+    fields = row.removesuffix("\n").split(_BETWEEN)
+    return _job(fields) if len(fields) == len(SQUEUE) else None
 
 
 def _job(fields: Sequence[str]) -> SlurmJob | None:

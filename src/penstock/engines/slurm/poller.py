@@ -20,7 +20,7 @@ from penstock.engines.spec import Observation, Stage
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
 _QUICK_S = 0.25
 _MANY, _MANY_S = 50, 0.5  # attempts, from which on even in a hurry so long goes by
-_VERY_MANY, _VERY_MANY_S = 500, 2.5
+_EACH_S, _SLOWEST_S = 0.003, 10.0  # the pace by the number of attempts, so that asking costs much the same however many
 _UNREACHABLE_S = 5.0
 _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
 _PATIENCE_S = 15.0  # until one that Slurm does not know is given up
@@ -90,7 +90,7 @@ class Poller:
 
     def _interval(self) -> float:
         loop = asyncio.get_running_loop()
-        pace = self._config.poll_s if len(self._book.live) < _VERY_MANY else max(self._config.poll_s, _VERY_MANY_S)
+        pace = max(self._config.poll_s, min(_SLOWEST_S, len(self._book.live) * _EACH_S))
         if self.unknown_since is not None:
             return max(pace, _UNREACHABLE_S)
         if loop.time() < self._hurry_until:
@@ -168,13 +168,13 @@ class Poller:
             if job is None:
                 gone.append(attempt)
                 continue
+            if job is attempt.looked_at and _as_told(attempt, job):
+                continue
             attempt.missing_since = None
             if states.over(job):
                 over.append((attempt, job))
             else:
                 attempt.silent_since = None
-                if job is attempt.looked_at and _as_told(attempt, job):
-                    continue
                 attempt.looked_at = job
                 await self._drive(attempt, job)
                 await self._ask_devices(attempt, job)

@@ -16,6 +16,7 @@ from penstock.engines.spec import Observation, RankExit, RankGroup, Stage
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 STARTING = frozenset({"CONFIGURING"})
 RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+_GOING = WAITING | STARTING | RUNNING
 REFUSED_CLAIM = 96  # of a batch script that found the attempt to be another's, or run before
 _NO_FOLDER, _IS_ROOT = 97, 98
 
@@ -39,7 +40,7 @@ _GUESSED_S = 180 * 86_400.0
 
 
 def over(job: SlurmJob) -> bool:
-    return job.state not in WAITING | STARTING | RUNNING
+    return job.state not in _GOING
 
 
 def going(

@@ -60,7 +60,9 @@ def _moved(before: float | None, now: float | None) -> bool:
 def placed(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> None:
     """It runs, or ran: where and since when the engine says. Usage begins."""
     spec = JobSpec.model_validate_json(row.spec)
-    known = {one.name: json.loads(one.gpus) for one in inventory.some_nodes(tx.conn, {g.node for g in seen.groups})}
+    devices = spec.resources.devices or any(group.gpus for group in seen.groups)
+    there = inventory.some_nodes(tx.conn, {group.node for group in seen.groups}) if devices else ()
+    known = {one.name: json.loads(one.gpus) for one in there}
     groups = [_group(one, spec, known.get(one.node, ()), seen.gpu_model) for one in seen.groups]
     nodes = [group.node for group in seen.groups]
     job = {"engine_job": seen.engine_job or attempt.engine_job}

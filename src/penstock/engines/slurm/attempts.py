@@ -9,7 +9,7 @@ looked for by the tags that it may have.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,6 +137,11 @@ def forestalled(attempt_id: str, run_dir: str, end: Observation) -> Attempt:
     """Of an attempt that was told to stop before it was ever submitted."""
     asked = states.Asked(attempt_id, ())
     return Attempt(attempt_id, run_dir, "", None, "", tag(attempt_id), asked, end=end)
+
+
+def recorded(run_dirs: Iterable[str]) -> set[str]:
+    """Blocking. Those in which there is a record."""
+    return {run_dir for run_dir in run_dirs if os.path.exists(f"{run_dir}/{FILE}")}
 
 
 def load(run_dir: str, config: SlurmConfig) -> Attempt | None:

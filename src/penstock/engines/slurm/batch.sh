@@ -6,7 +6,8 @@
 p_nl='
 '
 
-# -- time: one `date`, and then the kernel's clock, since a process a question is much for a job that lasts a moment
+# -- time: one `date`, and then the kernel's clock, since a process a question is much for a job that lasts a moment. A single
+# process on a shared file system does without either.
 
 p_ticks() { IFS=' ' read -r p_up p_idle </proc/uptime; p_up=${p_up%.*}${p_up#*.}; }
 
@@ -20,6 +21,7 @@ p_clock() {
 }
 
 p_now() {
+    if [ -z "$p_offset" ]; then p_at=-; return; fi # what is written says when: the time of the file
     p_ticks
     p_up=$((p_offset + p_up))
     p_fraction=$((p_up % 100))
@@ -149,11 +151,18 @@ p_home() { # a folder that is there and writable, since many programs write into
     export HOME
 }
 
-p_folders() { # of the job and the attempt, in one command
-    set -- "$p_dir/checkpoints" "$p_run/logs" "$p_run/progress" "$p_run/ranks"
+p_folders() { # of the job and the attempt, in one command, unless the server has made an array's
+    if [ ! -d "$p_run/ranks" ]; then
+        p_make_folders || return 1
+    fi
+    [ -O "$p_run" ] && [ -O "$p_dir" ]
+}
+
+p_make_folders() {
+    set -- "$p_dir/checkpoints" "$p_run/logs" "$p_run/progress"
     if ! [ -w "${HOME:-/nonexistent}" ] || ! [ -x "$HOME" ]; then set -- "$@" "$p_dir/home"; fi
     if [ -z "$p_snapshot" ] && [ "$p_cwd" = "$p_run/work" ]; then set -- "$@" "$p_cwd"; fi
-    LC_ALL=C mkdir -p "$@" && [ -O "$p_run" ] && [ -O "$p_dir" ]
+    LC_ALL=C mkdir -p "$@" "$p_run/ranks" # by which it is known that the others are there
 }
 
 p_conda_folder() { # of an environment's name, looked for where `conda env list` looks
@@ -458,7 +467,7 @@ p_deliver() { # what lies on the nodes' own disks is fetched by the server, whic
 p_main() {
     umask 077
     cd /
-    p_node_rank=0 p_gang= p_deaf= p_reason= p_resume= p_timers= p_warned=
+    p_node_rank=0 p_gang= p_deaf= p_reason= p_resume= p_timers= p_warned= p_offset=
     p_values
     if [ "${1:-}" = node ]; then shift; p_node "$@"; fi
     if [ -O / ]; then echo "jobs are never run as root" >&2; return 98; fi
@@ -468,9 +477,11 @@ p_main() {
     p_folders || return 97
     p_claim || { [ -e "$p_run/claim" ] && return 96; return 97; }
     exec </dev/null >>"$p_run/logs/batch.out" 2>&1
-    p_clock
-    p_now
-    echo "$p_at ${SLURM_RESTART_COUNT:-0}" >"$p_run/started"
+    if [ -z "$p_alone" ] || [ -z "$p_shared" ]; then
+        p_clock
+        p_now
+        echo "$p_at ${SLURM_RESTART_COUNT:-0}" >"$p_run/started"
+    fi
     [ -z "$p_attempt_resumes" ] || p_resume=1
     if [ -z "$p_resume" ]; then
         for p_one in "$p_dir/checkpoints"/*; do [ ! -e "$p_one" ] || p_resume=1; done
@@ -488,7 +499,7 @@ p_main() {
         p_port
         p_hostfile
     fi
-    if [ "$p_nodes" = 1 ] && [ "$p_mains" = 1 ] && [ -z "$p_shimmed" ]; then p_single; else p_gang; fi
+    if [ -n "$p_alone" ]; then p_single; else p_gang; fi
     p_ends=$?
     p_forget
     [ -n "$p_shared" ] || p_deliver

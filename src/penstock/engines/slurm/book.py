@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from penstock.engines.slurm.attempts import Attempt
@@ -38,18 +38,24 @@ class Book:
 
     async def finish(self, attempt: Attempt, seen: Observation, *, tell: bool = True) -> None:
         """Write the end down, then tell it. Raises OSError while it cannot be written; then it is tried again."""
-        if attempt.attempt_id in self._over and attempt.end is not None:
-            return
-        previous, attempt.end = attempt.end, seen
-        try:
-            await asyncio.to_thread(attempt.save)
-        except OSError:
-            attempt.end = previous
-            raise
-        self.forget(attempt)
-        self.end_told(attempt.attempt_id)
-        if tell:
-            self.sink(seen)
+        await self.finish_all([(attempt, seen)], tell=tell)
+
+    async def finish_all(self, ends: Sequence[tuple[Attempt, Observation]], *, tell: bool = True) -> None:
+        """As ``finish``, those that end together in one go."""
+        new = [(attempt, seen) for attempt, seen in ends if attempt.attempt_id not in self._over or attempt.end is None]
+        before = [attempt.end for attempt, _ in new]
+        for attempt, seen in new:
+            attempt.end = seen
+        written, fault = await asyncio.to_thread(_save, [attempt for attempt, _ in new])
+        for (attempt, _), was in zip(new[written:], before[written:], strict=True):
+            attempt.end = was
+        for attempt, seen in new[:written]:
+            self.forget(attempt)
+            self.end_told(attempt.attempt_id)
+            if tell:
+                self.sink(seen)
+        if fault is not None:
+            raise fault
 
     def forget(self, attempt: Attempt) -> None:
         self.live.pop(attempt.attempt_id, None)
@@ -59,6 +65,16 @@ class Book:
         self._over[attempt_id] = None
         if len(self._over) > _REMEMBERED:
             del self._over[next(iter(self._over))]
+
+
+def _save(attempts: Sequence[Attempt]) -> tuple[int, OSError | None]:
+    """Blocking. How many could be written, and why not the next."""
+    for count, attempt in enumerate(attempts):
+        try:
+            attempt.save()
+        except OSError as error:
+            return count, error
+    return len(attempts), None
 
 
 def _same(last: Observation, seen: Observation) -> bool:

@@ -165,10 +165,10 @@ class SlurmEngine:
     async def submit_array(self, launches: Sequence[Launch]) -> None:
         """Tasks that differ only in their index are one sbatch."""
         together: dict[str, list[Launch]] = {}
+        recorded = await asyncio.to_thread(records.recorded, [launch.run_dir for launch in launches])
         for launch in launches:
-            attempt_known = launch.attempt_id in self._book.live or self._book.told_end(launch.attempt_id)
-            record = None if attempt_known else await asyncio.to_thread(records.load, launch.run_dir, self._config)
-            if attempt_known or record is not None or launch.array is None:
+            known = launch.attempt_id in self._book.live or self._book.told_end(launch.attempt_id)
+            if known or launch.run_dir in recorded or launch.array is None:
                 await self.submit(launch)
             else:
                 together.setdefault(script.alike(launch), []).append(launch)

@@ -124,9 +124,9 @@ class Poller:
                     self._absent(attempt, observation)
                 elif observation.stage not in (Stage.EXITED, Stage.LOST):
                     self._book.tell(attempt, observation)
-            for attempt, observation in ends:
-                await self._book.finish(attempt, observation)
+            if ends:
                 self._hurry_until = asyncio.get_running_loop().time() + _HURRY_S  # more may end, and soon
+                await self._book.finish_all(ends)
             await self._watch_progress()
 
     async def _watch_progress(self) -> None:

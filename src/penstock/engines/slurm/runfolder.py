@@ -11,12 +11,18 @@ from dataclasses import dataclass
 
 from penstock.engines.spec import RankExit
 
-# One command a user, and one process for many folders: `tail -v` heads each file's last line with its name. What a file
-# holds is one line there, so no text of a job's heads another's.
+# One command a user, and two processes for many folders: `tail -v` heads each file's last line with its name, and `stat` tells
+# when it was written likewise. What a file holds is one line there, so no text of a job's heads another's.
 _SCRIPT = """\
-for folder do
-  for file in "$folder/claim" "$folder/started" "$folder/ended" "$folder"/ranks/*; do printf '%s\\0' "$file"; done
-done | xargs -0 tail -v -n 1 -- 2>/dev/null
+files() {
+  for folder do
+    for file in "$folder/claim" "$folder/started" "$folder/ended" "$folder"/ranks/*; do printf '%s\\0' "$file"; done
+  done
+}
+exec 2>/dev/null
+files "$@" | xargs -0 tail -v -n 1 --
+files "$@" | xargs -0 stat -c '==> %n <==
+@%.9Y' --
 exit 0
 """
 _HEAD = re.compile(r"==> (claim|started|ended|ranks/(\d{1,7})) <==")
@@ -64,20 +70,26 @@ def read(text: str, folders: Sequence[str]) -> dict[str, Facts]:
 
 def facts(text: str) -> Facts:
     """Of one folder, from the last lines of its files."""
-    claim, started_at, requeues, end = "", None, 0, None
-    ranks: dict[int, RankExit] = {}
+    lines = dict[str, str]()
+    times = dict[str, float | None]()
     for name, line in _files(text):
-        words = line[:_LONGEST].split(" ")
-        if name == "claim":
-            claim = words[0]
-        elif name == "started":
-            started_at = _number(words[0])
-            requeues = int(_number(words[1]) or 0) if len(words) > 1 else 0
-        elif name == "ended":
-            end = _end(line[:_LONGEST].split(" ", 4))
-        elif (exit_ := _rank(int(name.partition("/")[2]), words)) is not None:
-            ranks[exit_.rank] = exit_
-    return Facts(claim, started_at, requeues, end, tuple(ranks[rank] for rank in sorted(ranks)))
+        if line.startswith("@"):
+            times[name] = _number(line[1:])
+        else:
+            lines[name] = line[:_LONGEST]
+    claim, _, requeues = lines.get("claim", "").partition(" ")
+    started_at = times.get("claim")
+    if "started" in lines:
+        began, _, requeues = lines["started"].partition(" ")
+        started_at = _number(began)
+    ranks = [
+        exit_
+        for name, line in lines.items()
+        if name.startswith("ranks/")
+        and (exit_ := _rank(int(name.partition("/")[2]), line.split(" "), times.get(name))) is not None
+    ]
+    end = _end(lines["ended"].split(" ", 4), times.get("ended")) if "ended" in lines else None
+    return Facts(claim, started_at, int(_number(requeues) or 0), end, tuple(sorted(ranks, key=lambda one: one.rank)))
 
 
 def _files(text: str) -> Iterator[tuple[str, str]]:
@@ -91,17 +103,22 @@ def _files(text: str) -> Iterator[tuple[str, str]]:
             name = ""
 
 
-def _end(words: Sequence[str]) -> End | None:
-    if len(words) < 4 or (at := _number(words[0])) is None or not words[3].isalnum():
+def _end(words: Sequence[str], written_at: float | None) -> End | None:
+    if len(words) < 4 or (at := _at(words[0], written_at)) is None or not words[3].isalnum():
         return None
     return End(at, *_status(words[1], words[2]), words[3], words[4] if len(words) > 4 else "")
 
 
-def _rank(rank: int, words: Sequence[str]) -> RankExit | None:
+def _rank(rank: int, words: Sequence[str], written_at: float | None) -> RankExit | None:
     if len(words) < 4:
         return None
     restarts = int(_number(words[4]) or 0) if len(words) > 4 else 0
-    return RankExit(rank, words[0], *_status(words[1], words[2]), restarts, _number(words[3]))
+    return RankExit(rank, words[0], *_status(words[1], words[2]), restarts, _at(words[3], written_at))
+
+
+def _at(text: str, written_at: float | None) -> float | None:
+    """A batch script that did not ask for the time leaves it to the file's."""
+    return written_at if text == "-" else _number(text)
 
 
 def _status(code: str, signal: str) -> tuple[int | None, int | None]:

@@ -22,6 +22,7 @@ from penstock.engines.slurm.spec import SlurmConfig, Submission, job_name
 from penstock.engines.spec import Launch, RankGroup
 
 _MARK = re.compile("\0(\\w+)\0")
+_ONLY_OF_SEVERAL = re.compile(r"^# -- several: .*?(?=^# -- )", re.MULTILINE | re.DOTALL)
 _MARGIN_S = 60.0  # between the end of a job's grace and Slurm's own limit, which is the last resort
 _REPORT_S = 5
 # What a shell keeps for itself, or would stumble over: set by `env` in the process that becomes the rank.
@@ -106,16 +107,17 @@ def text(
     first = launches[0]
     snapshot = place(folder, first).snapshot  # of them all
     values = [_values(launch, config, folder, snapshot) for launch in launches]
-    shared = set(values[0]).intersection(*values)
+    shared = _shared(launches, values)
     lines = ["p_values() {"]
     if len(launches) > 1:
-        lines.append('case "$SLURM_ARRAY_TASK_ID" in')
-        for launch, own in zip(launches, values, strict=True):
+        lines += ["p_index=$SLURM_ARRAY_TASK_ID", "case $p_index in"]
+        for launch, told in zip(launches, values, strict=True):
             index = launch.array[1] if launch.array else 0
-            lines += [f"{index})", *(line for line in own if line not in shared), ";;"]
+            own = [f"p_{name}={word(value)}" for name, value in told.items() if name not in shared]
+            lines.append(f"{index}) {' '.join(own) or ':'} ;;")
         lines += ["*) exit 95 ;;", "esac"]
     lines += [
-        *(line for line in values[0] if line in shared),
+        *(f"p_{name}={word(value)}" for name, value in shared.items()),
         "}",
         "p_prepare_environment() {",
         *_environment(first),
@@ -129,8 +131,28 @@ def text(
             "P_END",
             "}",
         ]
-    body = "\n".join(("#!/bin/sh", fixed.rstrip(), "", "# -- this job's own", "", *lines, 'p_main "$@"; exit $?', ""))
+    functions = _ONLY_OF_SEVERAL.sub("", fixed) if alone(first) else fixed
+    body = "\n".join(
+        ("#!/bin/sh", functions.rstrip(), "", "# -- this job's own", "", *lines, 'p_main "$@"; exit $?', "")
+    )
     return body.encode("utf-8", "surrogateescape")
+
+
+def alone(launch: Launch) -> bool:
+    """Whether the batch script has one process to watch, on its own node."""
+    single = len(launch.groups) == 1 and launchers.processes_per_node(launch) == 1
+    return single and launchers.effective_launcher(launch) == "none"
+
+
+def folders(launches: Sequence[Launch], home: str) -> list[str]:
+    """Those of the jobs and attempts that the batch script needs (p_make_folders); below ``home``, where that is not empty."""
+    found = list[str]()
+    for launch in launches:
+        where = place(home, launch)
+        found += [f"{where.job}/checkpoints", f"{where.job}/home"]
+        work = [] if launch.snapshot or launch.workdir else ["work"]
+        found += [f"{where.run}/{name}" for name in ("logs", "progress", *work, "ranks")]
+    return found
 
 
 def alike(launch: Launch) -> str:
@@ -139,9 +161,9 @@ def alike(launch: Launch) -> str:
     return repr((launch.array[0] if launch.array else launch.attempt_id, shared, sorted(launch.env)))
 
 
-def _values(launch: Launch, config: SlurmConfig, folder: str, snapshot: str) -> list[str]:
-    """Shell variables of the job's own, one assignment a line; what tells tasks of an array apart is in few of them."""
-    where = place(folder, replace(launch, attempt_id=_mark("attempt"), job_id=_mark("job")))
+def _values(launch: Launch, config: SlurmConfig, folder: str, snapshot: str) -> dict[str, str]:
+    """Shell variables of the job's own, without their p_; what tells tasks of an array apart is in few of them."""
+    where = Place(posixpath.join(folder, _mark("attempt")), posixpath.join(folder, _mark("job")))
     effective = launchers.effective_launcher(launch)
     cwd = _mark("run") + "/work" if launch.snapshot or not launch.workdir else launch.workdir
     told: dict[str, object] = {
@@ -158,14 +180,32 @@ def _values(launch: Launch, config: SlurmConfig, folder: str, snapshot: str) -> 
         "mains": launchers.processes_per_node(launch),
         "world": launchers.world_size(launch),
         "shimmed": "1" if effective != "none" else "",
+        "alone": "1" if alone(launch) else "",
         "grace": f"{launch.grace_s:g}",
         "reserve": _reserve(launch),
         "limit": "" if launch.time_limit_s is None else f"{launch.time_limit_s:g}",
         "attempt_resumes": "1" if launch.attempt > 1 else "",
         "shared": "1" if config.shared else "",
     }
-    lines = [f"p_{name}={word(str(value))}" for name, value in told.items()]
-    return lines + [f"p_env_{number}={word(value)}" for number, (_, value) in enumerate(sorted(launch.env.items()))]
+    told |= {f"env_{number}": value for number, (_, value) in enumerate(sorted(launch.env.items()))}
+    return {name: str(value) for name, value in told.items()}
+
+
+def _shared(launches: Sequence[Launch], values: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What all have in common, word for word or but for the index of each at its end, as in a task's name."""
+    found = {}
+    for name in values[0]:
+        ways = {told[name] for told in values}
+        if len(ways) > 1:
+            ways = {_by_index(launch, told[name]) for launch, told in zip(launches, values, strict=True)}
+        if len(ways) == 1:
+            found[name] = ways.pop()
+    return found
+
+
+def _by_index(launch: Launch, value: str) -> str:
+    index = str(launch.array[1]) if launch.array else ""
+    return value.removesuffix(index) + _mark("index") if index and value.endswith(index) else value
 
 
 def _environment(launch: Launch) -> list[str]:

@@ -6,16 +6,18 @@ above them knows neither.
 
 The run folder of an attempt, on the cluster, is ``<folder>/<attempt id>`` and belongs to the job's user:
 
-    claim              the Slurm job id (an array's: 12_3) whose batch script made it first: no second one runs the attempt
+    claim              the Slurm job id (an array's: 12_3) whose batch script made it first: no second one runs the attempt;
+                       and requeues before it
     work/              the snapshot, unpacked; the working folder unless the launch names another
     logs/<rank>.out    what a rank wrote, standard output and error together; logs/batch.out: what the batch script said
     progress/<rank>    JSON lines, from PENSTOCK_REPORT_FD
     ranks/<rank>       a line for each of its ends: node, exit code, signal (0: none), epoch seconds, restarts before it
-    started            one line by the batch script: epoch seconds, requeues before it
+    started            one line by the batch script: epoch seconds, requeues before it; of a single process: claim tells it
     ended              one line by the batch script: epoch seconds, exit code, signal (0: none), reason, message
 
-and ``<folder>/<job id>/checkpoints`` stays for the next attempt. The server's own ``run_dir`` of the attempt holds
-``slurm.json`` alone: the intent, the Slurm job id, what was asked to stop, and the end once it is known.
+A time that is ``-`` is the file's own. ``<folder>/<job id>/checkpoints`` stays for the next attempt. The server's own
+``run_dir`` of the attempt holds ``slurm.json`` alone: the intent, the Slurm job id, what was asked to stop, and the end once
+it is known.
 """
 
 from __future__ import annotations

@@ -224,3 +224,13 @@ def test_a_data_set_that_litdata_wrote(tmp_path: Path) -> None:
     steps = [ours.batch() for _ in range(5)]
     assert missed_and_doubled(steps, 20) == (0, 0)
     ours.close()
+
+
+def test_chunks_that_litdata_brings_into_its_cache(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("litdata.utilities.dataset_utilities.get_default_cache_dir", lambda: str(tmp_path / "cache"))
+    run = [Life(2, 3, 2), Life(1, 4, 4)]
+    here = lineage(lambda rank, ranks: Ours(data, rank, ranks), run)
+    assert lineage(lambda rank, ranks: Ours(f"local:{data}", rank, ranks), run) == here
+    assert list((tmp_path / "cache").rglob("chunk-0-*.bin"))
+    with pytest.raises(DataError, match="cannot be opened"):
+        Ours(f"local:{tmp_path}")

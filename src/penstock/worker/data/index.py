@@ -1,7 +1,7 @@
 """What a litdata folder says of itself: its chunks and how many tokens each has. Needs NumPy alone.
 
-``hashes.json`` beside ``index.json`` is ours (`penstock data prepare`): a hash of each chunk. Folders that litdata wrote
-have none; of those, sizes and headers are all that can be checked.
+`penstock data prepare` also writes a hash of each chunk there. Folders that litdata wrote have none; of those, sizes and
+headers are all that can be checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import xxhash
 from penstock.worker.data.errors import DataDamaged, DataError
 
 INDEX: Final = "index.json"
-HASHES: Final = "hashes.json"
+HASHES: Final = "xxh3_128"  # the index's own key for them, which litdata takes no notice of
 _RANGES: Final = 16
 _READ: Final = 1 << 22
 
@@ -71,7 +71,8 @@ def read_index(folder: str) -> Index:
     body = _read_json(path)
     try:
         config, rows = body["config"], body["chunks"]
-        chunks = tuple(_chunk(row, hashes) for hashes in [_hashes(folder)] for row in rows)
+        hashes = dict(body.get(HASHES, {}))
+        chunks = tuple(_chunk(row, hashes) for row in rows)
         found = Index(
             os.path.abspath(folder), chunks, str(config.get("compression") or ""), ",".join(config["data_format"] or ())
         )
@@ -87,14 +88,6 @@ def _chunk(row: dict[str, Any], hashes: dict[str, str]) -> Chunk:
         raise ValueError(f"{row['filename']} holds no tokens: it was not written with TokensLoader")
     name = str(row["filename"])
     return Chunk(name, int(row["chunk_bytes"]), int(row["chunk_size"]), int(row["dim"]), str(hashes.get(name, "")))
-
-
-def _hashes(folder: str) -> dict[str, str]:
-    path = os.path.join(folder, HASHES)
-    if not os.path.exists(path):
-        return {}
-    found: dict[str, str] = _read_json(path)["xxh3_128"]
-    return found
 
 
 def _read_json(path: str) -> Any:

@@ -17,7 +17,7 @@ from penstock.worker.data.errors import DataDamaged, DataError, OtherData
 from penstock.worker.data.index import Index, chunk_fault
 from penstock.worker.data.order import Numbers, Order
 from penstock.worker.data.place import Last, Place, cut, following, share
-from penstock.worker.data.reading import Processes, Reader, Source, Threaded, open_folder
+from penstock.worker.data.reading import Processes, Reader, Source, Threaded, fetched, open_folder
 
 _FORMAT: Final = 1
 
@@ -69,7 +69,7 @@ class TokenLoader:
                 f"{folder} has {self.samples} samples of {block_size} tokens, too few for a batch of {batch}"
             )
         self._check_ranks()
-        if self.rank == 0 and "://" not in folder:
+        if self.rank == 0 and not fetched(folder):
             _check_chunks(index)
         self._identity = _identity(index, block_size, self.samples, (seed, shuffle, options.window))
         self._index = index

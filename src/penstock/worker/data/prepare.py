@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import struct
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def prepare(inputs: Sequence[str], out: str, options: Options = Options()) -> Pr
         writer = _Writer(temporary, dtype)
         for piece in _chunks(_pieces(sources, inputs, dtype), size):
             writer.add(piece)
-        done = writer.close(size)
+        done = writer.close()
         if os.path.isdir(out):
             os.rmdir(out)
         os.rename(temporary, out)
@@ -192,10 +193,9 @@ class _Writer:
         self.hashes[name] = state.hexdigest()
         self.rows.append({"chunk_bytes": _HEADER + len(body), "chunk_size": 1, "dim": len(tokens), "filename": name})
 
-    def close(self, size: int) -> Prepared:
+    def close(self) -> Prepared:
         if not self.rows:
             raise DataError("there is not one token in what was named")
-        self._json(HASHES, {"xxh3_128": self.hashes})
         config = {
             "chunk_bytes": None,
             "chunk_size": 1,
@@ -205,7 +205,7 @@ class _Writer:
             "encryption": None,
             "item_loader": "TokensLoader",
         }
-        self._json(INDEX, {"chunks": self.rows, "config": config, "tokens_per_chunk": size})
+        self._json(INDEX, {"chunks": self.rows, "config": config, "updated_at": str(time.time()), HASHES: self.hashes})
         _sync(self.folder)
         return Prepared(sum(row["dim"] for row in self.rows), len(self.rows), self.dtype)
 

@@ -17,17 +17,26 @@ import torch
 from litdata import StreamingDataset, TokensLoader
 from litdata.streaming.sampler import ChunkedIndex
 
-from penstock.worker.data.errors import DataDamaged
+from penstock.worker.data.errors import DataDamaged, DataError
 from penstock.worker.data.index import Index, chunk_fault, read_index
 from penstock.worker.data.order import Numbers
 
 
+def fetched(folder: str) -> bool:
+    """Whether litdata brings the chunks from elsewhere into its cache: s3://..., or local:/a/shared/folder."""
+    return "://" in folder or folder.startswith("local:")
+
+
 def open_folder(folder: str) -> Index:
-    """The index of a folder, or of a URL that litdata can fetch from: then out of its cache."""
-    if "://" not in folder:
+    """The index of a folder; of what is fetched, out of litdata's cache."""
+    if not fetched(folder):
         return read_index(folder)
-    dataset = StreamingDataset(folder, item_loader=TokensLoader(block_size=1))
-    return read_index(str(dataset.cache_dir.path or dataset.input_dir.path))
+    try:
+        dataset = StreamingDataset(folder, item_loader=TokensLoader(block_size=1))
+        len(dataset)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{folder} cannot be opened: {error}") from error
+    return read_index(str(dataset.input_dir.path))
 
 
 class Reader:
@@ -39,7 +48,7 @@ class Reader:
         self._block_size = block_size
         self._dtype = dtype
         self._ends = np.cumsum(index.samples(block_size))
-        self._local = "://" not in folder
+        self._local = not fetched(folder)
         self._seen: set[int] = set()
         self._opened: tuple[int, Any] | None = None
 

@@ -14,8 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from litdata import StreamingDataset, TokensLoader
-from litdata.streaming.sampler import ChunkedIndex
+
+try:
+    from litdata import StreamingDataset, TokensLoader
+    from litdata.streaming.sampler import ChunkedIndex
+except ImportError as missing:
+    raise ImportError("penstock.data reads through litdata: pip install 'penstock[data]'") from missing
 
 from penstock.worker.data.errors import DataDamaged, DataError
 from penstock.worker.data.index import Index, chunk_fault, read_index

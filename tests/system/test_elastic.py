@@ -108,3 +108,31 @@ def test_a_lost_node_is_avoided_and_where_no_other_fits_that_is_said(two: House)
     said = [e for e in two.get(f"projects/default/jobs/{name}/events")["items"] if e["reason"] == "NodeForgiven"]
     assert "no other node fits" in said[0]["message"]
     two.client.jobs.cancel(name)
+
+
+def attempts(house: House, name: str) -> list[tuple[str, int]]:
+    return [(one["reason"], len(one["nodes"])) for one in house.get(f"projects/default/jobs/{name}/attempts")["items"]]
+
+
+def test_it_goes_on_with_fewer_nodes_and_grows_again(two: House) -> None:
+    script = "trap exit TERM; while :; do sleep 0.1; done"
+    name = run(two, ["sh", "-c", script], nodes=3, min_nodes=2, grow_after="1s", grace_period="2s", max_restarts=5)
+    lost = two.reach(name, "Running")["status"]["nodes"][2]
+    two.client.nodes.lose(lost)
+    until(lambda: two.job(name)["status"]["attempt"] == 2, "it does not start again")
+    assert lost not in two.reach(name, "Running")["status"]["nodes"]
+    two.client.nodes.restore(lost)
+    until(lambda: two.job(name)["status"]["attempt"] == 3, "it does not grow")
+    assert len(two.reach(name, "Running")["status"]["nodes"]) == 3
+    assert attempts(two, name)[:2] == [("NodeLost", 3), ("Resizing", 2)]
+    assert two.job(name)["status"]["restarts"] == 1  # to grow costs none
+    two.client.jobs.cancel(name)
+
+
+def test_a_start_with_fewer_nodes_waits_for_all_for_a_while(two: House) -> None:
+    two.client.nodes.lose("node-2")
+    name = run(two, ["sh", "-c", "echo $PENSTOCK_NNODES nodes"], nodes=3, min_nodes=1, shrink_after="1s")
+    until(lambda: two.job(name)["status"]["reason"] == "WaitingForResources", "it does not say why it waits")
+    assert "it takes 1 to 3" in two.get(f"projects/default/jobs/{name}/why")["message"]
+    assert "2 nodes" in (two.ended(name), two.logs(name))[1]
+    two.client.nodes.restore("node-2")

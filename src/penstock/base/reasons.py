@@ -50,6 +50,7 @@ class Reason(_Named):
     Cancelled = auto()
     Preempted = auto()
     Reclaimed = auto()
+    Resizing = auto()  # it runs on fewer nodes than it would have, and there is room: it saves and starts again larger
     IdleReclaimed = auto()
     QuotaExceeded = auto()
     Hung = auto()  # it made no progress, and was ended for that

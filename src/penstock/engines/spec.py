@@ -57,7 +57,7 @@ class JobNeeds:
 
     launcher: str
     procs: int
-    nodes: int
+    nodes: int  # at the least
     environment: Mapping[str, Any]
     interactive: bool = False
     cpus: float = 1.0  # on each node, as all below
@@ -104,6 +104,7 @@ class Launch:
     log_newest_bytes: int = 16 << 20
     gpus_per_node: int = 0  # this and all below is read by engines that schedule themselves
     gpu_models: tuple[str, ...] = ()  # any of these will do; empty: any
+    min_nodes: int | None = None  # so many of ``groups`` will do
     queue: str = ""
     priority: int = 0
     exclude_nodes: tuple[str, ...] = ()

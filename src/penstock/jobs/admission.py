@@ -136,7 +136,11 @@ def _evict(tx: Tx, view: View, evict: Evict) -> bool:
     if row is None or not progression.evict(tx, row, evict.reason, evict.message):
         view.touch(evict.id)
         return False
-    view.evictions[evict.id] = view.evictions.get(evict.id, 0) + 1
+    if evict.reason is not Reason.Resizing:
+        view.evictions[evict.id] = view.evictions.get(evict.id, 0) + 1
+    elif row.avoided:
+        back = {one.node for one in avoided.load(row.avoided, tx.now) if one.lost}
+        faults.forget(tx, row, back, "the job grows, and it is back")
     return True
 
 
@@ -169,7 +173,7 @@ def _admit(tx: Tx, view: View, admissions: tuple[Admit, ...], setting: Setting) 
         row = view.rows.pop(admit.id)
         view.told.pop(admit.id, None)
         number = row.attempt + 1
-        on = where(admit)
+        on = where(admit, setting.memory.spec(row).nodes)
         groups = _groups(view, admit, setting.memory.spec(row))
         job_values.append(
             {
@@ -249,11 +253,12 @@ def _hand_over(tx: Tx, view: View, setting: Setting, engines: Engines) -> list[t
     return done
 
 
-def where(admit: Admit) -> str:
-    """Its nodes in words."""
+def where(admit: Admit, asked: int = 0) -> str:
+    """Its nodes in words; ``asked``: how many it would have."""
     names = node_names(admit.shares)
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"on {shown}" + (", ahead of its turn (backfill)" if admit.backfilled else "")
+    fewer = f", {len(names)} of the {asked} nodes that it would have" if len(names) < asked else ""
+    return f"on {shown}{fewer}" + (", ahead of its turn (backfill)" if admit.backfilled else "")
 
 
 def _groups(view: View, admit: Admit, spec: JobSpec) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def others_enough(tx: Tx, row: Row[Any], engine: str | None = None) -> bool:
     row = submit.by_id(tx.conn, row.id) or row
     off = {one.node for one in avoided.load(row.avoided, tx.now)}
     nodes = [one for one in inventory.all_nodes(tx.conn) if engine in (None, one.engine) and one.name not in off]
-    return sum(not inventory.closed_because(one) for one in nodes) >= JobSpec.model_validate_json(row.spec).nodes
+    return sum(not inventory.closed_because(one) for one in nodes) >= JobSpec.model_validate_json(row.spec).least
 
 
 def lost_nodes(tx: Tx, attempt: Row[Any], message: str) -> list[str]:

@@ -34,7 +34,7 @@ def needs(spec: JobSpec) -> JobNeeds:
     return JobNeeds(
         launcher=spec.effective_launcher(),
         procs=spec.procs,
-        nodes=spec.nodes,
+        nodes=spec.least,
         environment=spec.environment.model_dump(exclude_defaults=True),
         interactive=spec.interactive,
         cpus=spec.resources.cpus,
@@ -99,15 +99,19 @@ def launch(
         log_newest_bytes=site.log_newest_bytes,
         gpus_per_node=spec.resources.devices,
         gpu_models=spec.resources.models,
+        min_nodes=spec.min_nodes,
         queue=queue,
         priority=spec.priority,
-        exclude_nodes=spec.exclude_nodes
-        + tuple(one.node for one in avoided.load(job["avoided"], attempt["admitted_at"])),
+        exclude_nodes=spec.exclude_nodes + _avoided(job, attempt),
         options=spec.engine_options
         if account.keys() & spec.engine_options.keys()
         else {**account, **spec.engine_options},
         array=(job["array_of"], job["array_index"]) if job["array_of"] is not None else None,
     )
+
+
+def _avoided(job: RowMapping, attempt: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(one.node for one in avoided.load(job["avoided"], attempt["admitted_at"]))
 
 
 def _unplaced(spec: JobSpec) -> dict[str, Any]:

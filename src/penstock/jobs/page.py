@@ -115,6 +115,7 @@ _SENTENCES: dict[str, str] = {
     Reason.NotExecutable: "Its command may not be executed.",
     Reason.RestartsExhausted: "It failed more often than max_restarts allows.",
     Reason.CrashLoop: "It failed again and again at one step: the script is at fault.",
+    Reason.Resizing: "It saves, and starts again on more nodes.",
     Reason.NodeAvoided: "A node is at fault; the job is kept off it.",
     Reason.DependencyFailed: "A job that it depends on did not succeed.",
     Reason.CancelRequested: "A cancel was asked for; its processes have their grace period to end.",

@@ -14,6 +14,7 @@ CALM_S = 600.0
 _IN_WORDS = {
     str(Reason.NodeDrained): "its node is being drained",
     str(Reason.NodeAvoided): "its node is at fault",
+    str(Reason.Resizing): "there is room for more of its nodes",
     str(Reason.Preempted): "it made room for another",
     str(Reason.Reclaimed): "what its queue had borrowed was claimed back",
     str(Reason.IdleReclaimed): "its GPUs had done nothing for too long",
@@ -59,7 +60,7 @@ def after_end(ended: Ended) -> AfterEnd:
         return AfterEnd(Phase.CANCELLED, Reason.Cancelled, ended.message, ended.restarts)
     if ended.reason in BLAMELESS:
         why = ended.message or _IN_WORDS[ended.reason]
-        where = "" if ended.reason == Reason.Updated else " elsewhere"
+        where = {str(Reason.Updated): "", str(Reason.Resizing): " larger"}.get(ended.reason, " elsewhere")
         return AfterEnd(Phase.PENDING, Reason.Restarting, f"{why}; starts again{where}", ended.restarts)
     if ended.loop and (ended.reason == Reason.CrashLoop or ended.restarts < ended.max_restarts):
         return AfterEnd(Phase.FAILED, Reason.CrashLoop, _in_vain(ended), ended.restarts)

@@ -74,6 +74,7 @@ class JobReconciler:
 
     def __post_init__(self) -> None:
         self._memory.speed, self._memory.own = self.speed, self.engines.own.name
+        self._memory.progress = self.progress
         self._handover = Handover(self.engines, self.observed, self.store.clock)
         self._view = View(self._memory)
         self.store.project(lambda _tx, event: self._view.mark(event))

@@ -145,6 +145,9 @@ class JobSpec(_Part):
     command: tuple[Argument, ...] = Field(default=(), max_length=10_000)
     launcher: Launcher | None = None
     nodes: int = Field(default=1, ge=1, le=10_000)
+    min_nodes: int | None = Field(default=None, ge=1, le=10_000)
+    shrink_after: Duration = 30.0
+    grow_after: Duration = 300.0
     procs: int = Field(default=1, ge=1, le=1024)
     resources: Resources = Resources()
     env: dict[str, Argument] = Field(default_factory=dict, max_length=1000)
@@ -214,11 +217,18 @@ class JobSpec(_Part):
     def _whole(self) -> JobSpec:
         if not self.command and not self.interactive:
             raise ValueError("command: say what to run, as a list of words (or set interactive: true)")
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError("min_nodes: is more than nodes")
         if self.idle_timeout is not None and not self.interactive:
             raise ValueError("idle_timeout: is for interactive jobs (set interactive: true)")
         if self.array and self.interactive:
             raise ValueError("array: an interactive job cannot be an array")
         return self
+
+    @property
+    def least(self) -> int:
+        """Nodes with which it may run."""
+        return self.nodes if self.min_nodes is None else self.min_nodes
 
     def effective_launcher(self) -> str:
         """torchrun where there are several ranks a node, unless the command is itself a launcher."""

@@ -51,6 +51,7 @@ BLAMELESS = frozenset(
         Reason.IdleReclaimed,
         Reason.NodeDrained,
         Reason.NodeAvoided,
+        Reason.Resizing,
         Reason.Updated,
     }
 )

@@ -23,7 +23,7 @@ from penstock.jobs import avoided
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling import kept, live, outlook, patience, restart, windows
+from penstock.scheduling import kept, live, outlook, partial, patience, restart, windows
 from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.spec import Setup, flavor_of
 from penstock.scheduling.state import Ask, Gpu, Held, NodeState, Part, Share, Topology, Workload
@@ -64,6 +64,7 @@ class Memory:
 
     speed: float = 1.0
     own: str = ""
+    progress: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the last report, by job
     specs: OrderedDict[tuple[str, int], JobSpec] = field(default_factory=OrderedDict)
 
     def spec(self, row: Row[Any]) -> JobSpec:
@@ -162,7 +163,16 @@ class View:
             self.elsewhere |= self.stranded
             self.stranded.clear()
         self._settle()
+        for id_ in scheduler.partial.small:
+            self._tell_end(scheduler, id_)
         return scheduler
+
+    def _tell_end(self, scheduler: Scheduler, id_: str) -> None:
+        """When one that runs on fewer nodes than it would have expects to be done."""
+        seen = self.memory.progress.get(id_, {})
+        left, at = seen.get("eta_s"), seen.get("at")
+        if isinstance(left, int | float) and isinstance(at, int | float):
+            scheduler.partial.ends[id_] = at + left
 
     def build(self, conn: Connection, now: float) -> Scheduler:
         """From everything: at the take-over of leadership, after a restore, under another setup."""
@@ -277,7 +287,7 @@ class View:
         before, off = self._off.pop(row.id, frozenset()), frozenset(one.node for one in known)
         if off:
             heapq.heappush(self._later, (min(one.until for one in known), row.id))
-            work, fits = self.workload(row), scheduler.pool.could_place
+            work, fits = partial.smallest(self.workload(row)), scheduler.pool.could_place
             without = replace(work, exclude=work.exclude | off)
             if not fits(without, scheduler.pool.open):
                 if fits(work, scheduler.pool.open):
@@ -332,6 +342,7 @@ class View:
         parts = self._parts.setdefault(work.parts, work.parts)  # the scheduler knows requests by identity
         if len(self._parts) > 4096:
             self._parts.clear()
+        off = self._off.get(row.id, frozenset())
         return replace(
             work,
             id=row.id,
@@ -339,13 +350,19 @@ class View:
             queued_at=row.queued_at,
             parts=parts,
             priority=row.priority,
-            exclude=work.exclude | self._off.get(row.id, frozenset()),
+            exclude=work.exclude | off,
+            lost=off and off.intersection(one.node for one in avoided.load(row.avoided, self._now) if one.lost),
+            shrink_at=work.shrink_at + row.queued_at if row.attempt == 0 else 0.0,
             evictions=self.evictions.get(row.id, 0),
             seq=row.seq,
         )
 
     def held(self, row: Row[Any], attempt: Row[Any]) -> Held:
         work = self.workload(row)
+        if row.avoided:
+            off = avoided.load(row.avoided, self._now)
+            lost = frozenset(one.node for one in off if one.lost)
+            work = replace(work, exclude=work.exclude.union(one.node for one in off), lost=lost)
         ask = work.parts[0].ask
         shares = tuple(
             Share(group["node"], _asked(ask, group["gpus"]), tuple([pool_id(gpu) for gpu in group["gpus"]]))
@@ -353,7 +370,7 @@ class View:
         )
         stop = attempt.stop_reason
         return Held(
-            work,
+            partial.of(work, len(shares)) if work.least else work,
             shares,
             attempt.admitted_at,
             leaving=stop is not None,
@@ -436,6 +453,10 @@ def to_workload(setup: Setup, spec: JobSpec, project: str, user: str, speed: flo
         topology=Topology(place.level, place.required) if place is not None else None,
         exclude=frozenset(spec.exclude_nodes),
         grace_s=spec.grace_period / speed,
+        least=spec.least if spec.least < spec.nodes else 0,
+        most=spec.nodes,
+        shrink_at=spec.shrink_after / speed,
+        grow_after_s=spec.grow_after / speed,
         reservations=frozenset({spec.reservation} if spec.reservation else ()),
     )
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 
-from penstock.scheduling import backfill, estimates, explain, patience, preemption, restart
-from penstock.scheduling.fairshare import FairShare, multifactor
+from penstock.scheduling import backfill, estimates, explain, partial, patience, preemption, reach, restart, scores
+from penstock.scheduling.fairshare import FairShare
 from penstock.scheduling.fragmentation import Scorer, scorer_for
 from penstock.scheduling.holding import Awaiting, Holding
 from penstock.scheduling.lines import Entry, Line, Lines, Turn, turns
@@ -54,7 +54,7 @@ class Scheduler:
         self.pool = Pool(first_fit=self.policy.placement == "firstfit", scorer=self._scorer)
         self.quotas = Quotas(setup)
         self.fair = FairShare(self.policy.decay_half_life_s)
-        self.lines = Lines(self.policy, self._score)
+        self.lines = Lines(self.policy, lambda w: scores.score(self, w))
         self.reservations = Reservations(self.pool, setup.reservations)
         if setup.reservations:
             self.lines.tell_limits_apart()
@@ -73,6 +73,7 @@ class Scheduler:
         self._queue_paths: dict[str, tuple[str, ...]] = {}
         self._asked: dict[tuple[Part, ...], dict[str, float]] = {}
         self._possible: dict[tuple[int, str], bool] = {}  # by kind and queue, for the fleet as it is
+        self.partial = partial.Partial()
         self.patience: dict[str, float] = {}  # by idle holder, when its queue has had enough of it
         self._wake = True
         self._recheck = False  # the fleet's shape changed since those aside were last looked at
@@ -174,6 +175,7 @@ class Scheduler:
             self.aside[w.id] = Entry(w, (), kind, asked, Line(w.queue, self.path_of(w)))
             return
         entry = self.lines.add(w, kind, asked, self.path_of(w))
+        self.partial.waits(w)
         if self.blocked is None or self._precedes(entry, self.blocked):
             self._wake = True
         elif self.backfills:
@@ -188,7 +190,7 @@ class Scheduler:
 
     def _analyse(self, w: Workload) -> tuple[dict[str, float], int]:
         """What it asks for in all, and its kind: those of one kind fit in the same places."""
-        plain = not (w.flavors or w.exclude or w.reservations) and w.topology is None
+        plain = not (w.flavors or w.exclude or w.reservations or w.least) and w.topology is None
         seen = self._seen.get(id(w.parts))
         if plain and seen is not None and seen[0] is w.parts:
             return seen[1], seen[2]
@@ -196,7 +198,7 @@ class Scheduler:
         if asked is None:
             asked = self._asked[w.parts] = totals(w.parts)
         whose = (w.project, w.user) if w.reservations else ()  # a reservation may be some people's alone
-        same = (w.parts, w.flavors, w.topology, w.exclude, w.reservations, whose)
+        same = (w.parts, w.flavors, w.topology, w.exclude, w.reservations, whose, w.least)
         kind = self._kinds.setdefault(same, len(self._kinds))
         if plain:
             if len(self._seen) >= MOST_SEEN:
@@ -207,6 +209,7 @@ class Scheduler:
     def withdraw(self, id: str) -> None:  # noqa: A002 - the word of every other place here
         """It waits no more."""
         self.aside.pop(id, None)
+        self.partial.shrink_at.pop(id, None)
         entry = self.lines.remove(id)
         awaiting = self.awaiting.pop(id, None)
         if awaiting is not None:
@@ -230,6 +233,7 @@ class Scheduler:
         if holding is None:
             return
         self.leaving.pop(id, None)
+        self.partial.gone(id)
         self.pool.give(id)
         if self.backfills:
             self.timeline.free(id)
@@ -258,8 +262,10 @@ class Scheduler:
     def plan(self, now: float) -> Decision:
         """Decide. What is admitted is held in the view from here on; what is evicted leaves when ``end`` is told."""
         self.now = now
-        if self.patience and patience.lose(self, now):
+        if (self.patience and patience.lose(self, now)) or (self.partial.shrink_at and partial.due(self, now)):
             self._wake = True
+        if (self.partial.small or self.partial.kept) and (grown := partial.grow(self, now)):
+            return Decision(evict=grown)
         if self._recheck:
             self._sort_out()
         if now >= self._rescore_at and self.policy.order == "multifactor":
@@ -316,7 +322,9 @@ class Scheduler:
 
     def wake_at(self) -> float:
         """When to plan again though nothing happens: a window, a promise or patience falls due. inf: never."""
-        return min(self._next_at, *self.patience.values()) if self.patience else self._next_at
+        if not (self.patience or self.partial.shrink_at or self.partial.grow_at):
+            return self._next_at
+        return min(self._next_at, self.partial.wake_at(), *self.patience.values())
 
     def _serve_awaiting(self, now: float, admitted: list[Admit]) -> None:
         """Those for whom others were evicted, as soon as the others are gone."""
@@ -352,7 +360,13 @@ class Scheduler:
                     backfill.settle(self, ignored, entry.w.name, now)
                 continue
             promised = entry.w.id in self.windows and self.windows[entry.w.id].promise.start > now
-            if self._make_room(entry, now, evicted) or (found is Short.QUOTA and not promised):
+            made = self._make_room(entry, now, evicted)
+            fewer = partial.admit(self, entry, now, () if binding else None) if entry.w.least and not made else None
+            if fewer is not None:
+                self.lines.remove(entry.w.id)
+                admitted.append(fewer)
+                continue
+            if made or (found is Short.QUOTA and not promised):
                 self.out_of_quota.add(id(line))  # its own line waits; others are not in its way
                 continue
             if self.blocked is None:
@@ -366,13 +380,19 @@ class Scheduler:
 
     def admit(self, entry: Entry, now: float, ignored: Collection[str] | None) -> Admit | Short | None:
         """Quota, then place, then hold it. None: there is no place. See ``open_to`` for ``ignored``."""
-        w = entry.w
+        found = self.room(entry.w, entry.asked, now, ignored)
+        return self.start(entry, *found, now) if isinstance(found, tuple) else found
+
+    def room(
+        self, w: Workload, asked: Mapping[str, float], now: float, ignored: Collection[str] | None
+    ) -> tuple[tuple[Share, ...], str] | Short | None:
+        """Where it could start now, and in which flavor; changes nothing."""
         queue = self.setup.queues.get(w.queue)
         if queue is None or not self.quotas.limited(w.queue):
             shares = self._place(w, self.open_to(w, now, ignored), now)
-            return None if shares is None else self._start(entry, shares, "", now)
+            return None if shares is None else (shares, "")
         flavors = self.flavors_for(queue, w)
-        fitting = [flavor for flavor in flavors if self.quotas.fits(w.queue, flavor, entry.asked)]
+        fitting = [flavor for flavor in flavors if self.quotas.fits(w.queue, flavor, asked)]
         if not fitting:
             return Short.QUOTA if flavors else None
         within = self.open_to(w, now, ignored)
@@ -380,7 +400,7 @@ class Scheduler:
             mask = self.pool.flavor_mask(flavor)
             shares = self._place(w, mask if within is None else mask & within, now)
             if shares is not None:
-                return self._start(entry, shares, flavor, now)
+                return shares, flavor
         return None
 
     def _place(self, w: Workload, within: int | None, now: float) -> tuple[Share, ...] | None:
@@ -398,9 +418,12 @@ class Scheduler:
     def open_to(self, w: Workload, now: float, ignored: Collection[str] | None = None) -> int | None:
         """Nodes that others' fences and reservations leave it, and promises but the ``ignored`` (None: all); None: all."""
         promises = ignored is not None and self.windows
-        if not (self.awaiting or promises or self.reservations.known):
+        if not (self.awaiting or promises or self.reservations.known or self.partial.kept):
             return None
         mask = self.pool.open
+        for id_, kept in self.partial.kept.items():
+            if id_ != w.id:
+                mask &= ~kept
         for id_, awaiting in self.awaiting.items():
             if id_ != w.id:
                 mask &= ~awaiting.mask
@@ -408,9 +431,7 @@ class Scheduler:
             mask &= ~self.reservations.blocked(w, now)
         return self.timeline.allowed(w, now, mask, ignored or ()) if promises else mask
 
-    def _start(
-        self, entry: Entry, shares: tuple[Share, ...], flavor: str, now: float, *, filled: bool = False
-    ) -> Admit:
+    def start(self, entry: Entry, shares: tuple[Share, ...], flavor: str, now: float, *, filled: bool = False) -> Admit:
         w = entry.w
         self.timeline.cancel(w.id)
         held = Held(w, shares, now)
@@ -431,6 +452,8 @@ class Scheduler:
         holding = self.held[w.id] = Holding(held, flavor, asked, path, end, counted)
         if held.idle_since is not None:
             patience.mind(self, holding)
+        if w.least:
+            self.partial.holds(w)
         if held.leaving:
             self.leaving[w.id] = holding
         if self.backfills:
@@ -458,14 +481,19 @@ class Scheduler:
             if holding.counted:
                 self.quotas.give(holding.held.workload.queue, holding.flavor, holding.asked)
                 holding.counted = False
-            grace = holding.held.workload.grace_s
-            holding.held = replace(holding.held, leaving=True, counted=False, ready_at=now + grace)
-            self.leaving[evict.id] = holding
+            holding.held = replace(holding.held, counted=False)
+            self.leave(holding, now)
         self.quotas.take(entry.w.queue, found.flavor, entry.asked)
         victims = {evict.id for evict in found.evict}
         self.awaiting[entry.w.id] = Awaiting(entry, found.flavor, self.pool.node_mask(found.nodes), victims)
         evicted.extend(found.evict)
         return True
+
+    def leave(self, holding: Holding, now: float) -> None:
+        """It was told to."""
+        w = holding.held.workload
+        holding.held = replace(holding.held, leaving=True, ready_at=now + w.grace_s)
+        self.leaving[w.id] = holding
 
     def promise(self, id: str) -> Promise | None:  # noqa: A002 - the word of every other place here
         window = self.windows.get(id)
@@ -542,21 +570,8 @@ class Scheduler:
             spec = self.setup.queues.get(queue) if depth == len(path) else self.setup.cohorts.get(name)
             self.fair.account(path[:depth], spec.weight if spec is not None else 1.0)
 
-    def _score(self, w: Workload) -> float:
-        """Slurm's multifactor priority, plus the workload's own."""
-        weights = dict(self.policy.weights)
-        capacity = self.fair.capacity
-        size = self._asked.get(w.parts) or totals(w.parts)
-        path = self.path_of(w)
-        queue = self.setup.queues.get(w.queue)
-        factors = {
-            "age": min(1.0, max(0.0, self.now - w.queued_at) / self.policy.max_age_s),
-            "fairshare": self.fair.fair_tree(path, self.now),
-            "jobsize": size.get("gpus", 0.0) / capacity["gpus"] if capacity.get("gpus") else 0.0,
-            "partition": queue.partition if queue else 0.0,
-            "qos": queue.qos if queue else 0.0,
-        }
-        return multifactor(weights, factors) + w.priority
+    def asked_of(self, parts: tuple[Part, ...]) -> dict[str, float] | None:
+        return self._asked.get(parts)
 
     def could_ever(self, w: Workload) -> bool:
         """Whether the fleet and its queue could ever let it start."""
@@ -568,7 +583,7 @@ class Scheduler:
             return False
         possible = self._possible.get((kind, w.queue))
         if possible is None:
-            possible = self._possible[kind, w.queue] = self._could_run(w, asked)
+            possible = self._possible[kind, w.queue] = reach.could_run(self, w, asked)
         return possible
 
     def beyond(self, w: Workload) -> float | None:
@@ -576,21 +591,6 @@ class Scheduler:
         queue = self.setup.queues.get(w.queue)
         most = queue.max_limit_s if queue is not None else None
         return most if most is not None and (w.limit_s is None or w.limit_s > most) else None
-
-    def _could_run(self, w: Workload, asked: Mapping[str, float]) -> bool:
-        """On the fleet as it is, with nobody else there."""
-        queue = self.setup.queues.get(w.queue)
-        if queue is None:
-            return False
-        if self.quotas.limited(w.queue):
-            masks = map(self.pool.flavor_mask, self.within_reach(queue, w, asked))
-            return any(self.pool.could_place(w, mask) for mask in masks)
-        return self.pool.could_place(w)
-
-    def within_reach(self, queue: Queue, w: Workload, asked: Mapping[str, float]) -> list[str]:
-        """Flavors of which its queue could have what it asks for, if nobody used anything."""
-        checks = ((flavor, self.quotas.check(w.queue, flavor, asked)) for flavor in self.flavors_for(queue, w))
-        return [flavor for flavor, refusal in checks if refusal is None or not refusal.never]
 
 
 def _shape(node: NodeState) -> tuple[object, ...]:

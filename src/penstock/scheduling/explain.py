@@ -114,6 +114,10 @@ def _no_room(view: Scheduler, w: Workload, within: int | None, now: float, start
         message += freest(pool, part.ask, could) + _scattered(pool, w, left)
     if closed:
         message += "; " + ", ".join(f"{node.name} is {node.why_closed or 'closed'}" for node in closed)
+    if w.least:
+        message += f"; it takes {w.least} to {w.parts[0].count}" + (
+            f", fewer than all from {_clock(w.shrink_at, now)} on" if now < w.shrink_at else ""
+        )
     message += _kept_for_others(view, w, now)
     helps = ["waits for running jobs to end"] if (could & pool.open).bit_count() >= part.count else []
     if view.backfills and w.limit_s is None and any(id_ != w.id for id_ in view.windows):

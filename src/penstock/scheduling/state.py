@@ -69,7 +69,11 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A gang: all parts start in one decision or none. ``limit_s``: the time limit, after which it is ended for certain."""
+    """A gang: all parts start in one decision or none. ``limit_s``: the time limit, after which it is ended for certain.
+
+    With a ``least`` (partial admission) it has one part, of which from ``shrink_at`` on fewer groups will do, and ``most`` is
+    how many it would have: held, its part counts those that it has.
+    """
 
     id: str
     name: str
@@ -89,6 +93,11 @@ class Workload:
     evictions: int = 0  # how often it was evicted already
     seq: int = 0  # order of arrival among equals
     grace_s: float = 0.0
+    least: int = 0  # groups; 0: all or none
+    most: int = 0
+    shrink_at: float = 0.0
+    grow_after_s: float = 0.0
+    lost: frozenset[str] = frozenset()  # of ``exclude``: nodes that were lost, and that will do again if they come back
 
 
 @dataclass(frozen=True, slots=True)

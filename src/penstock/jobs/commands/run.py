@@ -21,6 +21,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "none")
 _PLAIN = (  # what goes into the spec as it stands
     "nodes",
+    "min_nodes",
     "procs",
     "launcher",
     "time_limit",
@@ -70,6 +71,7 @@ def configure(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--name", help="the job's name; default: one is made")
     add("--nodes", type=int, metavar="N", help="on how many nodes (default 1)")
+    add("--min-nodes", type=int, metavar="N", help="so many nodes will do where not all are free (default: all)")
     add("--procs", type=int, metavar="N", help="ranks on each node (default 1)")
     add("--cpus", metavar="N", help="CPUs on each node: 2, 0.5, 500m (default 1)")
     add("--memory", metavar="SIZE", help="memory on each node: 512Mi, 8Gi; more of it ends the job")

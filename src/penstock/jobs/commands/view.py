@@ -152,7 +152,7 @@ def page(job: Job, now: float) -> list[str]:
         ("Labels", _pairs(job.get("labels"))),
         ("Command", " ".join(spec.get("command") or ())),
         ("Launcher", spec.get("launcher")),
-        ("Shape", f"{spec.get('nodes', 1)} node(s) x {spec.get('procs', 1)} rank(s)"),
+        ("Shape", f"{_nodes(spec)} node(s) x {spec.get('procs', 1)} rank(s)"),
         ("Per node", _pairs(resources)),
         ("Queue", spec.get("queue") or "its project's"),
         ("Placement", _placed(spec.get("placement"))),
@@ -181,6 +181,11 @@ def page(job: Job, now: float) -> list[str]:
         ("Signal", status.get("signal")),
     ]
     return [f"{name + ':':<14}{value}" for name, value in rows if value not in (None, "")]
+
+
+def _nodes(spec: Mapping[str, Any]) -> str:
+    most, least = spec.get("nodes", 1), spec.get("min_nodes")
+    return f"{least} to {most}" if least is not None and least < most else str(most)
 
 
 def _placed(placement: Mapping[str, Any] | None) -> str:

@@ -31,7 +31,7 @@ lint: install ## ruff, mypy --strict, import contracts, ratchets; all run, any f
 
 test: install test-deps ## the tests that need nothing but this machine (<= 12 minutes)
 	@$(call say,'make test')
-	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) $(ARGS)
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) -n 2 --dist loadfile $(ARGS)
 
 test-real: install test-deps ## the tests that start real servers of others: PostgreSQL, Chromium, torchrun (<= 40 minutes)
 	@$(call say,'make test-real')

@@ -61,6 +61,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_LEFT_OUT] |= getattr(node, "workeroutput", {}).get("left_out", {})
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for name, count in sorted(config.stash[_LEFT_OUT].items()):
         terminalreporter.write_line(
@@ -89,6 +94,9 @@ _measured: dict[str, Any] = {}
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    worker = getattr(session.config, "workeroutput", None)
+    if worker is not None:  # of ``pytest -n``: it tells the process that prints; each leaves out the same
+        worker["left_out"] = session.config.stash[_LEFT_OUT]
     path = session.config.getoption("--soak-report")
     if path and not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
         report = session.config.stash[_SOAK]

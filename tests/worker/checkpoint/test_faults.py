@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.measure import until
 from penstock.worker.checkpoint import folder, saving
 from penstock.worker.checkpoint.errors import SaveFailed
 from penstock.worker.checkpoint.layout import Box, make_layout
@@ -88,7 +89,7 @@ def kill_often(times: int, directory: Path, processes: list[subprocess.Popen[str
     assert source.stdin is not None
     assert source.stdout is not None
     failed = lost = expected = 0
-    for _ in range(times):
+    for number in range(times):
         source.stdin.write("next\n")
         source.stdin.flush()
         said = {word: int(number) for word, number in (source.stdout.readline().split()[:2] for _ in range(2))}
@@ -97,14 +98,14 @@ def kill_often(times: int, directory: Path, processes: list[subprocess.Popen[str
         else:
             lost = max(lost, expected - said["start"])
         time.sleep(chance.uniform(0, 0.25))
+        if number == times - 1:
+            until(lambda: latest(f"{directory}-tier") is not None, "a copy", timeout=60, every=0.01)
         os.kill(said["pid"], signal.SIGKILL)
         while (line := source.stdout.readline().strip()) != "dead":
             expected = max(expected, int(line.split()[1]) + 1)
     source.stdin.close()
     source.stdout.close()
     source.wait(30)
-    copy = latest(f"{directory}-tier")
-    assert copy is not None
     assert all(verify(entry.path) for entry in folder.entries(f"{directory}-tier"))
     return times, failed, lost
 

@@ -59,6 +59,11 @@ BREAKS = (
     Break("tables-jobs", "cost reads the tables of jobs", (("cost/queries.py", "import penstock.jobs.tables"),)),
     Break("tables-cost", "an entrance reads cost's tables", (("api/asgi.py", "import penstock.cost.tables"),)),
     Break(
+        "tables-training",
+        "cost reads the tables of training",
+        (("cost/queries.py", "import penstock.training.tables"),),
+    ),
+    Break(
         "tables-scheduling",
         "an entrance reads scheduling's tables",
         (("api/asgi.py", "import penstock.scheduling.tables"),),

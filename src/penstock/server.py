@@ -65,6 +65,9 @@ from penstock.tenancy import routes as tenancy_routes
 from penstock.tenancy.access import Access
 from penstock.tenancy.bootstrap import bootstrap, reset_token
 from penstock.tenancy.plan import decide
+from penstock.training import kept
+from penstock.training import routes as training_routes
+from penstock.training.room import Training
 from penstock.training.watching import TrainingWatch
 
 log = logging.getLogger("penstock")
@@ -259,6 +262,7 @@ class House:
     loop: Loop
     reconciler: JobReconciler
     room: Room
+    training: Training
     leadership: Leadership
     access: Access
     app: App
@@ -320,11 +324,25 @@ def build_house(
     attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
-    money = (*money, *gpus.endpoints(watch, lambda: leadership.leading))
+    training = Training(room)
+    money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *training_routes.endpoints(training))
     above = (money, late.endpoints, _training(reconciler).samples)
     app = _application(settings, store, attached, reconciler, room, access, above)
     return House(
-        settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
+        settings,
+        store,
+        attached,
+        loop,
+        reconciler,
+        room,
+        training,
+        leadership,
+        access,
+        app,
+        rates,
+        watch,
+        late,
+        simulation,
     )
 
 
@@ -418,7 +436,13 @@ def _job_samples(store: Store) -> Callable[[], Any]:
                 Sample("jobs", "gauge", "Jobs by phase.", {"phase": phase}, counts.get(phase, 0)) for phase in Phase
             ]
             told = start_outlook.samples(conn, store.clock())
-            return [*jobs, *told, *fleet_routes.samples(conn, queries.usage(conn)), *idle.samples(conn)]
+            return [
+                *jobs,
+                *told,
+                *fleet_routes.samples(conn, queries.usage(conn)),
+                *idle.samples(conn),
+                *kept.samples(conn, store.clock()),
+            ]
 
         return await store.read(read)
 
@@ -478,6 +502,7 @@ async def run(
     house = build_house(settings, store, engine, simulation, priced, as_root=as_root)
     await house.attached.load(http.url_of(listening, settings))
     house.room.start()
+    house.training.start()
     served = http.HttpServer(house.app, listening, settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -498,6 +523,7 @@ async def run(
             for task in watching:
                 task.cancel()
             await served.stop()
+            await house.training.close()
             await house.later.close()
             await house.leadership.close()
             await house.reconciler.close()

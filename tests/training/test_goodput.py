@@ -192,6 +192,9 @@ def test_a_hang_is_the_time_since_the_last_step() -> None:
     [life] = history.lives(row(0, 20_000, "Hung"), (), steps(0, 9, 100))
     parts = checked(Lives(0, 20_000, True, (life,))).parts()
     assert parts[Part.HANG] == 20_000 - 1100 and parts[Part.LOST] == 100
+    told = {"at": 15.0, "reason": "RankHung", "data": {"attempt": 1}}
+    [same] = history.lives(row(0, 20_000, "Failed"), [told], steps(0, 9, 100))
+    assert same == life
 
 
 def test_what_reports_no_steps_is_not_measured() -> None:

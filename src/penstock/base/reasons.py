@@ -41,6 +41,7 @@ class Reason(_Named):
     GpuIdleEnded = auto()
     RankHung = auto()  # nothing gets on: which rank holds it up, and what every rank was doing
     HangEnded = auto()  # it went on by itself
+    SaveAsked = auto()  # somebody asked for a checkpoint now
     CancelRequested = auto()
     # how it ended
     Completed = auto()

@@ -29,6 +29,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("shell", "open a terminal inside a running job", "penstock.jobs.commands.session"),
             Entry("exec", "run a command inside a running job", "penstock.jobs.commands.session"),
             Entry("port-forward", "reach a port inside a running job", "penstock.jobs.commands.session"),
+            Entry("goodput", "where a training's wall time went, or the fleet's", "penstock.training.commands"),
             Entry("checkpoint", "list, verify, prune, export checkpoints; save now", "penstock.cli.checkpoint"),
             Entry("data", "list, verify, prepare data sets of tokens", "penstock.cli.data"),
         ),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from penstock.base.errors import InvalidInput, NotFound, PenstockError, Unavailable
+from penstock.base.errors import InvalidInput, NotFound, Unavailable
 from penstock.base.quantities import parse_memory
 from penstock.client.verb import Column, Invocation, Verb
 
@@ -197,12 +197,7 @@ def _with_torch(*argv: str) -> dict[str, Any]:
 
 
 def _save(call: Invocation, job: str) -> int:
-    command = ["/bin/sh", "-c", ': > "${PENSTOCK_CKPT_DIR:?the job has no folder for checkpoints}/save-now"']
-    with call.client.jobs.exec(job, command, tty=False, size=(80, 24)) as terminal:
-        terminal.close_input()
-        said = b"".join(terminal).decode(errors="replace").strip()
-    if terminal.exit_code:
-        raise PenstockError(f"{job}: {said or 'the request could not be left'}", hint="`penstock logs` shows the job.")
+    call.client.jobs.save_now(job)
     call.output.line(f"{job}: asked to save; it does so at its next step")
     return 0
 

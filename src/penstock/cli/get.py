@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from penstock.base.errors import InvalidInput, NotFound, PenstockError
 from penstock.client.verb import Column, Invocation, Verb
 from penstock.jobs.commands import view
+from penstock.training import commands as training
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -151,7 +152,8 @@ def _describe(call: Invocation, arguments: Namespace) -> int:
 def _whole_job(call: Invocation, name: str) -> dict[str, Any]:
     jobs = call.client.jobs
     job = jobs.get(name)
-    return {**job, "attempts": jobs.attempts(name), "cost": jobs.cost(name), "events": jobs.events(name)}
+    parts = {"attempts": jobs.attempts(name), "cost": jobs.cost(name), "events": jobs.events(name)}
+    return {**job, **parts, "checkpoints": jobs.checkpoints(name)}
 
 
 def _whole_node(call: Invocation, name: str) -> dict[str, Any]:
@@ -167,6 +169,7 @@ def _print_job(call: Invocation, body: dict[str, Any]) -> None:
     if body["attempts"]:
         out.line("\nAttempts:")
         out.table(view.ATTEMPT_COLUMNS, body["attempts"], call.now)
+    training.describe(call, body["checkpoints"])
     events = body["events"]
     if events:
         out.line(

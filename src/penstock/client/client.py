@@ -112,6 +112,10 @@ class Client:
         answer = self.transport.request("GET", f"{API}/cost/{part}", query=filters)
         return answer.body.decode() if part == "focus" else answer.json()
 
+    def goodput(self, **filters: Any) -> dict[str, Any]:
+        """Where the trainings' device-hours went; filters: project, since, until."""
+        return dict(self._get("goodput", filters))
+
     def cost_idle(self, **filters: Any) -> dict[str, Any]:
         """GPUs that were held and did nothing; ``by`` ("user", "project", "queue", "job"), ``since``, ``until``."""
         return dict(self._get("cost/idle", filters))

@@ -106,6 +106,18 @@ class Jobs(Collection):
     def progress(self, name: str, *, project: str | None = None) -> Resource:
         return Resource(self.part(name, "progress", project=project))
 
+    def goodput(self, name: str, *, project: str | None = None) -> Resource:
+        """Where its wall time went."""
+        return Resource(self.part(name, "goodput", project=project))
+
+    def checkpoints(self, name: str, *, project: str | None = None) -> Resource:
+        """What became of its checkpoints."""
+        return Resource(self.part(name, "checkpoints", project=project))
+
+    def save_now(self, name: str, *, project: str | None = None) -> Resource:
+        """Ask a running job to save a checkpoint; it does so at its next step."""
+        return self.act(name, "checkpoints/save", {}, project=project)
+
     def cost(self, name: str, *, project: str | None = None) -> Resource:
         return Resource(self.part(name, "cost", project=project))
 

@@ -43,6 +43,7 @@ def build(gate: Gate) -> list[BaseRoute]:
         Route("/", page("jobs"), methods=["GET"]),
         Route("/jobs/{project}/{name}", page("job"), methods=["GET"]),
         Route("/jobs/{project}/{name}/cancel", form(console.cancel), methods=["POST"]),
+        Route("/jobs/{project}/{name}/save", form(console.save), methods=["POST"]),
         Route("/queues", page("queues"), methods=["GET"]),
         Route("/capacity", page("capacity"), methods=["GET"]),
         Route("/capacity", form(console.ask_replay), methods=["POST"]),
@@ -51,6 +52,7 @@ def build(gate: Gate) -> list[BaseRoute]:
         Route("/cost", page("cost"), methods=["GET"]),
         Route("/cost/rows", page("cost_rows"), methods=["GET"]),
         Route("/cost/trace", page("cost_trace"), methods=["GET"]),
+        Route("/goodput", page("goodput"), methods=["GET"]),
         Route("/nodes", page("nodes"), methods=["GET"]),
         Route("/nodes/{name}/{verb}", form(console.change_node), methods=["POST"]),
         Route("/events", page("events"), methods=["GET"]),
@@ -99,6 +101,11 @@ class _Console:
         body = _reason(await _fields(request))
         await self._gate.ask("POST", f"/api/v1/projects/{project}/jobs/{name}/cancel", actor, body=body)
         return RedirectResponse(f"/jobs/{project}/{name}", 303)
+
+    async def save(self, request: Request, actor: Actor) -> Response:
+        project, name = (quote(request.path_params[k], safe="") for k in ("project", "name"))
+        await self._gate.ask("POST", f"/api/v1/projects/{project}/jobs/{name}/checkpoints/save", actor)
+        return RedirectResponse(f"/jobs/{project}/{name}#saves-title", 303)
 
     async def change_node(self, request: Request, actor: Actor) -> Response:
         name, verb = request.path_params["name"], request.path_params["verb"]

@@ -37,6 +37,7 @@ from penstock.jobs.page import (
 )
 from penstock.jobs.timeline import timeline
 from penstock.scheduling.page import cohorts
+from penstock.training import page as training
 
 # address, word, and the verb without which it is not shown
 MENU = (
@@ -45,6 +46,7 @@ MENU = (
     ("/nodes", "Nodes", "nodes.read"),
     ("/capacity", "Capacity", "capacity.read"),
     ("/cost", "Cost", "cost.read"),
+    ("/goodput", "Goodput", "jobs.read"),
     ("/events", "Events", "events.read"),
 )
 REPLAYS = "/api/v1/capacity/replays"
@@ -81,6 +83,7 @@ class Pages:
             "cost": self._cost,
             "cost_rows": self._cost_rows,
             "cost_trace": self._cost_trace,
+            "goodput": self._goodput,
             "nodes": self._nodes,
             "events": self._events,
         }
@@ -155,10 +158,12 @@ class Pages:
         project, name = request.path_params["project"], request.path_params["name"]
         base = _api(project, name)
         job = await self._gate.ask("GET", base, actor)
-        attempts, events, cost = await asyncio.gather(
+        attempts, events, cost, goodput, saves = await asyncio.gather(
             self._gate.ask("GET", f"{base}/attempts", actor),
             self._gate.ask("GET", f"{base}/events", actor, {"limit": JOB_EVENTS, "newest": True}),
             self._optional(f"{base}/cost", actor),
+            self._optional(f"{base}/goodput", actor),
+            self._optional(f"{base}/checkpoints", actor),
         )
         head = job_head(job)
         waits = head.row.badge.word in {"Pending", "Failed"}
@@ -172,6 +177,9 @@ class Pages:
             "timeline": timeline(job, attempts["items"], happened, time.time()),
             "events": [event_row(e) for e in sorted(happened, key=lambda e: -int(e["seq"]))],
             "cost": cost,
+            "goodput": training.panel(goodput) if goodput is not None else None,
+            "saves": training.checkpoints(saves) if saves is not None else None,
+            "may_save": bool(saves and saves["running"]) and self._gate.may(actor, "jobs.exec", project),
             "may_cancel": not head.final and self._gate.may(actor, "jobs.cancel", project),
         }
         return self._render.respond(request, "job.html", context, part="_job.html")
@@ -337,6 +345,19 @@ class Pages:
             "items": found["items"][: money.MOST_ROWS],
         }
         return self._render.respond(request, "cost_rows.html", context)
+
+    async def _goodput(self, request: Request, actor: Actor) -> Response:
+        given = request.query_params
+        project, since = given.get("project", "")[:63], given.get("since", "7d")[:40]
+        query = {"since": since} | ({"project": project} if project else {})
+        context = {
+            **self._of(actor),
+            "project": project,
+            "since": since,
+            "periods": (("1d", "A day"), ("7d", "A week"), ("30d", "30 days")),
+            "fleet": training.fleet(await self._gate.ask("GET", "/api/v1/goodput", actor, query)),
+        }
+        return self._render.respond(request, "goodput.html", context, part="_goodput.html")
 
     async def _nodes(self, request: Request, actor: Actor) -> Response:
         """A small fleet: a card for each node. A large one: the map, and the cards of the rack that is asked for."""

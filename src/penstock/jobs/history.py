@@ -1,18 +1,19 @@
-"""What this house has run, as a trace: one row a job, for the capacity simulator."""
+"""What this house has run: as a trace, one row a job, for the capacity simulator; and by attempt, for goodput."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sqlalchemy import case, func, select
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from penstock.base.quantities import format_time
 from penstock.jobs import view
 from penstock.jobs.state import ACTIVE
 from penstock.jobs.tables import attempts, jobs
-from penstock.scheduling import live
+from penstock.scheduling import devices, live
 from penstock.scheduling.quota import totals
 
 
@@ -59,3 +60,29 @@ def extent(conn: Connection) -> dict[str, Any]:
         query.where(jobs.c.started_at.is_not(None), jobs.c.held.is_distinct_from("array"))
     ).one()
     return {"jobs": int(count), "first": format_time(first), "last": format_time(last)}
+
+
+def ran(conn: Connection, since: float, projects: Collection[str] | None, limit: int) -> list[Row[Any]]:
+    """Attempts that held nodes after ``since``, the newest first, each with whose it is and whether it reported any steps."""
+    whose = (jobs.c.project, jobs.c.name, jobs.c.user, jobs.c.progress.is_not(None).label("reports"))
+    query = select(attempts, *whose).join(jobs, jobs.c.id == attempts.c.job_id)
+    query = query.where(
+        attempts.c.ended_at.is_(None) | (attempts.c.ended_at > since), attempts.c.started_at.is_not(None)
+    )
+    if projects is not None:
+        query = query.where(jobs.c.project.in_(sorted(projects)))
+    return list(conn.execute(query.order_by(attempts.c.admitted_at.desc()).limit(limit)))
+
+
+def reported(conn: Connection, job_ids: Collection[str]) -> list[str]:
+    """Those of the jobs that have ever reported a step."""
+    query = select(jobs.c.id).where(jobs.c.id.in_(sorted(job_ids)), jobs.c.progress.is_not(None))
+    return list(conn.execute(query).scalars())
+
+
+def held(groups: str) -> tuple[float, float]:
+    """GPUs (of shares and instances their part) and cores that an attempt's groups are, together."""
+    found = json.loads(groups)
+    gpus = [gpu for group in found for gpu in group["gpus"]]
+    parts = sum(devices.part(gpu["model"], gpu.get("milli", 0), gpu.get("mig", "")) for gpu in gpus)
+    return parts, sum(float(group["cpus"] or 0) for group in found)

@@ -82,9 +82,22 @@ def lives(
     for run in runs(attempt, events):
         for piece in _restarts(run, attempt["number"], events):
             found += _split(piece, attempt["number"], steps, told)
+    hangs = [
+        ms(e["at"]) for e in events if e["reason"] == Reason.RankHung and e["data"].get("attempt") == attempt["number"]
+    ]
+    found = [_hung(life, hangs) for life in found]
     if len(found) > MAX_LIVES:
         found = [replace(found[0], ended=found[-MAX_LIVES].began, end=End.FAILED), *found[1 - MAX_LIVES :]]
     return tuple(found)
+
+
+def _hung(life: Life, hangs: Iterable[int]) -> Life:
+    """One that was found to hang, and ended without another step, was ended for that."""
+    if life.ended is None or life.end is End.DONE:
+        return life
+    last = life.knots[-1].at if life.knots else life.began
+    hung = any(life.began <= at <= life.ended and last <= at for at in hangs)
+    return replace(life, end=End.HUNG) if hung else life
 
 
 def _steps(points: Sequence[Mapping[str, Any]]) -> list[Knot]:
@@ -114,8 +127,7 @@ def _restarts(run: Run, number: int, events: Iterable[Mapping[str, Any]]) -> lis
             exited = at if exited is None else exited
         elif event["reason"] == Reason.RankRestarted:
             cut = at if exited is None else min(exited, at)
-            how = End.HUNG if event["data"].get("hung") else End.FAILED
-            found[-1:] = [Run(found[-1].began, cut, how), Run(cut, run.ended, run.end)]
+            found[-1:] = [Run(found[-1].began, cut, End.FAILED), Run(cut, run.ended, run.end)]
             exited = None
     return found
 

@@ -23,6 +23,7 @@ REVISIONS = (
     "0012",
     "0013",
     "0014",
+    "0015",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -231,6 +231,7 @@ class Later:
     ) -> None:
         self._needs = settings, store, rates, terms, attached, user
         self._rooms: later.Rooms | None = None
+        self.closing: list[Callable[[], Awaitable[None]]] = []  # of what is closed with them
         self._silent: dict[str, str] = {}
 
     def endpoints(self) -> Sequence[Endpoint]:
@@ -248,6 +249,8 @@ class Later:
             await later.look_outside(store, attached, fence, self._silent)
 
     async def close(self) -> None:
+        for close in self.closing:
+            await close()
         if self._rooms is not None:
             await self._rooms.close()
 
@@ -262,7 +265,6 @@ class House:
     loop: Loop
     reconciler: JobReconciler
     room: Room
-    training: Training
     leadership: Leadership
     access: Access
     app: App
@@ -324,26 +326,20 @@ def build_house(
     attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
-    training = Training(room)
-    money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *training_routes.endpoints(training))
+    money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *_goodput(room, late))
     above = (money, late.endpoints, _training(reconciler).samples)
     app = _application(settings, store, attached, reconciler, room, access, above)
     return House(
-        settings,
-        store,
-        attached,
-        loop,
-        reconciler,
-        room,
-        training,
-        leadership,
-        access,
-        app,
-        rates,
-        watch,
-        late,
-        simulation,
+        settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
     )
+
+
+def _goodput(room: Room, late: Later) -> Sequence[Endpoint]:
+    """From now on what attempts came to is kept."""
+    training = Training(room)
+    training.start()
+    late.closing.append(training.close)
+    return training_routes.endpoints(training)
 
 
 def _training(reconciler: JobReconciler) -> TrainingWatch:
@@ -502,7 +498,6 @@ async def run(
     house = build_house(settings, store, engine, simulation, priced, as_root=as_root)
     await house.attached.load(http.url_of(listening, settings))
     house.room.start()
-    house.training.start()
     served = http.HttpServer(house.app, listening, settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -523,7 +518,6 @@ async def run(
             for task in watching:
                 task.cancel()
             await served.stop()
-            await house.training.close()
             await house.later.close()
             await house.leadership.close()
             await house.reconciler.close()

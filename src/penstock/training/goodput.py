@@ -19,7 +19,7 @@ class Part(StrEnum):
     CHECKPOINT = "checkpoint"  # the loop waited for a save
     LOST = "lost"  # steps that were computed again, or ended with their life
     STARTUP = "startup"  # from the first launch to the first step
-    RESTART = "restart"  # from the end of one life to the first step of the next, without waiting
+    RESTART = "restart"  # from a failure, noticed late perhaps, to the first step of the next life, without waiting
     WAITING = "waiting"  # nothing of it ran: queue, back-off
     HANG = "hang"  # from the last progress to the end of a life that was ended as hung
     UNMEASURED = "unmeasured"  # it ran, and reported no steps
@@ -111,7 +111,7 @@ def account(job: Lives) -> Account:
         begin = min(max(life.began, at), until)
         end = min(max(until if life.ended is None else life.ended, begin), until)
         found.append(Segment(at, begin, Part.WAITING, life.attempt))
-        found += _life(life, (begin, end), kept[n], _Kind(measured, n == 0, life.pace or pace))
+        found += _life(life, (begin, end), kept[n], _Kind(measured, n == 0, n == len(job.lives) - 1, life.pace or pace))
         at = end
     last = job.lives[-1].attempt if job.lives else 0
     found.append(Segment(at, until, Part.OTHER if job.over and job.lives else Part.WAITING, last))
@@ -122,6 +122,7 @@ def account(job: Lives) -> Account:
 class _Kind:
     measured: bool
     first: bool
+    last: bool
     pace: int
 
     @property
@@ -171,7 +172,7 @@ def _life(life: Life, span: tuple[int, int], kept: int, kind: _Kind) -> list[Seg
     for one, two in pairwise(knots):
         found += _work(one.at, two.at, (one.step + 1, two.step), kept, life.attempt)
     found = _painted(found, _pieces(life.pauses, span), Part.OTHER)
-    found += _tail(life, (knots[-1], end), kept, kind.pace)
+    found += _tail(life, (knots[-1], end), kept, kind)
     return _painted(found, _pieces(life.stalls, span), Part.CHECKPOINT)
 
 
@@ -194,9 +195,11 @@ def _work(begin: int, end: int, steps: tuple[int, int], kept: int, attempt: int)
     return [Segment(begin, cut, Part.STEPS, attempt), Segment(cut, end, Part.LOST, attempt)]
 
 
-def _tail(life: Life, since: tuple[Knot, int], kept: int, pace: int) -> list[Segment]:
-    """From the last report to the life's end. What was under way then is at the most one report's worth of steps."""
-    last, end = since
+def _tail(life: Life, since: tuple[Knot, int], kept: int, kind: _Kind) -> list[Segment]:
+    """From the last report to the life's end. What was under way then is at the most one report's worth of steps; the rest,
+    of one that failed, is how long nobody noticed.
+    """
+    (last, end), pace = since, kind.pace
     under_way = min(last.at + pace * max(life.stride, 1), end)
     if life.end is End.DONE:
         return [Segment(last.at, end, Part.OTHER, life.attempt)]
@@ -205,7 +208,7 @@ def _tail(life: Life, since: tuple[Knot, int], kept: int, pace: int) -> list[Seg
         return [Segment(last.at, fresh, Part.STEPS, life.attempt), Segment(fresh, end, Part.OTHER, life.attempt)]
     if life.end is End.STOPPED and life.saved is not None and life.saved >= last.step and kept >= last.step:
         return [Segment(last.at, end, Part.OTHER, life.attempt)]
-    rest = Part.HANG if life.end is End.HUNG else Part.OTHER
+    rest = Part.HANG if life.end is End.HUNG else Part.OTHER if kind.last else Part.RESTART
     return [Segment(last.at, under_way, Part.LOST, life.attempt), Segment(under_way, end, rest, life.attempt)]
 
 

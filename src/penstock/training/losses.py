@@ -95,8 +95,8 @@ def _help(part: Part, parts: Mapping[Part, int], known: Facts, *, saves_known: b
     if part is Part.RESTART:
         each = format_duration(round(parts[part] / 1000 / max(known.restarts, 1), 1))
         return (
-            f"{known.restarts} restart{'s' * (known.restarts != 1)} of {each} each, from the end to the next step: what the "
-            "script does before its first step (imports, data, compilation) is done anew each time"
+            f"{known.restarts} restart{'s' * (known.restarts != 1)} of {each} each, from the failure to the next step: what "
+            "the script does before its first step (imports, data, compilation) is done anew each time"
         )
     words = {
         Part.STARTUP: "what the script does before its first step: imports, data, compilation, loading a checkpoint",

@@ -137,7 +137,7 @@ def checkpoints(answer: Mapping[str, Any]) -> Checkpoints | None:
         (chosen or {}).get("keep"),
         tuple(map(_save, answer["saves"][:SAVES])),
         max(0, int(answer["count"]) - SAVES),
-        tuple((load["at"], _load(load)) for load in answer["loads"][:4]),
+        tuple((load["at"], _load(load, (chosen or {}).get("directory"))) for load in answer["loads"][:4]),
     )
 
 
@@ -166,13 +166,15 @@ def _save(row: Mapping[str, Any]) -> Save:
     )
 
 
-def _load(load: Mapping[str, Any]) -> str:
+def _load(load: Mapping[str, Any], own: str | None) -> str:
     if load["state"] == "fresh":
         return "began afresh: there was no checkpoint"
     if load["state"] == "unusable":
         return f"step {load['step']} was not used: {load['reason']}"
     took = f" in {load['took_s']:.2g}s" if load["took_s"] is not None else ""
-    return f"step {load['step']} loaded, every byte verified,{took} from {load['place']}"
+    return f"step {load['step']}, every byte verified,{took} from " + (
+        "its folder" if load["place"] == own else str(load["place"])
+    )
 
 
 @dataclass(frozen=True, slots=True)

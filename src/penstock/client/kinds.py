@@ -116,7 +116,9 @@ class Jobs(Collection):
 
     def save_now(self, name: str, *, project: str | None = None) -> Resource:
         """Ask a running job to save a checkpoint; it does so at its next step."""
-        return self.act(name, "checkpoints/save", {}, project=project)
+        return Resource(
+            post(self._transport, self.path(name, "checkpoints", "save", project=project), {}, repeatable=True)
+        )
 
     def cost(self, name: str, *, project: str | None = None) -> Resource:
         return Resource(self.part(name, "cost", project=project))

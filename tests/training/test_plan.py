@@ -76,6 +76,8 @@ def test_answers() -> None:
     assert plan.answer(FIVE, stuck, 6.0, Means(1, in_place=True, live=False)) is Answer.ANEW
     assert plan.answer(FIVE, stuck, 6.0, Means(0, in_place=True, live=True)) is Answer.ANEW  # ends it: Failed
     assert plan.answer(AUTO, stuck, 700.0, Means(0, in_place=True, live=True)) is Answer.TELL
+    assert plan.answer(AUTO, stuck, 700.0, Means(3, in_place=True, live=True, sure=False)) is Answer.TELL
+    assert plan.answer(FIVE, stuck, 6.0, Means(3, in_place=True, live=True, sure=False)) is Answer.IN_PLACE
     assert plan.answer(Policy(5.0, restart=False), stuck, 6.0, Means(5, in_place=True, live=True)) is Answer.TELL
 
 

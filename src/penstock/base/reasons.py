@@ -41,6 +41,8 @@ class Reason(_Named):
     GpuIdleEnded = auto()
     RankHung = auto()  # nothing gets on: which rank holds it up, and what every rank was doing
     HangEnded = auto()  # it went on by itself
+    Straggling = auto()  # a rank works longer than its peers, step after step
+    StragglingEnded = auto()
     SaveAsked = auto()  # somebody asked for a checkpoint now
     CancelRequested = auto()
     # how it ended

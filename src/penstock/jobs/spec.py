@@ -160,6 +160,7 @@ class JobSpec(_Part):
     crash_loop: int = Field(default=3, ge=0, le=1000)
     hang_limit: HangLimit | None = None
     on_hang: Literal["restart", "tell"] = "restart"
+    on_straggler: Literal["avoid", "tell"] = "tell"
     depends_on: tuple[Dependency, ...] = Field(default=(), max_length=1000)
     array: Array | None = None
     interactive: bool = False

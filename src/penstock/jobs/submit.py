@@ -28,7 +28,7 @@ _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 _SET = jobs.update().where(jobs.c.id == bindparam("b_id"))
 _INSERT = jobs.insert()
 _OURS = frozenset(
-    {"max_restarts", "crash_loop", "grace_period", "hang_limit", "on_hang"}
+    {"max_restarts", "crash_loop", "grace_period", "hang_limit", "on_hang", "on_straggler"}
 )  # an engine was not told of them, or is when it is to stop
 _MUTABLE = (
     "time_limit",
@@ -39,6 +39,7 @@ _MUTABLE = (
     "idle_timeout",
     "hang_limit",
     "on_hang",
+    "on_straggler",
 )
 
 

@@ -12,7 +12,7 @@ from penstock.jobs.page import FINAL, Badge, phase_badge, reason_badge
 MAX_LANES = 8  # attempts drawn; older ones are counted in the first lane's label
 MAX_MARKS = 40  # a lane's marks, the newest
 _MARKED = frozenset(
-    {"RankExited", "RankRestarted", "CancelRequested", "OutOfMemory", "NodeLost", "Preempted", "Requeued"}
+    {"RankExited", "RankRestarted", "CancelRequested", "OutOfMemory", "NodeLost", "RankHung", "Preempted", "Requeued"}
 )
 _STEPS = (
     0.05,

@@ -135,13 +135,16 @@ class Means:
     restarts_left: int
     in_place: bool  # the job's launcher starts ranks again by itself
     live: bool  # there is a rank to end
+    sure: bool = True  # ranks are seen to wait for one another, or one is stopped: silence alone is no hang
 
 
 def answer(policy: Policy, evidence: Evidence, stalled_s: float, means: Means) -> Answer:
-    """A job without restarts ends as Hung where its user gave a limit; by the automatic rule it is told of alone."""
+    """A job without restarts ends as Hung where its user gave a limit; by the automatic rule it is told of alone, and so is one
+    of which only silence is known.
+    """
     if stalled_s < policy.working_s and any(working(look) for look in evidence.looks):
         return Answer.WAIT
-    if not policy.restart or (means.restarts_left <= 0 and policy.limit_s is None):
+    if not policy.restart or (policy.limit_s is None and (means.restarts_left <= 0 or not means.sure)):
         return Answer.TELL
     if means.restarts_left > 0 and means.in_place and means.live:
         return Answer.IN_PLACE

@@ -23,15 +23,20 @@ from penstock.jobs import running
 from penstock.jobs.running import Running
 from penstock.jobs.view import Memory
 from penstock.store.store import Store, Tx
-from penstock.training import culprit, findings, plan, stacks
+from penstock.training import culprit, findings, plan, stacks, straggler
 from penstock.training.plan import Answer, Means, Policy, Verdict
-from penstock.training.state import Evidence, Point
+from penstock.training.state import Clue, Evidence, Point
+from penstock.training.straggler import Straggler
 
 log = logging.getLogger("penstock.training")
 EVERY_S = 1.0
 SOON_S = 0.05
+COMPARE_S = 60.0
 AGAIN_S = 5.0  # the first wait after ranks were seen to work, and where a look failed; it doubles
 AGAIN_LIMIT_S = 60.0
+YOUNG_S = 5.0
+MEETING_S = 0.05  # between two jobs whose reports are read for the first time
+SURE = frozenset({Clue.STOPPED, Clue.FLIGHT})
 RESTARTS_IN_PLACE = frozenset({"torchrun", "accelerate"})
 MUTE_LIMIT_S = 1800.0  # of several ranks that report nothing and state no limit
 
@@ -48,6 +53,8 @@ class Watched:
     longest_s: float = 0.0  # silence that was no hang, where nothing is reported
     again_s: float = AGAIN_S
     told_at: float | None = None  # its hang was told of, and nothing more is done about it
+    compare_at: float = 0.0  # its ranks' own work, with each other's
+    slow: frozenset[int] = frozenset()  # ranks that straggle
 
 
 @dataclass(slots=True)
@@ -86,7 +93,11 @@ class TrainingWatch:
                 watched.sign, watched.due, watched.again_s = newest, newest + watched.limit_s, AGAIN_S
                 if watched.told_at is not None:
                     await self._went_on(watched)
-            if now >= watched.due and key not in self._tasks:
+            if now >= watched.compare_at and key not in self._tasks and self._compared(one):
+                watched.compare_at = now + COMPARE_S
+                task = self._tasks[key] = asyncio.ensure_future(self._compare(watched))
+                task.add_done_callback(partial(self._done, key))
+            elif now >= watched.due and key not in self._tasks:
                 task = self._tasks[key] = asyncio.ensure_future(self._closer(watched))
                 task.add_done_callback(partial(self._done, key))
 
@@ -98,7 +109,8 @@ class TrainingWatch:
     def _meet(self, one: Running, now: float) -> Watched:
         """What ran before this server did may have reported long ago: its reports are read at once."""
         policy = policy_of(one) or Policy(None)
-        due = one.started_at + policy.floor_s if one.job_id not in self.progress and now - one.started_at < 5 else now
+        young = now - one.started_at < YOUNG_S
+        due = one.started_at + policy.floor_s if young else now + MEETING_S * len(self.watched)
         made = self.watched[one.key] = Watched(one, policy, one.started_at, due, policy.floor_s)
         return made
 
@@ -109,6 +121,39 @@ class TrainingWatch:
             log.warning("a look at job %s failed: %s", key[0], error, exc_info=error)
             if (watched := self.watched.get(key)) is not None:
                 self._later(watched)
+
+    # -- who is slower than the others
+
+    def _compared(self, one: Running) -> bool:
+        metrics = (self.progress.get(one.job_id) or {}).get("metrics") or {}
+        return straggler.METRIC in metrics and len(one.nodes) * one.spec.procs > 1
+
+    async def _compare(self, watched: Watched) -> None:
+        one = watched.one
+        engine = self.engines.find(one.engine)
+        if engine is None or engine.unknown_since is not None:
+            return
+        points = await engine.logs(one.run_dir).progress()
+        born = max(await self.store.read(lambda conn: running.lives(conn, one, (Reason.RankHung,))))
+        busy = straggler.times(points, born)
+        found = straggler.find(busy, len(one.nodes) * one.spec.procs, watched.slow)
+        slow = frozenset(each.rank for each in found)
+        if slow != watched.slow:
+            began = [each for each in found if each.rank not in watched.slow]
+            await self.store.write(lambda tx: self._compared_anew(tx, one, began, sorted(watched.slow - slow)))
+            watched.slow = slow
+
+    def _compared_anew(self, tx: Tx, one: Running, began: Sequence[Straggler], ended: Sequence[int]) -> None:
+        self.fence(tx)
+        for each in began:
+            node = one.nodes[each.rank // one.spec.procs]
+            words = each.words(node)
+            data = {"rank": each.rank, "node": node, "slower": round(each.slower, 3), "steps": each.steps}
+            if running.tell(tx, one, Reason.Straggling, words, data) and one.spec.on_straggler == "avoid":
+                running.avoid(tx, one, node, words)
+        for rank in ended:
+            words = f"rank {rank} works as long as its peers again"
+            running.tell(tx, one, Reason.StragglingEnded, words, {"rank": rank})
 
     # -- one that is silent
 
@@ -153,10 +198,11 @@ class TrainingWatch:
         evidence = Evidence(seen.looks, place.world, steps, seen.flight, seen.silent or None)
         found = culprit.find(evidence)
         in_place = one.spec.effective_launcher() in RESTARTS_IN_PLACE and not found.nodes  # there it would be in vain
-        means = Means(one.restarts_left, in_place, bool(seen.looks))
+        sure = place.world > 1 and (found.clue in SURE or any(map(culprit.waits, seen.looks)))
+        means = Means(one.restarts_left, in_place, bool(seen.looks), sure)
         answer = plan.answer(watched.policy, evidence, now - verdict.since, means)
-        if answer is not Answer.WAIT and not verdict.started and watched.policy.limit_s is None and not steps:
-            answer = answer if any(map(culprit.waits, seen.looks)) else Answer.WAIT  # silence alone is no hang
+        if watched.policy.limit_s is None and not sure and not verdict.started:
+            answer = Answer.WAIT  # of a job that never reported silence alone is not worth a word
         if answer is Answer.WAIT:
             log.info(
                 "job %s/%s has been silent for %.1f s, and is looked at again",
@@ -184,15 +230,19 @@ class TrainingWatch:
         self.counts[found.answer] = self.counts.get(found.answer, 0) + 1
         if found.answer is Answer.IN_PLACE:
             first = found.culprit.ranks or tuple(look.rank for look in found.evidence.looks[:1])
-            await stacks.end(place, found.evidence.looks, first)
             watched.sign, watched.due = now, now + watched.policy.start_s
+            if not await stacks.end(place, found.evidence.looks, first):
+                await self._anew(watched, found)  # they could not be reached a second time
         elif found.answer is Answer.ANEW:
-            words = findings.headline(found)
-            await self.store.write(lambda tx: self._end(tx, one, words, found.culprit.nodes))
-            self.wake(one.job_id)
-            watched.due = math.inf
+            await self._anew(watched, found)
         else:
             watched.told_at, watched.due = now, math.inf
+
+    async def _anew(self, watched: Watched, found: findings.Finding) -> None:
+        one, words = watched.one, findings.headline(found)
+        watched.due = math.inf
+        await self.store.write(lambda tx: self._end(tx, one, words, found.culprit.nodes))
+        self.wake(one.job_id)
 
     def _tell(self, tx: Tx, one: Running, reason: Reason, message: str, data: Mapping[str, Any]) -> bool:
         self.fence(tx)

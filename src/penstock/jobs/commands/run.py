@@ -29,6 +29,7 @@ _PLAIN = (  # what goes into the spec as it stands
     "grace_period",
     "hang_limit",
     "on_hang",
+    "on_straggler",
     "idle_timeout",
     "priority",
     "queue",
@@ -109,6 +110,11 @@ def configure(parser: ArgumentParser) -> None:
         help="without progress for so long it is looked into, or off (default: automatic)",
     )
     add("--on-hang", choices=("restart", "tell"), help="what follows (default restart)")
+    add(
+        "--on-straggler",
+        choices=("avoid", "tell"),
+        help="whether later attempts avoid a slow rank's node (default tell)",
+    )
     add("--priority", type=int, metavar="N", help="higher goes first (default 0)")
     add("--queue", metavar="NAME", help="the queue to wait in (default: the project's)")
     add("--reservation", metavar="NAME", help="a reservation whose nodes it may use")

@@ -29,6 +29,7 @@ _RUN = (
     .join(jobs, jobs.c.id == attempts.c.job_id)
     .where(attempts.c.phase == Phase.RUNNING, attempts.c.stop_reason.is_(None), attempts.c.started_at.is_not(None))
 )
+Key = tuple[str, int, int]  # a job's id, its attempt's number, its generation
 _LIVES = 200  # restarts in place that are read
 
 
@@ -50,7 +51,7 @@ class Running:
     spec: JobSpec
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> Key:
         return (self.job_id, self.number, self.generation)
 
     @property
@@ -62,24 +63,33 @@ class Running:
         return max(self.spec.max_restarts - self.spent - self.in_place, 0)
 
 
-def running(conn: Connection, memory: Memory) -> list[Running]:
-    return [
-        Running(
-            row.job_id,
-            row.project,
-            row.name,
-            row.number,
-            row.generation,
-            row.engine,
-            row.run_dir,
-            tuple(group["node"] for group in json.loads(row.groups)),
-            row.started_at,
-            row.in_place,
-            row.restarts,
-            memory.spec(row),
-        )
-        for row in conn.execute(_RUN).all()
-    ]
+def running(conn: Connection, memory: Memory, known: Mapping[Key, Running]) -> list[Running]:
+    """``known``: from a call before. What is as it was is not read anew."""
+    found = []
+    for row in conn.execute(_RUN).all():
+        before = known.get((row.job_id, row.number, row.generation))
+        if before is None or (before.in_place, before.spent) != (row.in_place, row.restarts):
+            found.append(_made(row, memory))
+        else:
+            found.append(before)
+    return found
+
+
+def _made(row: Row[Any], memory: Memory) -> Running:
+    return Running(
+        row.job_id,
+        row.project,
+        row.name,
+        row.number,
+        row.generation,
+        row.engine,
+        row.run_dir,
+        tuple(group["node"] for group in json.loads(row.groups)),
+        row.started_at,
+        row.in_place,
+        row.restarts,
+        memory.spec(row),
+    )
 
 
 def lives(conn: Connection, one: Running, also: Sequence[Reason]) -> list[float]:

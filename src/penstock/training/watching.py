@@ -20,7 +20,7 @@ from penstock.base.routes import Sample
 from penstock.engines.several import Engines
 from penstock.engines.spec import Engine, LogRequest
 from penstock.jobs import running
-from penstock.jobs.running import Running
+from penstock.jobs.running import Key, Running
 from penstock.jobs.view import Memory
 from penstock.store.store import Store, Tx
 from penstock.training import culprit, findings, plan, stacks, straggler
@@ -67,9 +67,10 @@ class TrainingWatch:
     progress: Mapping[str, Mapping[str, Any]]
     wake: Callable[[str], None]
     memory: Memory = field(default_factory=Memory)
-    watched: dict[tuple[str, int, int], Watched] = field(default_factory=dict)
+    watched: dict[Key, Watched] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    _tasks: dict[tuple[str, int, int], asyncio.Task[None]] = field(default_factory=dict)
+    _running: Mapping[Key, Running] = field(default_factory=dict)
+    _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
 
     async def reconcile(self, _key: object) -> float:
         """For the loop: again after so many seconds."""
@@ -81,8 +82,9 @@ class TrainingWatch:
     async def look(self) -> None:
         """One look at all that runs; what is due is looked at more closely, beside it."""
         now = self.store.clock()
-        rows = await self.store.read(lambda conn: running.running(conn, self.memory))
-        found = {one.key: one for one in rows if policy_of(one) is not None}
+        rows = await self.store.read(lambda conn: running.running(conn, self.memory, self._running))
+        self._running = {one.key: one for one in rows}
+        found = {key: one for key, one in self._running.items() if policy_of(one) is not None}
         for key in self.watched.keys() - found.keys():
             del self.watched[key]
         for key, one in found.items():
@@ -114,7 +116,7 @@ class TrainingWatch:
         made = self.watched[one.key] = Watched(one, policy, one.started_at, due, policy.floor_s)
         return made
 
-    def _done(self, key: tuple[str, int, int], task: asyncio.Task[None]) -> None:
+    def _done(self, key: Key, task: asyncio.Task[None]) -> None:
         self._tasks.pop(key, None)
         error = None if task.cancelled() else task.exception()
         if error is not None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,12 @@ for step in range(10_000):
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("ranks")
-    for folder in (path, path.parent, path.parent.parent):
-        os.chmod(folder, 0o755)
+def place() -> Iterator[str]:
+    """A folder that jobs' users can pass through, and write in."""
+    path = tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp")
     os.chmod(path, 0o777)
-    return str(path)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def found(house: House, name: str, reason: str) -> dict[str, Any] | None:
@@ -85,7 +88,13 @@ def test_a_stopped_rank_is_named_and_the_attempt_ends_as_hung(place: str) -> Non
 def test_with_tell_nothing_is_done_and_its_end_is_told_too(place: str) -> None:
     with House() as house:
         name = house.run(
-            ["python", "-c", RANK], procs=2, launcher="none", env={"PLACE": place}, hang_limit="2s", on_hang="tell"
+            ["python", "-c", RANK],
+            procs=2,
+            launcher="none",
+            env={"PLACE": place},
+            hang_limit="2s",
+            on_hang="tell",
+            grace_period="1s",
         )
         told = until(lambda: found(house, name, "RankHung"), house.log())
         assert told["data"]["answer"] == "tell"
@@ -98,11 +107,13 @@ def test_with_tell_nothing_is_done_and_its_end_is_told_too(place: str) -> None:
 
 def test_off_is_off(place: str) -> None:
     with House() as house:
-        name = house.run(["python", "-c", RANK], procs=2, launcher="none", env={"PLACE": place}, hang_limit="off")
+        name = house.run(
+            ["python", "-c", RANK], procs=2, launcher="none", env={"PLACE": place}, hang_limit="off", grace_period="1s"
+        )
         until(
             lambda: (house.job(name)["status"].get("progress") or {}).get("step") == 19, "it does not come to step 19"
         )
-        other = house.run(["sh", "-c", "echo begun; sleep 600"], hang_limit="1s")
+        other = house.run(["sh", "-c", "echo begun; sleep 600"], hang_limit="1s", grace_period="1s")
         until(
             lambda: found(house, other, "RankHung"), house.log()
         )  # by its log; and by then the other would be told of

@@ -13,6 +13,7 @@ from penstock.client.verb import Invocation, Verb, pairs
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable
 
     from penstock.base.settings import Settings
     from penstock.client.resources import Resource
@@ -104,17 +105,7 @@ def configure(parser: ArgumentParser) -> None:
     add("--interactive", action="store_true", help="a job to work in: opens a terminal; ends when idle")
     add("--idle-timeout", metavar="TIME", help="how long an interactive job may be idle")
     add("--grace-period", metavar="TIME", help="between SIGTERM and SIGKILL (default 30s)")
-    add(
-        "--hang-limit",
-        metavar="TIME",
-        help="without progress for so long it is looked into, or off (default: automatic)",
-    )
-    add("--on-hang", choices=("restart", "tell"), help="what follows (default restart)")
-    add(
-        "--on-straggler",
-        choices=("avoid", "tell"),
-        help="whether later attempts avoid a slow rank's node (default tell)",
-    )
+    _resilience(add)
     add("--priority", type=int, metavar="N", help="higher goes first (default 0)")
     add("--queue", metavar="NAME", help="the queue to wait in (default: the project's)")
     add("--reservation", metavar="NAME", help="a reservation whose nodes it may use")
@@ -131,6 +122,20 @@ def configure(parser: ArgumentParser) -> None:
     add("--label", action="append", metavar="NAME=VALUE", help="a label; may be repeated")
     add("--detach", action="store_true", help="do not follow it: print its name and return")
     add("--idempotency-key", metavar="KEY", help="two calls with one key make one job")
+
+
+def _resilience(add: Callable[..., object]) -> None:
+    add(
+        "--hang-limit",
+        metavar="TIME",
+        help="without progress for so long it is looked into, or off (default: automatic)",
+    )
+    add("--on-hang", choices=("restart", "tell"), help="what follows (default restart)")
+    add(
+        "--on-straggler",
+        choices=("avoid", "tell"),
+        help="whether later attempts avoid a slow rank's node (default tell)",
+    )
 
 
 def run(call: Invocation, arguments: Namespace) -> int:

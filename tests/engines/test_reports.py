@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.engines.local.logreader import points
 from penstock.engines.local.loop import Loop
 from penstock.engines.local.reports import Progress
 from penstock.engines.reports import parse
@@ -66,3 +67,14 @@ def test_on_slurm_too() -> None:
     assert sum("event" in each for each in found) == 1 and len(found) < 4100
     pace = Pace()
     assert pace.take(b'{"step":3}', 1.0) and not pace.take(EVENT, 2.0) and pace.summary["step"] == 3
+
+
+def test_of_very_many_reports_a_choice_of_every_rank_is_read(tmp_path: Path) -> None:
+    """Ranks that take turns, as ranks in step do: none of them is left out, nor the newest, nor an event."""
+    lines = [b'{"at":%d,"rank":%d,"step":%d}' % (n, n % 8, n // 8) for n in range(24_000)]
+    (tmp_path / "progress").write_bytes(b"\n".join([*lines[:5000], EVENT, *lines[5000:]]) + b"\n")
+    found = points(str(tmp_path / "progress"))
+    assert 4000 <= len(found) <= 4300 and found[-1]["at"] == 23_999
+    assert sum("event" in each for each in found) == 1
+    counts = [sum(each["rank"] == rank for each in found if "event" not in each) for rank in range(8)]
+    assert min(counts) > 450

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -181,12 +182,14 @@ class Accounts:
             cached = (row.job_id, row.number) in self._cache
             if not row.reports and not cached and row.job_id not in self._reporting:
                 continue
-            if time.monotonic() - began > FLEET_READ_S and not cached:
+            await asyncio.sleep(0)  # others have their turn, also where all is known already
+            late = time.monotonic() - began > FLEET_READ_S
+            if late and not cached:
                 sums.left_out += 1
                 continue
             job = await self._store.read(lambda conn, id_=row.job_id: submit.by_id(conn, id_))  # type: ignore[misc]  # as above
             if job is not None:
-                found[row.job_id] = await self.job(job, FLEET_FRESH_S)
+                found[row.job_id] = await self.job(job, math.inf if late else FLEET_FRESH_S)
         return found
 
 

@@ -13,6 +13,7 @@ from statistics import median_low
 from typing import Any
 
 from penstock.base.reasons import Reason
+from penstock.training import saves
 from penstock.training.goodput import End, Knot, Life
 
 MAX_KNOTS = 400  # of a life; between them steps are taken to be even
@@ -108,9 +109,8 @@ def _steps(points: Sequence[Mapping[str, Any]]) -> list[Knot]:
 
 
 def _told(point: Mapping[str, Any]) -> dict[str, Any]:
-    data = dict(point["data"])
-    at = data.get("at")
-    return data | {"ms": ms(at if isinstance(at, int | float) else point["at"])}
+    data = saves.clean(point["data"])
+    return data | {"ms": ms(data.get("at", point["at"]))}
 
 
 def _restarts(run: Run, number: int, events: Iterable[Mapping[str, Any]]) -> list[Run]:
@@ -136,9 +136,8 @@ def _split(run: Run, number: int, steps: Sequence[Knot], told: Sequence[Mapping[
     """The run's lives: where steps go back, or a checkpoint is loaded once more, it was started again unseen."""
     high = 2**63 if run.ended is None else run.ended
     words = [each for each in told if run.began <= each["ms"] <= high]
-    loads = sorted((each["ms"], each) for each in words if each.get("state") in ("loaded", "fresh"))
+    pending = sorted(each["ms"] for each in words if each.get("state") in ("loaded", "fresh"))
     groups: list[list[Knot]] = [[]]
-    pending = [at for at, _ in loads]
     cuts: list[int] = []
     for knot in steps:
         if not run.began <= knot.at <= high:

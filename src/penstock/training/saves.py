@@ -14,9 +14,32 @@ MAX_SHOWN = 100  # saves
 _STATES = {"saving", "saved", "failed", "verified", "damaged", "removed", "copied", "uncopied", "loaded", "unusable"}
 
 
+_TIMES = ("at", "began")
+_SECONDS = ("stall_s", "durable_s", "took_s", "interval_s", "mtbf_s")
+_COUNTS = ("step", "bytes", "ranks", "every_steps", "keep")
+_TEXTS = ("state", "id", "place", "reason", "why", "directory")
+_LISTS = ("ids", "tiers")
+_YEAR_10000 = 253_402_300_800
+
+
+def clean(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a script says of a checkpoint is what it likes: only what has the right kind and is sane is taken."""
+    found: dict[str, Any] = {}
+    for names, most in ((_TIMES, _YEAR_10000), (_SECONDS, 1e12)):
+        for name in names:
+            value = _float(data.get(name))
+            found |= {name: value} if value is not None and 0 <= value < most else {}
+    for name in _COUNTS:
+        value = data.get(name)
+        found |= {name: value} if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else {}
+    found |= {name: data[name] for name in _TEXTS if isinstance(data.get(name), str)}
+    found |= {n: [v for v in data[n] if isinstance(v, str)] for n in _LISTS if isinstance(data.get(n), list)}
+    return found | {"auto": data.get("auto") is True}
+
+
 def told(points: Iterable[Mapping[str, Any]], attempt: int) -> list[dict[str, Any]]:
     """The words of an attempt, oldest first."""
-    words = [p["data"] | {"attempt": attempt, "told": p["at"]} for p in points if p.get("event") == "checkpoint"]
+    words = [clean(p["data"]) | {"attempt": attempt, "told": p["at"]} for p in points if p.get("event") == "checkpoint"]
     policy = [word for word in words if word.get("state") == "policy"][-1:]
     rest = [word for word in words if word.get("state") in _STATES or word.get("state") == "fresh"]
     return policy + rest[-MAX_KEPT:]

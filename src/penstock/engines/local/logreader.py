@@ -18,10 +18,12 @@ from typing import Any
 from penstock.engines.local.folder import LAUNCH, LOGS, PROGRESS
 from penstock.engines.local.logwriter import ROW
 from penstock.engines.loglines import CHUNK, Cursor, Layout, in_order
+from penstock.engines.reports import EVENT
 from penstock.engines.spec import LogRequest
 
 _POLL_FIRST_S, _POLL_ACTIVE_S, _POLL_IDLE_S = 0.02, 0.05, 0.5
 _PROGRESS_BYTES = 8 << 20
+_POINTS, _NEWEST, _GOLDEN = 4000, 100, 0.6180339887498949
 
 
 class Segments:
@@ -152,13 +154,18 @@ class Segments:
             self._open = None
 
 
-def _points(path: str) -> list[Mapping[str, Any]]:
-    points: list[Mapping[str, Any]] = []
+def points(path: str) -> list[Mapping[str, Any]]:
+    """A file's reports; of very many an even choice, the newest always, and every event."""
+    found: list[Mapping[str, Any]] = []
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        for line in file.read(_PROGRESS_BYTES).splitlines():
-            with contextlib.suppress(ValueError):
-                points.append(json.loads(line))
-    return points
+        lines = file.read(_PROGRESS_BYTES).splitlines()
+        part = _POINTS / max(len(lines), 1)
+        for n, line in enumerate(lines):
+            # Multiples of the golden ratio are spread evenly and keep step with no number of ranks that take turns.
+            if n * _GOLDEN % 1 < part or n >= len(lines) - _NEWEST or EVENT in line:
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+    return found
 
 
 class LocalLogReader:
@@ -176,8 +183,8 @@ class LocalLogReader:
         return in_order(names)
 
     async def progress(self) -> list[Mapping[str, Any]]:
-        """Every kept report, oldest first."""
-        return _points(f"{self.run_dir}/{PROGRESS}")
+        """The reports, oldest first; of very many an even choice."""
+        return await asyncio.to_thread(points, f"{self.run_dir}/{PROGRESS}")
 
     async def read(self, request: LogRequest, finished: Callable[[], bool]) -> AsyncIterator[bytes]:
         """Pieces of text. ``finished`` says whether the attempt is over: what was written by then is shown to the end."""

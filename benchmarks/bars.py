@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "fuzz",
     ),
     "C": ("slurm_contract", "slurm_engine", "slurm_render", "slurm_soak"),
-    "D": ("checkpoint", "training", "training_data"),
+    "D": ("checkpoint", "training", "training_restart", "training_data"),
 }
 
 

@@ -57,8 +57,9 @@ class JobNeeds:
 
     launcher: str
     procs: int
-    nodes: int  # at the least
+    nodes: int
     environment: Mapping[str, Any]
+    least: int = 0  # nodes that will do, where Penstock places it; 0: all
     interactive: bool = False
     cpus: float = 1.0  # on each node, as all below
     memory: int | None = None
@@ -104,7 +105,6 @@ class Launch:
     log_newest_bytes: int = 16 << 20
     gpus_per_node: int = 0  # this and all below is read by engines that schedule themselves
     gpu_models: tuple[str, ...] = ()  # any of these will do; empty: any
-    min_nodes: int | None = None  # so many of ``groups`` will do
     queue: str = ""
     priority: int = 0
     exclude_nodes: tuple[str, ...] = ()

@@ -34,7 +34,8 @@ def needs(spec: JobSpec) -> JobNeeds:
     return JobNeeds(
         launcher=spec.effective_launcher(),
         procs=spec.procs,
-        nodes=spec.least,
+        nodes=spec.nodes,
+        least=spec.least,
         environment=spec.environment.model_dump(exclude_defaults=True),
         interactive=spec.interactive,
         cpus=spec.resources.cpus,
@@ -99,7 +100,6 @@ def launch(
         log_newest_bytes=site.log_newest_bytes,
         gpus_per_node=spec.resources.devices,
         gpu_models=spec.resources.models,
-        min_nodes=spec.min_nodes,
         queue=queue,
         priority=spec.priority,
         exclude_nodes=spec.exclude_nodes + _avoided(job, attempt),

@@ -113,8 +113,9 @@ class SimulatedEngine:
         found = []
         if needs.launcher not in LAUNCHERS:
             found.append(Problem("launcher", f"{needs.launcher!r} is none of {', '.join(LAUNCHERS)}"))
-        if needs.nodes > len(self._well):
-            found.append(Problem("nodes", f"{needs.nodes} nodes are asked for and this fleet has {len(self._well)}"))
+        least = needs.nodes if self.schedules_itself else needs.least or needs.nodes
+        if least > len(self._well):
+            found.append(Problem("nodes", f"{least} nodes are asked for and this fleet has {len(self._well)}"))
         return found
 
     async def gpu_samples(self) -> Sequence[GpuSample]:

@@ -2,7 +2,7 @@
 
 The same script with two ranks: in a job of `penstock up` on the local engine (torchrun as its launcher, which starts the ranks again in
 place), of which one rank is killed; and under a bare torchrun, from its start. In turns, medians of both; the bar is their
-difference, and the worst kill is told.
+difference, and the worst kill is told. While torchrun starts, the job runs on, and sleeps most of the time.
 
     .venv/bin/python -m benchmarks.training_restart [--json] [--rounds 3]
 """

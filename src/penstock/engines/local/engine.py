@@ -154,7 +154,9 @@ class LocalEngine:
             found.append(Problem("launcher", f"{needs.launcher!r} is none of {', '.join(launchers.LAUNCHERS)}"))
         if (needs.least or needs.nodes) > len(self._offers):
             here = f"this server has {len(self._offers)}"
-            found.append(Problem("nodes", f"{needs.least or needs.nodes} nodes are asked for and {here}: see --local-nodes"))
+            found.append(
+                Problem("nodes", f"{needs.least or needs.nodes} nodes are asked for and {here}: see --local-nodes")
+            )
         return found
 
     # -- running

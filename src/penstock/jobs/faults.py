@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Collection
 from typing import Any
 
@@ -73,12 +74,16 @@ def take_in(
 
 
 def _unexplained(attempt: Row[Any], seen: Observation, restarts: int, ended_at: float) -> Failure:
-    """Of an engine that knows no more than that it failed."""
+    """Of an engine that tells ends of ranks at the most: the first of them that no other rank's end brought about."""
     began = attempt.started_at or seen.started_at or ended_at
     nodes = [group["node"] for group in json.loads(attempt.groups)]
     step = (seen.progress or {}).get("step")
-    node = nodes[0] if len(nodes) == 1 else ""
-    return Failure(restarts, None, node, seen.exit_code, seen.signal, step, ended_at, max(ended_at - began, 0.0))
+    bad = [one for one in seen.ranks if one.ended_at is not None and one.exit_code != 0 and one.restarts == restarts]
+    root = min(bad, key=lambda one: (one.signal == signal.SIGTERM, one.ended_at), default=None)
+    node = root.node if root is not None else nodes[0] if len(nodes) == 1 else ""
+    end = (seen.exit_code, seen.signal) if root is None else (root.exit_code, root.signal)
+    rank = None if root is None else root.rank
+    return Failure(restarts, rank, node, *end, step, ended_at, max(ended_at - began, 0.0))
 
 
 def loop_of(row: Row[Any]) -> str:

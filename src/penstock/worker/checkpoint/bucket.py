@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -92,16 +92,28 @@ class Bucket:
 
     def promote(self, entry: folder.Entry) -> bool:
         """Copy one checkpoint there; False where it is already. Raises OSError, Damaged or FolderInUse."""
+        if not self.begin(entry):
+            return False
+        self.carry(entry, folder.checked_manifest(entry).files)
+        self.conclude(entry)
+        return True
+
+    def begin(self, entry: folder.Entry) -> bool:
+        """Make room for one; False where it is already. Raises OSError or FolderInUse."""
         self._claim.hold()
         there = self._listed()
         committed = self._committed(there)
         if any(one.id == entry.id for one in committed):
             return False
-        manifest = folder.checked_manifest(entry)
+        self._clear(there, {os.path.basename(one.path) for one in (entry, *committed)})
+        return True
+
+    def carry(self, entry: folder.Entry, files: Sequence[File]) -> None:
+        """Put some of its files: each node those that it has. Raises OSError or Damaged."""
         name = os.path.basename(entry.path)
-        self._clear(there, {name, *(os.path.basename(one.path) for one in committed)})
+        there = self._listed(name)
         began, sent = time.monotonic(), 0
-        for file in manifest.files:
+        for file in files:
             for index, start in enumerate(range(0, file.size, step := self._step(file))):
                 key, size = f"{name}/{file.name}/{index:06}", min(step, file.size - start)
                 if there.get(key) == size and not self._fault(key, file, start, self._get(key)):
@@ -114,13 +126,21 @@ class Bucket:
                 sent += size
                 if self._bytes_per_s:
                     time.sleep(max(0.0, sent / self._bytes_per_s - (time.monotonic() - began)))
+
+    def conclude(self, entry: folder.Entry) -> None:
+        """See that all parts are there, and put the manifest: from here on it is a checkpoint. Raises OSError or Damaged."""
+        name = os.path.basename(entry.path)
+        there = self._listed(name)
+        for file in folder.checked_manifest(entry).files:
+            size = sum(size for key, size in there.items() if key.startswith(f"{name}/{file.name}/"))
+            if size != file.size:
+                raise Damaged(f"{self.directory}/{name}/{file.name} has {size} bytes, and was written with {file.size}")
         self._claim.hold()  # another may have taken it meanwhile
         with open(os.path.join(entry.path, NAME), "rb") as source:
             self._put(f"{name}/{NAME}", source.read())
         self.manifest(folder.Entry(f"{self.directory}/{name}", entry.step, entry.id))
         self._verified.add(entry.id)
         self.prune()
-        return True
 
     def fetch(self, entry: folder.Entry, directory: str) -> folder.Entry:
         """Bring one of ``entries()`` into a folder, verified, and commit it there. Raises OSError or Damaged."""

@@ -13,20 +13,23 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Final
 
 import torch
 
 from penstock.base.quantities import parse_duration
 from penstock.worker import contract
 from penstock.worker.checkpoint import folder, saving
+from penstock.worker.checkpoint.apart import promote_apart, prune_apart
 from penstock.worker.checkpoint.errors import CheckpointError, Damaged, FolderInUse, OtherModel, SaveFailed
 from penstock.worker.checkpoint.imported import is_imported, without_twins
 from penstock.worker.checkpoint.layout import Layout, make_layout
-from penstock.worker.checkpoint.loading import compare, fill
+from penstock.worker.checkpoint.loading import Filling, compare, fill
 from penstock.worker.checkpoint.manifest import Manifest
 from penstock.worker.checkpoint.memory import available, short_of_memory, stand_back
+from penstock.worker.checkpoint.nodes import Nodes, here
+from penstock.worker.checkpoint.options import Figures, Options
 from penstock.worker.checkpoint.parts import (
     Captured,
     Part,
@@ -39,7 +42,7 @@ from penstock.worker.checkpoint.parts import (
 from penstock.worker.checkpoint.ranks import Ranks
 from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import Placed, written_here
-from penstock.worker.checkpoint.tiers import candidates, fetch, place
+from penstock.worker.checkpoint.tiers import candidates, fetch, newest_first, place
 from penstock.worker.checkpoint.upkeep import Shelf
 from penstock.worker.checkpoint.writing import Pace, Staged
 from penstock.worker.report import tell
@@ -47,36 +50,7 @@ from penstock.worker.report import tell
 _UNTOLD = 200  # words to the job's page that wait for the next step; of more, the newest
 STOPPED = 143  # 128 + SIGTERM: the exit code of a script that goes on after it was told to stop
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What is seldom changed. Durations are seconds, sizes bytes."""
-
-    mtbf: float | None = None  # mean time between failures of the whole job, for every="auto"
-    keep_every: int | None = None  # every n-th step stays for good
-    asynchronous: bool = True
-    reserve: int = 1 << 30  # host memory that staging leaves free
-    read_back: bool = True  # read a checkpoint from the disk before it counts as one of the last `keep`
-    commit_timeout: float = 600.0
-    niceness: int = 10
-    bytes_per_s: float | None = None
-    tiers: tuple[str, ...] = ()  # folders or s3://..., for a copy of each committed checkpoint
-    tier_keep: int = 3
-    tier_bytes_per_s: float | None = None
-    on_failure: Literal["tell", "raise"] = "tell"  # what step() does after a save that the disk refused
-
-
-@dataclass(slots=True)
-class Figures:
-    """What the last save cost."""
-
-    step: int = -1
-    stall_s: float = 0.0
-    durable_s: float = 0.0
-    size: int = 0
-    saves: int = 0
-    failures: int = 0
-    id: str = ""
+_USUAL: Final = Options()
 
 
 class Checkpointer:
@@ -94,7 +68,7 @@ class Checkpointer:
         keep: int = 3,
         every: int | str = "10m",
         loader: Any = None,
-        options: Options = Options(),
+        options: Options = _USUAL,
         **parts: Any,
     ) -> None:
         where = directory or contract.checkpoint_dir()
@@ -123,6 +97,10 @@ class Checkpointer:
         self._tiers = [place(path, options.tier_keep, options.tier_bytes_per_s, owner) for path in options.tiers]
         self._promoter = ThreadPoolExecutor(1, "penstock-promote", stand_back, (options.niceness,))
         self._promotion: Future[None] | None = None
+        self._nodes: Nodes | None = None
+        if options.node_local or options.neighbour:
+            self._nodes = Nodes(self._ranks, self.directory, options.commit_timeout, neighbour=options.neighbour)
+        self._leads = self._nodes.leads if self._nodes is not None else self._ranks.rank == 0
         self._series = self._open()
         self._number = 0
         self._thread = ThreadPoolExecutor(1, "penstock-checkpoint", stand_back, (options.niceness,))
@@ -132,6 +110,7 @@ class Checkpointer:
         self._last_began = time.monotonic()
         self._last_saved = -1
         self._next = 0
+        self._newest = ""
         self._asked_at = 0.0
         self._stopping = False
         self._untold: deque[dict[str, Any]] = deque(maxlen=_UNTOLD)  # of threads, for the loop's own to tell
@@ -175,9 +154,11 @@ class Checkpointer:
         """What rank 0 finds in all places, newest first. Raises CheckpointError where only a silent place may know."""
         found: list[tuple[str, int, str]] = []
         silent: list[str] = []
+        ours = self._nodes.entries() if self._nodes is not None else []
         if self._ranks.rank == 0:
             there, silent = candidates(self.directory, self._tiers)
-            found = [(entry.path, entry.step, entry.id) for entry in there]
+            there = newest_first([*there, *ours], self.directory)
+            found = [(self._place_of(entry), entry.step, entry.id) for entry in there]
             for fault in silent if found else ():
                 self._say(f"not asked for its checkpoints: {fault}")
         found, silent = self._ranks.first((found, silent))
@@ -186,20 +167,51 @@ class Checkpointer:
                 f"no checkpoint in {self.directory}, and a tier does not say whether it has one: {silent[0]}",
                 hint="Start again when it answers, or without it in Options(tiers=...) to begin afresh.",
             )
-        return [folder.Entry(*one) for one in found]
+        return [
+            folder.Entry(place or os.path.join(self.directory, f"{step}-{name}"), step, name)
+            for place, step, name in found
+        ]
+
+    def _place_of(self, entry: folder.Entry) -> str:
+        """Its path for every rank; empty for what lies in the folder, which other nodes may call otherwise."""
+        return "" if os.path.dirname(entry.path) == self.directory else entry.path
 
     def _near(self, entry: folder.Entry) -> tuple[folder.Entry, str]:
         """A checkpoint that lies in a store is brought into the folder, by rank 0; and why it could not be."""
+        if self._nodes is not None and os.path.dirname(entry.path) == self.directory:
+            return entry, self._nodes.bring(entry, self._wanted)
         if "://" not in entry.path:
             return entry, ""
         path, fault = entry.path, ""
-        if self._ranks.rank == 0:
+        if self._leads:
             try:
                 path = fetch(entry, self._tiers, self.directory).path
             except (OSError, CheckpointError) as error:
                 fault = str(error)
+        if self._nodes is not None:
+            faults = [said for said in self._ranks.all(fault) if said]
+            path = os.path.join(self.directory, f"{entry.step}-{entry.id}")
+            return folder.Entry(path, entry.step, entry.id), faults[0] if faults else ""
         path, fault = self._ranks.first((path, fault))
         return folder.Entry(path, entry.step, entry.id), fault
+
+    def _wanted(self, manifest: Manifest) -> set[str]:
+        """The files that this rank's part of the training lies in. Raises OtherModel."""
+        plan = Filling(manifest)
+        for item in self._target(manifest).placed:
+            plan.add(item.box, item.local)
+        return set(plan.wants)
+
+    def _target(self, manifest: Manifest) -> Target:
+        """Where a checkpoint's tensors go. Raises OtherModel."""
+        target = Target()
+        parts = self._parts if not is_imported(manifest) else self._brought(manifest)
+        for part in parts:
+            part.target(manifest, target)
+        if is_imported(manifest):
+            target.placed = without_twins(manifest, target.placed)
+        compare(manifest, target.placed, [part.name for part in parts])
+        return target
 
     def _try(self, entry: folder.Entry) -> str:
         """Load one checkpoint; the reason of any rank that found it damaged. All ranks come to the same answer."""
@@ -208,13 +220,9 @@ class Checkpointer:
         manifest: Manifest | None = None
         try:
             manifest = folder.checked_manifest(entry)
-            parts = self._parts if not is_imported(manifest) else self._brought(manifest)
-            for part in parts:
-                part.target(manifest, target)
-            if is_imported(manifest):
-                target.placed = without_twins(manifest, target.placed)
-            compare(manifest, target.placed, [part.name for part in parts])
-            fill(entry.path, manifest, target.placed, self._ranks.rank, self._ranks.world_size)
+            target = self._target(manifest)
+            there = manifest if self._nodes is None else here(manifest, entry.path)
+            fill(entry.path, there, target.placed, self._ranks.rank, self._ranks.world_size)
         except CheckpointError as found:
             error = found
         told = self._ranks.all((type(error).__name__, error.message) if error else None)
@@ -296,6 +304,8 @@ class Checkpointer:
             self._promoter.shutdown(wait=True)
             for tier in self._tiers:
                 tier.close()
+            if self._nodes is not None:
+                self._nodes.close()
             self._ranks.close()
             self._lock.release()
             self._tell()
@@ -353,6 +363,9 @@ class Checkpointer:
         began: float,
     ) -> None:
         """In the background: this rank's part, and on rank 0 the commit and what follows it."""
+        if self._nodes is not None:
+            self._write_apart(self._nodes, ticket, source, layout, states, began)
+            return
         try:
             if ticket.rank == 0:
                 self._take_lock()
@@ -374,6 +387,28 @@ class Checkpointer:
             self._thread.submit(self._prune)
             if self._tiers and (self._promotion is None or self._promotion.done()):
                 self._promotion = self._promoter.submit(self._promote)
+
+    def _write_apart(
+        self,
+        nodes: Nodes,
+        ticket: saving.Ticket,
+        source: Any,
+        layout: Layout,
+        states: tuple[Mapping[str, Any], Mapping[str, Any]],
+        began: float,
+    ) -> None:
+        """The same where each node has a folder of its own: every rank takes part in the commit, and in what follows."""
+        nodes.agree(lambda: self._take_lock() if self._leads else None)
+        entry, manifest = nodes.save(ticket, source, layout, *states)
+        self.figures.durable_s = time.monotonic() - began
+        self.figures.saves += 1
+        if ticket.rank == 0:
+            durable = {"durable_s": self.figures.durable_s, "bytes": manifest.size, "ranks": ticket.world_size}
+            self._note("saved", ticket, at=time.time(), **durable)
+        self._newest = entry.id
+        self._thread.submit(prune_apart, nodes, self._shelf, entry, self._say)
+        if self._tiers:
+            self._promoter.submit(promote_apart, nodes, self._tiers, entry, lambda: self._newest, self._say)
 
     def _promote(self) -> None:
         """The newest one to every tier, until there is no newer: those that were overtaken are left out."""
@@ -448,24 +483,28 @@ class Checkpointer:
 
     def _open(self) -> str:
         """Take the folder, clear what a dead owner left, and agree on this run's ids."""
-        fault, series = "", ""
-        if self._ranks.rank == 0:
+        fault = ""
+        if self._leads:
             try:
                 self._take_lock()
             except FolderInUse as error:
                 fault = error.message
             except OSError as error:
                 self._say(f"{self.directory} cannot be written ({error}); saves will fail until it can")
+        if self._ranks.rank == 0:
             fault = fault or self._take_tiers()
-            series = folder.new_series(candidates(self.directory, self._tiers)[0])
-            if self._locked:
-                folder.clear(self.directory, series)
-        fault, series = self._ranks.first((fault, series))
-        if fault:
+        if faults := [said for said in self._ranks.all(fault) if said]:
             for tier in self._tiers:
                 tier.close()
             self._lock.release()
-            raise FolderInUse(fault)
+            raise FolderInUse(faults[0])
+        ours = self._nodes.entries() if self._nodes is not None else []
+        series = ""
+        if self._ranks.rank == 0:
+            series = folder.new_series([*candidates(self.directory, self._tiers)[0], *ours])
+        series = self._ranks.first(series)
+        if self._locked:
+            folder.clear(self.directory, series)
         return series
 
     def _take_tiers(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.worker.checkpoint.checkpointer import Checkpointer, Options
+from penstock.worker.checkpoint.checkpointer import Checkpointer
 from penstock.worker.checkpoint.dcp import Reader, Stager, Writer
 from penstock.worker.checkpoint.errors import (
     CheckpointError,
@@ -13,6 +13,7 @@ from penstock.worker.checkpoint.errors import (
     SaveFailed,
     Unencodable,
 )
+from penstock.worker.checkpoint.options import Options
 from penstock.worker.checkpoint.reading import verify
 from penstock.worker.checkpoint.upkeep import latest
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -51,15 +51,30 @@ class Tier:
 
     def promote(self, entry: folder.Entry) -> bool:
         """Copy one checkpoint here; False where it is already. Raises OSError, Damaged or FolderInUse."""
+        if not self.begin(entry):
+            return False
+        self.carry(entry, folder.checked_manifest(entry).files)
+        self.conclude(entry)
+        return True
+
+    def begin(self, entry: folder.Entry) -> bool:
+        """Make room for one; False where it is here already. Raises OSError or FolderInUse."""
         self.take()
         if any(there.id == entry.id for there in folder.entries(self.directory)):
             return False
-        manifest = folder.checked_manifest(entry)
         temporary = folder.temporary(self.directory, entry.id)
         self._clear(temporary)
         os.makedirs(temporary, exist_ok=True)
-        for file in manifest.files:
-            self._copy(entry.path, temporary, file)
+        return True
+
+    def carry(self, entry: folder.Entry, files: Sequence[File]) -> None:
+        """Copy some of its files: each node those that it has. Raises OSError or Damaged."""
+        for file in files:
+            self._copy(entry.path, folder.temporary(self.directory, entry.id), file)
+
+    def conclude(self, entry: folder.Entry) -> None:
+        """Read all of it back, and commit. Raises OSError or Damaged."""
+        temporary = folder.temporary(self.directory, entry.id)
         with open(os.path.join(entry.path, NAME), "rb") as source:
             write_small(os.path.join(temporary, NAME), source.read())
         try:
@@ -70,7 +85,6 @@ class Tier:
         folder.commit(self.directory, temporary, entry.step, entry.id)
         self._shelf.verified.add(entry.id)
         self._shelf.prune()
-        return True
 
     def fetch(self, entry: folder.Entry, directory: str) -> folder.Entry:
         """A folder's are read where they are."""
@@ -121,6 +135,12 @@ class Place(Protocol):
 
     def promote(self, entry: folder.Entry) -> bool: ...
 
+    def begin(self, entry: folder.Entry) -> bool: ...
+
+    def carry(self, entry: folder.Entry, files: Sequence[File]) -> None: ...
+
+    def conclude(self, entry: folder.Entry) -> None: ...
+
     def fetch(self, entry: folder.Entry, directory: str) -> folder.Entry: ...
 
     def close(self) -> None: ...
@@ -157,8 +177,15 @@ def candidates(directory: str, tiers: Iterable[Place]) -> tuple[list[folder.Entr
             places.append(tier.entries())
         except OSError as error:
             silent.append(str(error))
-    found = [(entry, -rank) for rank, there in enumerate(places) for entry in there]
-    return [entry for entry, _ in sorted(found, key=lambda pair: (pair[0].id, pair[1]), reverse=True)], silent
+    return newest_first([entry for there in places for entry in there], directory), silent
+
+
+def newest_first(found: Sequence[folder.Entry], directory: str) -> list[folder.Entry]:
+    """Of several copies those in ``directory`` first, then in the order of the places."""
+    unique = list({entry.path: entry for entry in found}.values())
+    ranked = [(entry.id, os.path.dirname(entry.path) == directory, -index) for index, entry in enumerate(unique)]
+    order = sorted(range(len(unique)), key=ranked.__getitem__, reverse=True)
+    return [unique[index] for index in order]
 
 
 def fetch(entry: folder.Entry, tiers: Iterable[Place], directory: str) -> folder.Entry:

@@ -1,0 +1,58 @@
+"""A rank of test_nodes: ``python -m tests.worker.checkpoint.apart BASE STEPS OPTIONS`` trains in a folder of its own.
+
+Each rank is a node. The model is the same on all, so that each node has half of it; what was loaded is told as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from xxhash import xxh3_128_hexdigest
+
+from penstock.base.errors import PenstockError
+from penstock.worker.checkpoint.public import Options
+from penstock.worker.checkpoint.tensors import as_bytes
+from tests.worker.checkpoint.training import Training
+
+
+def digest(training: Training) -> str:
+    moments = training.optimizer.state_dict()["state"].values()
+    tensors = [*training.state().values(), *(tensor for values in moments for tensor in values.values())]
+    return xxh3_128_hexdigest(b"".join(as_bytes(tensor.contiguous()).tobytes() for tensor in tensors))
+
+
+def main() -> int:
+    base, steps, said = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    fresh = said.pop("seed", 0)
+    keep = said.pop("keep", 3)
+    training = Training(seed=fresh)
+    told: dict[str, Any] = {}
+    try:
+        options = Options(
+            node_local=True, commit_timeout=30, **{k: tuple(v) if k == "tiers" else v for k, v in said.items()}
+        )
+        ckpt = training.checkpointer(f"{base}/node-{dist.get_rank()}", options, every=2, keep=keep)
+        told["start"] = ckpt.load()
+        told["loaded"] = digest(training)
+        for step in range(told["start"], steps):
+            training.one()
+            ckpt.step(step)
+            ckpt.wait()
+        told["end"] = digest(training)
+        ckpt.close()
+    except PenstockError as error:
+        told["error"] = f"{error.code}: {error.message}"
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

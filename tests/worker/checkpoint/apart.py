@@ -36,7 +36,10 @@ def main() -> int:
     told: dict[str, Any] = {}
     try:
         options = Options(
-            node_local=True, commit_timeout=30, **{k: tuple(v) if k == "tiers" else v for k, v in said.items()}
+            node_local=True,
+            commit_timeout=30,
+            neighbour=said.get("neighbour", False),
+            tiers=tuple(said.get("tiers", ())),
         )
         ckpt = training.checkpointer(f"{base}/node-{dist.get_rank()}", options, every=2, keep=keep)
         told["start"] = ckpt.load()

@@ -252,7 +252,8 @@ class Nodes:
         said = self.gather((data, faults))
         known = next((data for data, _ in said if data), b"")
         if not known:
-            return next(fault for _, found in said for fault in found)
+            faults = [fault for _, found in said for fault in found]
+            return faults[0]
         manifest = read_manifest(known, entry.path)
         try:
             mine = set(wanted(manifest))
@@ -292,7 +293,8 @@ class Nodes:
                 self._describe(entry.path, manifest, here)
             except OSError as error:
                 fault = str(error)
-        return next((text for text in self.gather(fault) if text), "")
+        said: list[str] = self.gather(fault)
+        return next((text for text in said if text), "")
 
     def _whole(self, entry: folder.Entry, manifest: Manifest) -> tuple[set[str], list[str]]:
         """Which files are here as they were written, and what is wrong with others."""

@@ -12,7 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.engine import Connection, Row
@@ -48,6 +48,7 @@ class Reading:
 
     lives: tuple[Life, ...]
     told: Sequence[Mapping[str, Any]]
+    taken: float | None = None  # when, of one that runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,10 @@ class Accounts:
         if cached is not None and now - cached.at < max(fresh_s, 20 * cached.cost) and attempt["ended_at"] is None:
             return cached.reading
         async with self._gate:
+            taken = self._store.clock()
             points = await self._points(attempt)
             reading = await asyncio.to_thread(_read, attempt, happened, points)
+            reading = replace(reading, taken=taken if attempt["ended_at"] is None else None)
         self._cache[key] = _Cached(time.monotonic(), time.monotonic() - now, reading)
         while len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
@@ -221,7 +224,8 @@ def _read(
 
 def _known(row: Row[Any], found: _Rows, readings: Mapping[int, Reading], now: float) -> Known:
     over = row.phase in FINAL
-    until = row.finished_at if over and row.finished_at is not None else max(now, row.created_at)
+    taken = [each.taken for each in readings.values() if each.taken is not None]  # what came after was not looked at
+    until = row.finished_at if over and row.finished_at is not None else max([row.created_at, *(taken or [now])])
     lives = tuple(life for number in sorted(readings) for life in readings[number].lives)
     made = account(Lives(history.ms(row.created_at), history.ms(until), over, lives))
     return Known(row, found.attempts, readings, made, facts(lives, history.ms(until)), until)

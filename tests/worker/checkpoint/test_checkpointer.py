@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -340,6 +341,32 @@ def test_a_full_disk_does_not_end_the_training(tmp_path: Path, capsys: pytest.Ca
         assert [entry.step for entry in folder.entries(str(tmp_path))] == [4, 14]
     finally:
         subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_a_quota_that_is_exceeded_does_not_end_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of a file: the write itself is refused, after the space looked free."""
+    training = Training()
+    ckpt = training.checkpointer(tmp_path, every=5)
+    training.run(ckpt, ckpt.load(), 5)
+    ckpt.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        training.run(ckpt, 5, 10)
+        ckpt._settle(strict=False, block=True)
+        ckpt.save(10)
+        with pytest.raises(SaveFailed, match="File too large"):
+            ckpt.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "the save of step 9 failed: [Errno 27] File too large; training goes on" in capsys.readouterr().err
+    entry = latest(str(tmp_path))
+    assert entry is not None
+    assert entry.step == 4
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".tmp")]
+    training.run(ckpt, 11, 15)
+    ckpt.close()
+    assert [entry.step for entry in folder.entries(str(tmp_path))] == [4, 14]
 
 
 @pytest.mark.needs("root")

@@ -41,6 +41,7 @@ class Finding:
     verdict: Verdict
     text: str
     help: str = ""
+    wrong: bool = False  # with what was asked for: an engine is not added so
 
     def to_dict(self) -> dict[str, str]:
         return {"topic": self.topic, "verdict": str(self.verdict), "text": self.text, "help": self.help}

@@ -82,7 +82,7 @@ class Attached:
             ) from error
 
     async def add(self, kind: str, stored: Stored, *, actor: str, force: bool = False) -> None:
-        """Raises Conflict where the name is taken or the site does not answer (unless ``force``)."""
+        """Raises Conflict where the name is taken, or, unless ``force``, the site does not answer or has not what is named."""
         self._check(kind, stored)
         stored = replace(stored, folder=self._own(stored.name), url=self.url)
         async with self._turn:
@@ -159,11 +159,15 @@ class Attached:
 
     async def _tried(self, kind: str, stored: Stored, *, force: bool) -> Probed | None:
         try:
-            return await self.probe(kind, stored)
+            probed = await self.probe(kind, stored)
         except Conflict:
             if force:
                 return None
             raise
+        wrong = next((one for one in probed.findings if one.wrong), None)
+        if wrong is not None and not force:
+            raise Conflict(f"{kinds.where(kind, stored.options)}: {wrong.text}", hint=wrong.help)
+        return probed
 
     def _offer(self, kind: str, stored: Stored) -> None:
         os.makedirs(stored.folder, mode=0o700, exist_ok=True)

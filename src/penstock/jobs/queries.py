@@ -291,11 +291,8 @@ def array_counts(conn: Connection, row: AnyRow) -> dict[str, int] | None:
     """Tasks of an array by phase; None for what is no array."""
     if row.array_count is None or row.array_of is not None:
         return None
-    found: dict[str, int] = dict(
-        conn.execute(select(jobs.c.phase, func.count()).where(jobs.c.array_of == row.id).group_by(jobs.c.phase))
-        .tuples()
-        .all()  # a result has keys(), so that dict() would take it for a mapping
-    )
+    query = select(jobs.c.phase, func.count()).where(jobs.c.array_of == row.id).group_by(jobs.c.phase)
+    found: dict[str, int] = {phase: count for phase, count in conn.execute(query)}  # noqa: C416 - rows, not pairs
     return {
         "total": row.array_count,
         "succeeded": found.get(Phase.SUCCEEDED, 0),

@@ -72,6 +72,14 @@ def test_a_site_that_is_not_there_is_refused_with_its_own_words(site: House) -> 
     assert len(site.get("engines")["items"]) == 2
 
 
+def test_a_partition_that_is_not_there_is_refused(site: House, slurm_cluster: Cluster) -> None:
+    conf = slurm_cluster.environment["SLURM_CONF"]
+    words = ("engines", "add", "slurm", "--name", "c2", "--slurm-conf", conf, "--partition", "nosuch")
+    said = site.cli(*words, code=5).stderr
+    assert "there is no partition 'nosuch' here" in said and "There are: all, pair," in said
+    assert len(site.get("engines")["items"]) == 2
+
+
 def test_nodes_are_closed_and_opened_where_slurm_is(site: House, slurm_cluster: Cluster) -> None:
     refused = site.cli("cordon", "c1-node-3", code=5).stderr
     assert "only reads" in refused and "penstock engines set c1 --manage" in refused

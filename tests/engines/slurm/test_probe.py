@@ -153,6 +153,12 @@ def test_facts(changes: dict[str, Any], topic: str, verdict: str, words: str) ->
     assert words in text
 
 
+def test_a_partition_that_is_not_there_is_wrong_with_what_was_asked_for() -> None:
+    asked = findings(replace(ROOT, config=SlurmConfig("c1", partition="nosuch")))
+    assert [one.topic for one in asked if one.wrong] == ["partition"]
+    assert not any(one.wrong for one in findings(ROOT))
+
+
 def test_a_closed_node_and_a_closed_partition_are_told() -> None:
     bad = replace(NODES[0], state="IDLE+DRAIN", reason="bad DIMM", reason_by="root", reason_at=1_790_000_000.0)
     assert said(replace(ROOT, nodes=(bad, *NODES[1:])))["nodes"][1].startswith("n1: drained in Slurm by root at 2026-")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from penstock.engines.slurm.attempts import Attempt
 from penstock.engines.spec import Observation
 
+MANY = 50  # attempts, of so many more not every word is told
 _REMEMBERED = 20_000  # ends told by this server, so that none is told twice
 _ESTIMATES_S = 60.0  # an estimate that moves by less is no news
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from penstock.engines.slurm import apart, runfolder, states
 from penstock.engines.slurm.attempts import Attempt
-from penstock.engines.slurm.book import Book
+from penstock.engines.slurm.book import MANY, Book
 from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.figures import Figures
 from penstock.engines.slurm.runfolder import Facts
@@ -18,9 +18,9 @@ from penstock.engines.slurm.watching import Watch
 from penstock.engines.spec import Observation, Stage
 
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
-_QUICK_S = 0.25
-_MANY, _MANY_S = 50, 0.5  # attempts, from which on even in a hurry so long goes by
+_QUICK_S, _QUICK_EACH_S = 0.25, 0.004  # at the quickest, and by the number of attempts
 _EACH_S, _SLOWEST_S = 0.003, 10.0  # the pace by the number of attempts, so that asking costs much the same however many
+_WHY_AGAIN_S = 10.0  # with so many (book.MANY), until it is told anew why one waits
 _UNREACHABLE_S = 5.0
 _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
 _PATIENCE_S = 15.0  # until one that Slurm does not know is given up
@@ -37,6 +37,14 @@ def _as_told(attempt: Attempt, job: SlurmJob) -> bool:
     known = job.state != "RUNNING" or not attempt.gpus or bool(attempt.devices)
     moves = job.reason.startswith(("Assoc", "QOS")) or job.comment == apart.OVER
     return told and known and attempt.stop is None and not moves
+
+
+def told_lately(attempt: Attempt, job: SlurmJob, now: float) -> bool:
+    """Of one that waits: where many do, each why is gone before it is read, and costs more than the job."""
+    told = attempt.told
+    if told is None or told.unknown_since is not None or attempt.stop is not None:
+        return False
+    return told.stage is Stage.QUEUED and job.state in states.WAITING and now - told.at < _WHY_AGAIN_S
 
 
 class Poller:
@@ -94,7 +102,7 @@ class Poller:
         if self.unknown_since is not None:
             return max(pace, _UNREACHABLE_S)
         if loop.time() < self._hurry_until:
-            pace = min(pace, _MANY_S if len(self._book.live) > _MANY else _QUICK_S)
+            pace = min(pace, max(_QUICK_S, len(self._book.live) * _QUICK_EACH_S))
         now = self._book.clock()
         due = [
             attempt.stop.at + attempt.stop.grace_s - now
@@ -175,6 +183,8 @@ class Poller:
                 over.append((attempt, job))
             else:
                 attempt.silent_since = None
+                if len(attempts) > MANY and told_lately(attempt, job, now):
+                    continue
                 attempt.looked_at = job
                 await self._drive(attempt, job)
                 await self._ask_devices(attempt, job)

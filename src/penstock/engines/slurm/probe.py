@@ -94,6 +94,7 @@ def _partitions(facts: Facts) -> Iterator[Finding]:
             NOT,
             f"there is no partition {wanted!r} here",
             f"There are: {', '.join(sorted(known)) or 'none'}.",
+            wrong=True,
         )
     for one in facts.site.partitions:
         if not wanted or one.name == wanted:

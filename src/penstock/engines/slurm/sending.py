@@ -13,7 +13,7 @@ from penstock.base.quantities import format_memory
 from penstock.base.reasons import Reason
 from penstock.engines.slurm import script, states
 from penstock.engines.slurm.attempts import Attempt, save_all
-from penstock.engines.slurm.book import Book
+from penstock.engines.slurm.book import MANY, Book
 from penstock.engines.slurm.errors import Refused, Unreachable
 from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, Transport, tag
 from penstock.engines.spec import Launch, Observation, Stage
@@ -111,7 +111,13 @@ class Sender:
             number = await self._controller.submit(told)
         for attempt in attempts:
             attempt.key = str(number) if attempt.index is None else f"{number}_{attempt.index}"
-            self._book.tell(attempt, _queued(attempt, self._book.clock()))
+            queued = _queued(attempt, self._book.clock())
+            if (
+                len(attempts) > MANY
+            ):  # that they were handed over is told; many of them will have begun at the next look
+                attempt.told = queued
+            else:
+                self._book.tell(attempt, queued)
         with suppress(OSError):  # it is found again by its tag
             await asyncio.to_thread(save_all, attempts)
 

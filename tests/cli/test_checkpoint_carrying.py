@@ -117,6 +117,13 @@ def test_import_and_export(tmp_path: Path, cli: Cli) -> None:
     assert torch.equal(found["model"]["weight"], state["weight"])
 
 
+def test_a_file_of_the_folder_where_it_is_called(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "c", 1)
+    monkeypatch.chdir(tmp_path)
+    assert cli("checkpoint", "export", "c", "m.safetensors").code == 0
+    assert torch.equal(load_file("m.safetensors")["bias"], torch.ones(3))
+
+
 def test_what_is_refused(tmp_path: Path, cli: Cli) -> None:
     c = str(tmp_path / "c")
     assert cli("checkpoint", "import", str(tmp_path / "none"), c).code == NotFound.exit_code

@@ -210,6 +210,10 @@ def test_torch_save_to_the_bit(tmp_path: Path) -> None:
     tensors = odd()
     torch.save({f"module.{name}": value for name, value in tensors.items()}, tmp_path / "ddp.pt")
     same(read(brought(find_torch(str(tmp_path / "ddp.pt"), "model"), tmp_path), tensors), tensors)
+    usual = {name: value for name, value in tensors.items() if name.split(".")[0] in {"F32", "BF16", "I64", "BOOL"}}
+    torch.save(usual, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    entry = write_imported(find_torch(str(tmp_path / "old.pt"), "model"), str(tmp_path / "old"), 0)[0]
+    same(read(entry, usual), usual)
     training = Training()
     training.one()
     whole = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(), "epoch": 3}

@@ -63,7 +63,8 @@ def finished(out: str) -> Iterator[str]:
     """A name beside ``out``, which becomes ``out`` when all is well. A folder that is there must be empty."""
     if os.path.isdir(out) and os.listdir(out):
         raise CheckpointError(f"{out} is a folder with something in it", hint="Name one that is not there yet.")
-    temporary = f"{out.rstrip('/')}.tmp-{os.getpid()}"
+    out = os.path.abspath(out)
+    temporary = f"{out}.tmp-{os.getpid()}"
     try:
         yield temporary
         if os.path.isdir(out):
@@ -75,7 +76,7 @@ def finished(out: str) -> Iterator[str]:
         elif os.path.exists(temporary):
             os.unlink(temporary)
         raise
-    sync_folder(os.path.dirname(os.path.abspath(out)))
+    sync_folder(os.path.dirname(out))
 
 
 def _chosen(folder: str, manifest: Manifest, part: str) -> list[Tensor]:

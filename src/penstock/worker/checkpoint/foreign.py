@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -187,7 +188,7 @@ def _loaded(data: bytes, what: str) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{what} holds more than tensors and plain data: refused", hint=_REFUSED) from error
     except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise Damaged(f"{what} cannot be read: {str(error).splitlines()[0]}") from error
+        raise Damaged(f"{what} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def _put(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
@@ -204,12 +205,15 @@ def _put(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
 def find_torch(source: str, part: str) -> Found:
     """A file of ``torch.save``: a model's state, or a dictionary with one. Raises CheckpointError for other pickles."""
     try:
-        tree = torch.load(source, weights_only=True, map_location="cpu", mmap=True)
+        # An old file is no archive, and cannot be mapped.
+        tree = torch.load(source, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
         said = f"{source} holds more than tensors and plain data: refused, never unpickled"
         raise CheckpointError(said, hint=_REFUSED) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise Damaged(f"{source} is no file of torch.save that can be read: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError, AttributeError, AssertionError) as error:
+        raise Damaged(
+            f"{source} is no file of torch.save that can be read: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{source} holds a {type(tree).__name__}, not a dictionary of tensors")
     found = Found(source)

@@ -19,6 +19,10 @@ _PLAIN = ("env", "SLURM_TIME_FORMAT=%s", "SQUEUE_FORMAT=", "SQUEUE_FORMAT2=")
 _SUBMIT_S = 30.0
 _BACK_DAYS = 2  # how far slurmdbd is searched for a name
 _TOPOLOGY_S = 300.0
+_NAMED = 50  # jobs that squeue is asked for by their numbers
+_GOING = (
+    "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"  # as every release knows them; the rest is asked for by number
+)
 _AT_ONCE = 500  # jobs that sacct is asked about in one line
 
 
@@ -29,7 +33,8 @@ class CommandController:
         self._transport = transport
         self._config = config
         self._topology: tuple[float, Mapping[str, str]] = (-_TOPOLOGY_S, {})
-        self._rows: dict[str, SlurmJob | None] = {}  # squeue's last: jobs that wait or run mostly do just that
+        # squeue's last rows, by the states that were asked for: jobs that wait or run mostly do just that
+        self._rows: dict[str, dict[str, SlurmJob | None]] = {}
 
     async def submit(self, submission: Submission) -> int:
         words = ["sbatch", "--parsable", *(["--array", submission.array] if submission.array else [])]
@@ -45,19 +50,30 @@ class CommandController:
         return int(number)
 
     async def jobs(self, keys: Collection[str]) -> list[SlurmJob]:
+        """Of many by two questions at the most: squeue compares each job that Slurm still knows with each that it is asked
+        for, and those that have ended are most of them.
+        """
+        if len(keys) <= _NAMED:
+            return await self._of(keys)
+        wanted = set(keys)
+        going = [job for job in await self._squeue(_GOING) if job.key in wanted]
+        left = wanted.difference(job.key for job in going)
+        return going + await self._of(left)
+
+    async def _of(self, keys: Collection[str]) -> list[SlurmJob]:
         if not keys:
             return []
         # One number that is not there is an error, one of several is not: so it is given twice.
         wanted = ",".join(keys) if len(keys) > 1 else ",".join([*keys] * 2)
         try:
-            return await self._squeue(f"--jobs={wanted}")
+            return await self._squeue("all", f"--jobs={wanted}")
         except Refused as error:
             if "invalid job id" in error.message.lower():
                 return []
             raise
 
     async def named(self, tags: tuple[str, ...]) -> list[SlurmJob]:
-        found = [job for job in await self._squeue() if job.name.endswith(tags)]
+        found = [job for job in await self._squeue("all") if job.name.endswith(tags)]
         if found:
             return found
         since = f"--starttime=now-{_BACK_DAYS}days"
@@ -112,14 +128,23 @@ class CommandController:
 
     # -- asking
 
-    async def _squeue(self, *words: str) -> list[SlurmJob]:
+    async def _squeue(self, states: str, *words: str) -> list[SlurmJob]:
         mark, separator = _mark(), _mark()
         layout = mark + separator.join(parsing.SQUEUE)
-        asked = [*_PLAIN, "squeue", "--noheader", "--all", "--array", "--states=all", f"--format={layout}", *words]
+        asked = [
+            *_PLAIN,
+            "squeue",
+            "--noheader",
+            "--all",
+            "--array",
+            f"--states={states}",
+            f"--format={layout}",
+            *words,
+        ]
         rows = parsing.rows(await self._ask(asked), mark, separator)
-        known = self._rows
-        self._rows = {row: known[row] if row in known else parsing.job(row) for row in rows}
-        return [job for job in self._rows.values() if job is not None]
+        known = self._rows.get(states, {})
+        found = self._rows[states] = {row: known[row] if row in known else parsing.job(row) for row in rows}
+        return [job for job in found.values() if job is not None]
 
     async def _sacct(self, *words: str) -> list[SlurmJob]:
         mark = _mark()

@@ -162,7 +162,10 @@ class Rounds:
         return {"stall": worst[0].item(), "durable": worst[1].item()}
 
     def slow_down(self, times: int) -> tuple[list[float], str]:
-        """A step's time over the steps that begin while a save drains, against as many without one, side by side."""
+        """A step's time over the steps that begin while a save drains, against those before and after, side by side.
+
+        Each step ends with ``step()``, as a script's does: that is how the drain knows of a loop to stand back for.
+        """
         side = torch.randn(384, 384)
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // self.ranks))
@@ -172,25 +175,29 @@ class Rounds:
             value = side
             for _ in range(8):
                 value = torch.tanh(value @ side * 0.05)
+            self.ours.step(self.steps)
             return now() - began
 
-        found, counts = [], []
+        found, counts, lasted = [], [], []
         for _ in range(times):
             for _ in range(20):
                 step()
             self.steps += 1
             before = [step() for _ in range(40)]
             self.ours.save(self.steps)
-            during = []
+            during, began = [], now()
             while self.ours.busy:
                 during.append(step())
+            lasted.append(now() - began)
             self.ours.wait()
             after = [step() for _ in range(40)]
             if during:
                 found.append(statistics.mean(during) / statistics.mean(before + after))
                 counts.append(len(during))
         torch.set_num_threads(threads)
-        return found, f"{statistics.mean(counts):.0f} steps a drain" if counts else "no step fell into a drain"
+        if not counts:
+            return found, "no step fell into a drain"
+        return found, f"{statistics.mean(counts):.0f} steps a drain of {statistics.median(lasted):.1f} s"
 
 
 def _forget(path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_buffer_goes_to_the_disk_from_where_it_is(tmp_path: Path) -> None:
     buffer = memory.aligned(5 * CHUNK + 100)
     buffer[:] = np.random.default_rng(0).integers(0, 256, len(buffer), dtype=np.uint8)
     staged = Staged()
-    staged.reach(len(buffer))
+    staged.done()
     write_shard(str(tmp_path / "f"), whole(buffer, 5 * CHUNK + 100, staged), CHUNK)
     assert (tmp_path / "f").read_bytes() == buffer[: 5 * CHUNK + 100].tobytes()
 

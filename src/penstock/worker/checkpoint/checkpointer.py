@@ -27,9 +27,10 @@ from penstock.worker.checkpoint.imported import is_imported, without_twins
 from penstock.worker.checkpoint.layout import Layout, make_layout
 from penstock.worker.checkpoint.loading import Filling, compare, fill
 from penstock.worker.checkpoint.manifest import Manifest
-from penstock.worker.checkpoint.memory import available, short_of_memory, stand_back
+from penstock.worker.checkpoint.memory import available, cores, short_of_memory, stand_back
 from penstock.worker.checkpoint.nodes import Nodes, here
 from penstock.worker.checkpoint.options import Figures, Options
+from penstock.worker.checkpoint.pacing import Throttle
 from penstock.worker.checkpoint.parts import (
     Captured,
     Part,
@@ -44,9 +45,10 @@ from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import Placed, written_here
 from penstock.worker.checkpoint.tiers import candidates, fetch, newest_first, place
 from penstock.worker.checkpoint.upkeep import Shelf
-from penstock.worker.checkpoint.writing import Pace, Staged
+from penstock.worker.checkpoint.writing import Pace, Source, Staged
 from penstock.worker.report import tell
 
+_COPIERS = 8  # threads of the copy: more do not make memory faster
 _UNTOLD = 200  # words to the job's page that wait for the next step; of more, the newest
 STOPPED = 143  # 128 + SIGTERM: the exit code of a script that goes on after it was told to stop
 
@@ -104,6 +106,7 @@ class Checkpointer:
         self._series = self._open()
         self._number = 0
         self._thread = ThreadPoolExecutor(1, "penstock-checkpoint", stand_back, (options.niceness,))
+        self._throttle = Throttle()
         self._flight: Future[None] | None = None
         self._layout: Layout | None = None
         self._staging: Future[Staging] | None = None
@@ -266,6 +269,7 @@ class Checkpointer:
         """Call it after each step: saves when it is time, or on request. True: stop here, all is saved (SIGTERM)."""
         if self._stopping:
             raise SystemExit(STOPPED)
+        self._throttle.step(self.busy)
         self._settle(strict=self.options.on_failure == "raise")
         if self._staging is None:
             self._prepare()
@@ -279,12 +283,14 @@ class Checkpointer:
         if stop:
             self._stopping = True
             self.wait()
+        self._throttle.go_on()
         return stop
 
     def save(self, step: int) -> None:
         """Save now: returns when the state is staged. Raises SaveFailed if the save before this one came to nothing."""
         self._settle(strict=True, block=True)
         self._save(step, "script")
+        self._throttle.go_on()
 
     @property
     def busy(self) -> bool:
@@ -320,6 +326,7 @@ class Checkpointer:
         own: dict[str, Any] = {"random": random_state()}
         if self._position is not None:
             own["loader"] = self._position.capture()
+        self._throttle.begin(self._throttle.patience(self._every_steps, self._interval))
         ticket = self._ticket(step)
         header = layout.header(saving.notes_of(ticket))
         tensors = [item.local for item in mine]
@@ -350,19 +357,21 @@ class Checkpointer:
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
             timeout=self.options.commit_timeout,
-            pace=Pace(self.options.niceness, self.options.bytes_per_s),
+            pace=Pace(self.options.niceness, self.options.bytes_per_s, self._throttle),
             origin={"job": self._contract.job_id, "attempt": self._contract.attempt, "torch": torch.__version__},
         )
 
     def _write(
         self,
         ticket: saving.Ticket,
-        source: Any,
+        source: Source,
         layout: Layout,
         states: tuple[Mapping[str, Any], Mapping[str, Any]],
         began: float,
     ) -> None:
         """In the background: this rank's part, and on rank 0 the commit and what follows it."""
+        if source.staged is not None:
+            source.staged.wait_begin()  # until then the interpreter is the loop's alone, which waits for its copy
         if self._nodes is not None:
             self._write_apart(self._nodes, ticket, source, layout, states, began)
             return
@@ -441,6 +450,7 @@ class Checkpointer:
         """Look at the save in flight: forget one that is done, tell or raise one that failed."""
         if self._flight is None or not (block or self._flight.done()):
             return
+        self._throttle.hurry()
         flight, self._flight = self._flight, None
         error = flight.exception()
         if error is None:
@@ -546,7 +556,9 @@ class Checkpointer:
         ranks_here = max(1, min(self._ranks.world_size, self._contract.local_world_size))
         short = short_of_memory(layout.size, ranks_here, self.options.reserve, available())
         if self.options.asynchronous and not short:
-            self._staging = self._thread.submit(Staging, layout, self._on_gpu)
+            self._staging = self._thread.submit(
+                Staging, layout, self._on_gpu, max(1, min(_COPIERS, cores() // ranks_here))
+            )
         elif short:
             self._say(f"no asynchronous saves: {short}; each save is written while the loop waits")
             self.options = replace(self.options, asynchronous=False)

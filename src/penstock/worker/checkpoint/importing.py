@@ -64,7 +64,7 @@ def write_imported(found: Found, directory: str, step: int) -> tuple[folder.Entr
         ]
         try:
             saving.begin(ticket)
-            source = Source((Segment(len(header), lambda: header), *parts), None, lanes=1)
+            source = Source((Segment(len(header), lambda: header), *parts), twice=False)
             part = saving.write_part(ticket, source, layout, {}, found.state)
             path, manifest = saving.conclude(ticket, part)
         except BaseException as error:

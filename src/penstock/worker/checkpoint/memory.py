@@ -89,6 +89,11 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def stand_back(niceness: int) -> None:
     """Lower this thread's own priority. Linux keeps it for each thread.
 

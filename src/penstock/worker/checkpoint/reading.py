@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -22,7 +22,8 @@ from penstock.worker.checkpoint.layout import PAGE
 from penstock.worker.checkpoint.manifest import NAME, File, Manifest, read_manifest
 from penstock.worker.checkpoint.memory import Bytes, aligned
 
-LANES: Final = 2
+LANES: Final = 2  # threads of a load: one reads, one verifies
+_AHEAD: Final = 4  # chunks that are read and not yet verified, at most
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
 
@@ -76,15 +77,10 @@ def _check_size(folder: str, file: File) -> None:
 def _read_file(folder: str, file: File, wants: Sequence[Want], all_of_it: bool, lanes: int) -> None:
     job = _Reading(os.path.join(folder, file.name), file, wants, all_of_it)
     try:
-        lanes = max(1, min(lanes, len(job.chunks)))
-        if lanes == 1:
-            job.lane()
-            return
-        with ThreadPoolExecutor(lanes - 1, thread_name_prefix="penstock-checkpoint-read") as pool:
-            others = [pool.submit(job.lane) for _ in range(lanes - 1)]
-            job.lane()
-            for other in others:
-                other.result()
+        if lanes == 1 or len(job.chunks) == 1:
+            job.alone()
+        else:
+            job.beside()
     finally:
         job.close()
 
@@ -95,40 +91,60 @@ class _Reading:
         self.file = file
         self.plan = _plan(file, wants)
         self.chunks = range(file.chunks) if all_of_it else sorted(self.plan)
-        self.next = 0
-        self.turn = threading.Lock()
         self.failed = False
         self.fd = _open(path)
 
     def close(self) -> None:
         os.close(self.fd)
 
-    def lane(self) -> None:
+    def alone(self) -> None:
         scratch = aligned(self.file.chunk)
+        for index in self.chunks:
+            self._fill(scratch, index)
+            self._use(scratch, index)
+
+    def beside(self) -> None:
+        """A thread reads, so that the disk always has something to do; this one verifies and copies what has come."""
+        free: SimpleQueue[Bytes] = SimpleQueue()
+        full: SimpleQueue[tuple[Bytes, int] | None] = SimpleQueue()
+        for _ in range(_AHEAD):
+            free.put(aligned(self.file.chunk))
+        with ThreadPoolExecutor(1, thread_name_prefix="penstock-checkpoint-read") as pool:
+            reader = pool.submit(self._read_all, free, full)
+            try:
+                while (read := full.get()) is not None:
+                    self._use(*read)
+                    free.put(read[0])
+            except BaseException:
+                self.failed = True
+                free.put(np.empty(0, np.uint8))  # the reader may be waiting for room
+                raise
+            reader.result()
+
+    def _read_all(self, free: SimpleQueue[Bytes], full: SimpleQueue[tuple[Bytes, int] | None]) -> None:
         try:
-            while (index := self._take()) is not None:
-                start = index * self.file.chunk
-                size = min(self.file.chunk, self.file.size - start)
-                data = scratch[:size]
-                self._fill(scratch, start, size)
-                if xxh3_128_hexdigest(data.data) != self.file.digest(index):
-                    raise Damaged(f"{self.path}: bytes {start} to {start + size} are not what was written")
-                for want in self.plan.get(index, ()):
-                    begin, end = max(want.start, start), min(want.start + len(want.into), start + size)
-                    np.copyto(want.into[begin - want.start : end - want.start], data[begin - start : end - start])
-        except BaseException:
-            self.failed = True
-            raise
+            for index in self.chunks:
+                scratch = free.get()
+                if self.failed:
+                    return
+                self._fill(scratch, index)
+                full.put((scratch, index))
+        finally:
+            full.put(None)
 
-    def _take(self) -> int | None:
-        with self.turn:
-            if self.failed or self.next == len(self.chunks):
-                return None
-            index = self.chunks[self.next]
-            self.next += 1
-            return index
+    def _use(self, scratch: Bytes, index: int) -> None:
+        start = index * self.file.chunk
+        size = min(self.file.chunk, self.file.size - start)
+        data = scratch[:size]
+        if xxh3_128_hexdigest(data.data) != self.file.digest(index):
+            raise Damaged(f"{self.path}: bytes {start} to {start + size} are not what was written")
+        for want in self.plan.get(index, ()):
+            begin, end = max(want.start, start), min(want.start + len(want.into), start + size)
+            np.copyto(want.into[begin - want.start : end - want.start], data[begin - start : end - start])
 
-    def _fill(self, scratch: Bytes, start: int, size: int) -> None:
+    def _fill(self, scratch: Bytes, index: int) -> None:
+        start = index * self.file.chunk
+        size = min(self.file.chunk, self.file.size - start)
         view, at = scratch.data[: -(-size // PAGE) * PAGE], 0
         while at < size:
             try:

@@ -1,12 +1,16 @@
 """The copy that the loop waits for: from the tensors into one buffer, which is allocated and touched once.
 
-The buffer is laid out as the file will be, so that the writer needs no second copy, and follows the first one closely.
+The buffer is laid out as the file will be, so that the writer needs no second copy. The writer follows the first one
+from its half on: what a disk takes of a small host's processors and memory is the copy's, for which the loop waits.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,11 +20,56 @@ from penstock.worker.checkpoint.memory import Bytes, aligned, touch
 from penstock.worker.checkpoint.tensors import DTYPES, as_bytes, is_flat
 from penstock.worker.checkpoint.writing import Segment, Source, Staged, whole
 
+_SHARE: Final = 8 << 20  # bytes that a thread copies at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Elements ``begin .. end`` of a tensor, where its memory is one run; of any other the first Run is all of it."""
+
+    index: int
+    view: torch.Tensor
+    begin: int
+    end: int
+
+
+@dataclass(slots=True)
+class Share:
+    """What a thread copies at a time: many small tensors together, of a large one a part."""
+
+    number: int
+    runs: list[Run]
+    end: int = 0  # in the file
+
+
+class _Front:
+    """How far the copy is without a gap. The writer may begin at half of it: it then takes little from the rest."""
+
+    def __init__(self, shares: Sequence[Share], staged: Staged) -> None:
+        self.shares = shares
+        self.staged = staged
+        self.here = [False] * len(shares)
+        self.next = 0
+        self.turn = threading.Lock()
+
+    def arrived(self, share: Share) -> None:
+        with self.turn:
+            self.here[share.number] = True
+            while self.next < len(self.here) and self.here[self.next]:
+                self.next += 1
+            if self.next:
+                self.staged.reach(self.shares[self.next - 1].end)
+            if self.next * 2 >= len(self.here):
+                self.staged.begin()
+
 
 class Staging:
-    """One rank's buffer, for saves of one layout after the other. Pinned where tensors come from a GPU."""
+    """One rank's buffer, for saves of one layout after the other. Pinned where tensors come from a GPU.
 
-    def __init__(self, layout: Layout, pinned: bool) -> None:
+    ``threads`` is how many cores the copy may use: those of the loop, which waits for it.
+    """
+
+    def __init__(self, layout: Layout, pinned: bool, threads: int = 1) -> None:
         self.layout = layout
         self.buffer = aligned(layout.size)
         touch(self.buffer)
@@ -31,6 +80,9 @@ class Staging:
             else None
             for box, start in zip(layout.boxes, layout.starts, strict=True)
         ]
+        self._threads = threads
+        self._shares = _shares(self.views, layout.starts)
+        self._pool = ThreadPoolExecutor(max(1, threads - 1), "penstock-checkpoint-copy")
 
     def fits(self, layout: Layout) -> bool:
         return layout == self.layout
@@ -42,25 +94,65 @@ class Staging:
         """Returns when every byte is here. ``tensors`` come in the layout's order."""
         try:
             self.buffer[: len(header)] = np.frombuffer(header, np.uint8)
-            on_host = all(tensor.device.type == "cpu" for tensor in tensors)
-            for view, tensor, start, box in zip(
-                self.views, tensors, self.layout.starts, self.layout.boxes, strict=True
-            ):
-                if view is not None:
-                    view.copy_(tensor, non_blocking=not on_host)
-                    if on_host:
-                        staged.reach(start + box.nbytes)
-            if not on_host:
+            if all(tensor.device.type == "cpu" for tensor in tensors):
+                self._copy_here(tensors, staged)
+            else:
+                for view, tensor in zip(self.views, tensors, strict=True):
+                    if view is not None:
+                        view.copy_(tensor, non_blocking=True)
                 torch.cuda.current_stream().synchronize()
-            staged.reach(self.layout.size, complete=True)
+            staged.done()
         except BaseException as error:
             staged.fail(error)
             raise
 
+    def _copy_here(self, tensors: Sequence[torch.Tensor], staged: Staged) -> None:
+        """Each thread takes the next share until none is left, so that a core that is slowed down holds nobody up."""
+        front = _Front(self._shares, staged)
+        shares = iter(self._shares)
+
+        @torch.no_grad()
+        def work() -> None:
+            for share in shares:
+                for run in share.runs:
+                    tensor = tensors[run.index]
+                    if is_flat(tensor):
+                        run.view.view(-1)[run.begin : run.end].copy_(tensor.view(-1)[run.begin : run.end])
+                    elif not run.begin:
+                        run.view.copy_(tensor)
+                front.arrived(share)
+
+        others = [self._pool.submit(work) for _ in range(min(self._threads, len(self._shares)) - 1)]
+        try:
+            work()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
     def close(self) -> None:
+        self._pool.shutdown()
         if self._pinned:
             torch.cuda.cudart().cudaHostUnregister(self.buffer.ctypes.data)  # type: ignore[no-untyped-call]  # torch has no type for it
             self._pinned = False
+
+
+def _shares(views: Sequence[torch.Tensor | None], starts: Sequence[int]) -> list[Share]:
+    shares: list[Share] = []
+    room = 0
+    for index, (view, start) in enumerate(zip(views, starts, strict=True)):
+        begin, count = 0, 0 if view is None else view.numel()
+        while view is not None and begin < count:
+            width = view.element_size()
+            if room < width:
+                shares.append(Share(len(shares), []))
+                room = _SHARE
+            end = min(count, begin + room // width)
+            shares[-1].runs.append(Run(index, view, begin, end))
+            shares[-1].end = start + end * width
+            room -= (end - begin) * width
+            begin = end
+    return shares
 
 
 def _register(buffer: Bytes) -> bool:
@@ -76,8 +168,7 @@ def streamed(layout: Layout, tensors: Sequence[torch.Tensor], header: bytes) -> 
     for tensor, box in zip(tensors, layout.boxes, strict=True):
         if box.nbytes:
             segments.append(Segment(box.nbytes, _Once(tensor)))
-    lanes = 2 if all(is_flat(tensor) for tensor in tensors) else 1
-    return Source(tuple(segments), None, lanes)
+    return Source(tuple(segments), twice=all(is_flat(tensor) for tensor in tensors))
 
 
 class _Once:

@@ -12,52 +12,58 @@ import os
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from queue import SimpleQueue
 from typing import Final
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128
 
 from penstock.worker.checkpoint.layout import PAGE
 from penstock.worker.checkpoint.manifest import File
 from penstock.worker.checkpoint.memory import Bytes, aligned, stand_back
+from penstock.worker.checkpoint.pacing import Throttle
 
 CHUNK: Final = 4 << 20
 _AT_ONCE: Final = 4  # chunks in one write: each return from the disk waits for its turn on a busy processor
+_FOLLOW: Final = 0.002  # seconds between two looks at how far the copy is
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
 
 class Staged:
-    """How many bytes of a buffer are in place. The copy moves it on, the writer follows it."""
+    """How many bytes of a buffer are in place. The copy moves it on; the writer waits for it to begin, then follows."""
 
     def __init__(self) -> None:
         self._reached = 0
-        self._wanted = 0  # by who waits for the least: the copy wakes nobody before it is there
         self._error: BaseException | None = None
-        self._change = threading.Condition()
-        self.complete = False
+        self._begun, self._over = threading.Event(), threading.Event()
 
-    def reach(self, size: int, *, complete: bool = False) -> None:
+    def reach(self, size: int) -> None:
         self._reached = size
-        self.complete = complete
-        if size >= self._wanted:
-            with self._change:
-                self._change.notify_all()
+
+    def begin(self) -> None:
+        """The writer may start: what is left of the copy stays ahead of it, and has little left to be held up in."""
+        self._begun.set()
+
+    def done(self) -> None:
+        self._over.set()
+        self._begun.set()
 
     def fail(self, error: BaseException) -> None:
-        with self._change:
-            self._error = error
-            self._change.notify_all()
+        self._error = error
+        self.done()
+
+    def wait_begin(self) -> None:
+        self._begun.wait()
 
     def wait(self, size: int) -> None:
-        with self._change:
-            while self._reached < size and self._error is None:
-                self._wanted = min(self._wanted, size) if self._wanted > self._reached else size
-                self._change.wait(0.02)  # the copy may have passed by while this was written down
-            if self._error is not None:
-                raise RuntimeError("the copy into the staging buffer failed") from self._error
+        self.wait_begin()
+        while self._reached < size and not self._over.wait(_FOLLOW):
+            pass
+        if self._error is not None:
+            raise RuntimeError("the copy into the staging buffer failed") from self._error
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class Source:
 
     segments: tuple[Segment, ...]
     staged: Staged | None = None
-    lanes: int = 2  # chunks in flight: one is hashed while another is on its way to the disk
+    twice: bool = True  # whether its bytes can be had a second time, at no cost, to be hashed beside the write
 
     @property
     def size(self) -> int:
@@ -90,6 +96,7 @@ def whole(buffer: Bytes, size: int, staged: Staged | None = None) -> Source:
 class Pace:
     niceness: int = 10
     bytes_per_s: float | None = None
+    throttle: Throttle | None = None
 
 
 def write_shard(path: str, source: Source, chunk: int = CHUNK, pace: Pace = Pace()) -> File:
@@ -109,6 +116,11 @@ def write_shard(path: str, source: Source, chunk: int = CHUNK, pace: Pace = Pace
 
 
 class _Job:
+    """One thread writes block after block, as fast as the disk takes them; another hashes what is being written.
+
+    Two that did both would have both processors of a small host at work, where the disk's own side needs one of them.
+    """
+
     def __init__(self, fd: int, source: Source, chunk: int, direct: bool) -> None:
         self.fd = fd
         self.source = source
@@ -118,62 +130,58 @@ class _Job:
         self.ends = list(accumulate(segment.size for segment in source.segments))
         self.block = chunk * _AT_ONCE
         self.hashes = [""] * -(-self.size // chunk)
-        self.next = 0
-        self.began = time.monotonic()
-        self.turn = threading.Lock()
-        self.failed = False
 
     def run(self, pace: Pace) -> list[str]:
-        lanes = max(1, min(self.source.lanes, -(-self.size // self.block)))
-        if lanes == 1:
-            self._lane(pace, own_thread=False)
+        if not self.source.twice:
+            self._write_all(pace, self._hash)
             return self.hashes
-        with ThreadPoolExecutor(lanes - 1, thread_name_prefix="penstock-checkpoint") as pool:
-            others = [pool.submit(self._lane, pace, True) for _ in range(lanes - 1)]
-            self._lane(pace, own_thread=False)
-            for other in others:
-                other.result()
+        blocks: SimpleQueue[int | None] = SimpleQueue()
+        with ThreadPoolExecutor(1, "penstock-checkpoint-hash", stand_back, (pace.niceness,)) as pool:
+            hashed = pool.submit(self._hash_all, blocks)
+            try:
+                self._write_all(pace, blocks.put)
+            finally:
+                blocks.put(None)
+            hashed.result()
         return self.hashes
 
-    def _lane(self, pace: Pace, own_thread: bool) -> None:
-        if own_thread:
-            stand_back(pace.niceness)
+    def _write_all(self, pace: Pace, hash_: Callable[[int], None]) -> None:
         scratch = aligned(min(self.block, self.size))
-        staged, later = self.source.staged, []
-        try:
-            while (start := self._take(pace)) is not None:
-                end = min(start + self.block, self.size)
-                if staged is not None:
-                    staged.wait(end)
-                data = self._bytes(start, end, scratch)
-                # While the loop still waits for its copy, the processor is the copy's: these are hashed after it.
-                if staged is not None and not staged.complete:
-                    later.append(start)
-                else:
-                    self._hash(data, start, end)
-                self._write(data, start, end - start)
-            for start in later:
-                end = min(start + self.block, self.size)
-                self._hash(self._bytes(start, end, scratch), start, end)
-        except BaseException:
-            self.failed = True
-            raise
-
-    def _hash(self, data: Bytes, start: int, end: int) -> None:
-        for at in range(start, end, self.chunk):
-            chunk = data[at - start : min(at + self.chunk, end) - start]
-            self.hashes[at // self.chunk] = xxh3_128_hexdigest(chunk.data)
-
-    def _take(self, pace: Pace) -> int | None:
-        with self.turn:
-            if self.failed or self.next >= self.size:
-                return None
-            start, self.next = self.next, self.next + self.block
+        began = taken = time.monotonic()
+        worked = 0.0
+        for start in range(0, self.size, self.block):
+            end = min(start + self.block, self.size)
+            if self.source.staged is not None:
+                self.source.staged.wait(end)
+            if pace.throttle is not None:
+                pace.throttle.pause(taken, worked, -(-(self.size - start) // self.block))
             if pace.bytes_per_s:
-                ahead = start / pace.bytes_per_s - (time.monotonic() - self.began)
-                if ahead > 0:
-                    time.sleep(ahead)
-            return start
+                time.sleep(max(0.0, start / pace.bytes_per_s - (time.monotonic() - began)))
+            taken = time.monotonic()
+            hash_(start)
+            self._write(self._bytes(start, end, scratch), start, end - start)
+            worked = time.monotonic() - taken
+
+    def _hash_all(self, blocks: SimpleQueue[int | None]) -> None:
+        while (start := blocks.get()) is not None:
+            self._hash(start)
+
+    def _hash(self, start: int) -> None:
+        for at in range(start, min(start + self.block, self.size), self.chunk):
+            made = xxh3_128()
+            for piece in self._pieces(at, min(at + self.chunk, self.size)):
+                made.update(piece.data)
+            self.hashes[at // self.chunk] = made.hexdigest()
+
+    def _pieces(self, start: int, end: int) -> Iterator[Bytes]:
+        """These bytes as they lie."""
+        index = bisect_right(self.ends, start)
+        while start < end:
+            segment = self.source.segments[index]
+            begin = start - (self.ends[index] - segment.size)
+            count = min(segment.size - begin, end - start)
+            yield segment.get()[begin : begin + count]
+            start, index = start + count, index + 1
 
     def _bytes(self, start: int, end: int, scratch: Bytes) -> Bytes:
         """These bytes, followed by enough memory to fill its last page."""
@@ -186,13 +194,9 @@ class _Job:
             if (data.ctypes.data + begin) % PAGE == 0 and begin + padded <= len(data):
                 return data[begin : begin + padded]
         at = 0
-        while start + at < end:
-            segment = self.source.segments[first]
-            begin = start + at - (self.ends[first] - segment.size)
-            count = min(segment.size - begin, end - start - at)
-            scratch[at : at + count] = segment.get()[begin : begin + count]
-            at += count
-            first += 1
+        for piece in self._pieces(start, end):
+            scratch[at : at + len(piece)] = piece
+            at += len(piece)
         return scratch[:padded]
 
     def _write(self, data: Bytes, start: int, size: int) -> None:
@@ -260,6 +264,6 @@ def sync_folder(path: str) -> None:
         os.close(fd)
 
 
-def gathered(pieces: Sequence[Bytes], lanes: int = 2) -> Source:
+def gathered(pieces: Sequence[Bytes]) -> Source:
     """A file made of arrays as they lie in memory."""
-    return Source(tuple(Segment(len(piece), lambda piece=piece: piece) for piece in pieces), None, lanes)  # type: ignore[misc]  # mypy does not infer a lambda's default
+    return Source(tuple(Segment(len(piece), lambda piece=piece: piece) for piece in pieces))  # type: ignore[misc]  # mypy does not infer a lambda's default

@@ -23,6 +23,7 @@ from penstock.worker.checkpoint.manifest import NAME, Manifest, Part, manifest_b
 from penstock.worker.checkpoint.writing import CHUNK, Pace, Source, write_shard, write_small
 
 _NOTE: Final = 1024  # bytes
+_LATE: Final = 50  # what was waited for is seen late by a fiftieth of the wait at most
 _LEAVING: Final = 5.0  # seconds that a process which ends waits for ranks that may be gone
 
 
@@ -144,12 +145,11 @@ def _arrived(ticket: Ticket, rank: int) -> bool:
 
 
 def _wait(ticket: Ticket, done: Callable[[], bool], otherwise: str) -> None:
-    began, pause = time.monotonic(), 0.002
+    began = time.monotonic()
     while not done():
         waited = time.monotonic() - began
         # Once the main thread has ended, Python waits for this one: ranks that are gone must not hold it up.
         limit = ticket.timeout if threading.main_thread().is_alive() else min(ticket.timeout, _LEAVING)
         if waited > limit:
             raise SaveFailed(f"step {ticket.step}: {otherwise} within {limit:.0f} s")
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
+        time.sleep(min(0.05, max(0.002, waited / _LATE)))

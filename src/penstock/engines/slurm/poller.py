@@ -19,7 +19,7 @@ from penstock.engines.spec import Observation, Stage
 
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
 _QUICK_S, _QUICK_EACH_S = 0.25, 0.004  # at the quickest, and by the number of attempts
-_EACH_S, _SLOWEST_S = 0.003, 10.0  # the pace by the number of attempts, so that asking costs much the same however many
+_EACH_S, _SLOWEST_S = 0.004, 10.0  # the pace by the number of attempts, so that asking costs much the same however many
 _WHY_AGAIN_S = 10.0  # with so many (book.MANY), until it is told anew why one waits
 _UNREACHABLE_S = 5.0
 _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late

@@ -90,3 +90,14 @@ def test_it_needs_no_torch(saved: Path, tmp_path: Path) -> None:
     modules = imported(f"from penstock.app import main; assert main({argv!r}) == 0", tmp_path)
     assert "xxhash" in modules
     assert not {name for name in modules if name.split(".")[0] in {"torch", "sqlalchemy", "starlette"}}
+
+
+def test_what_holds_no_checkpoint_is_not_whole(saved: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    listed = cli("checkpoint", "ls", str(tmp_path / "other"))
+    assert (listed.code, "no checkpoint is in" in listed.err) == (0, True)
+    assert cli("checkpoint", "verify", str(tmp_path / "other")).code == 1
+    out = cli("checkpoint", "export", str(saved), str(tmp_path / "nowhere" / "deep" / "model.safetensors"))
+    assert out.code == InvalidInput.exit_code
+    assert "nowhere/deep" in out.err
+    assert "names no bucket" in cli("checkpoint", "ls", "s3://").err

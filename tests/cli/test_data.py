@@ -55,3 +55,8 @@ def test_without_torch(prepared: Path) -> None:
     argv = ["data", "verify", str(prepared)]
     modules = imported(f"from penstock.app import main; assert main({argv!r}) == 0", prepared)
     assert not {name for name in modules if name.split(".")[0] in {"torch", "litdata", "sqlalchemy", "starlette"}}
+
+
+def test_a_store_is_not_taken_for_a_folder_here(prepared: Path, cli: Cli) -> None:
+    done = cli("data", "prepare", str(prepared.parent / "a.npy"), "s3://bucket/tokens")
+    assert (done.code, "no folder of this machine" in done.err) == (InvalidInput.exit_code, True)

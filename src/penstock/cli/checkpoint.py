@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from penstock.worker.checkpoint.shelves import Shelves
 
 _WHERE = "of a job's checkpoints, or s3://BUCKET/PREFIX"
+_NO_FOLDER = "Name a folder of checkpoints (a job's is its $PENSTOCK_CKPT_DIR), or s3://...; `penstock describe JOB` lists a job's."
 _COLUMNS = (
     Column("STEP", lambda row, _now: str(row["step"]), right=True),
     Column("SAVED", lambda row, now: _ago(now - row["at"]) if row["at"] else "-", right=True),
@@ -35,7 +36,7 @@ def _configure(parser: ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="what", required=True, metavar="ls|verify|prune|export|import|save")
     for name, text in (
         ("ls", "list what was committed; nothing but the manifests is read"),
-        ("verify", "read every byte; exit status 1 where one is not as it was written"),
+        ("verify", "read every byte; exit status 1 where one is not as it was written, or none is there"),
     ):
         verbs.add_parser(name, help=text, description=text).add_argument("folder", metavar="FOLDER", help=_WHERE)
     prune = verbs.add_parser("prune", help="remove all but the last verified ones")
@@ -69,24 +70,26 @@ def _run(call: Invocation, arguments: Namespace) -> int:
         return _import(call, arguments)
     if arguments.what == "prune" and arguments.keep < 1:
         raise InvalidInput("--keep must be at least 1: the last checkpoint is never removed")
-    shelf = shelves.opened(arguments.folder)
-    if shelf is None:
-        raise NotFound(f"{arguments.folder} is no folder", hint="Name the job's folder of checkpoints, or s3://...")
     try:
+        shelf = shelves.opened(arguments.folder)
+        if shelf is None:
+            raise NotFound(f"{arguments.folder} is no folder", hint=_NO_FOLDER)
         if arguments.what == "prune":
             return _prune(call, shelf, arguments)
         if arguments.what == "export":
             return _export(call, shelf, arguments)
-        return _list(call, shelf, read=arguments.what == "verify")
+        return _list(call, shelf, arguments.folder, read=arguments.what == "verify")
     except OSError as error:
         if "://" not in arguments.folder:
-            raise
+            raise InvalidInput(
+                str(error), hint="What is named must be there, and may be read (and written)."
+            ) from error
         raise Unavailable(
             str(error), hint="AWS_ENDPOINT_URL and the like say where the store is and who asks."
         ) from error
 
 
-def _list(call: Invocation, shelf: Shelves, *, read: bool) -> int:
+def _list(call: Invocation, shelf: Shelves, where: str, *, read: bool) -> int:
     from penstock.worker.checkpoint.errors import CheckpointError
 
     rows: list[dict[str, Any]] = []
@@ -105,6 +108,9 @@ def _list(call: Invocation, shelf: Shelves, *, read: bool) -> int:
         call.output.table(_COLUMNS, rows, call.now)
     else:
         call.output.document({"items": rows})
+    if not rows:  # a wrong path must not look like checkpoints that are all whole
+        call.output.note(f"no checkpoint is in {where}: a checkpoint is a folder named <step>-<id>")
+        return 1 if read else 0
     return 0 if all(row["state"] in {"committed", "verified"} for row in rows) else 1
 
 
@@ -175,7 +181,9 @@ def _import(call: Invocation, arguments: Namespace) -> int:
         said = _with_torch("import", kind_of(source), source, directory, arguments.part, str(arguments.step))
     for text in said["left_out"]:
         call.output.note(f"left out: {text}")
-    call.output.line(f"{said['tensors']} tensors, {_size(said['size'])} -> {said['path']}")
+    call.output.line(
+        f"{said['tensors']} tensors, {_size(said['size'])} -> {said['path']}; load() answers {arguments.step}"
+    )
     return 0
 
 
@@ -198,7 +206,7 @@ def _with_torch(*argv: str) -> dict[str, Any]:
 
 def _save(call: Invocation, job: str) -> int:
     call.client.jobs.save_now(job)
-    call.output.line(f"{job}: asked to save; it does so at its next step")
+    call.output.line(f"{job}: asked to save; where it uses penstock.checkpoint, it does so at its next step")
     return 0
 
 

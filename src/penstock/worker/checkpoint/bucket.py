@@ -62,6 +62,8 @@ class Bucket:
         patience: Patience = Patience(),
         owner: Mapping[str, Any] | None = None,
     ) -> None:
+        if not url.removeprefix("s3://").strip("/"):
+            raise CheckpointError(f"{url} names no bucket", hint="Write s3://BUCKET/PREFIX.")
         self.directory = url.rstrip("/")
         self._keep = keep
         self._bytes_per_s = bytes_per_s

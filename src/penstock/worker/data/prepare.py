@@ -50,6 +50,8 @@ class Prepared:
 
 def prepare(inputs: Sequence[str], out: str, options: Options = Options()) -> Prepared:
     """Raises DataError for what is no file of tokens, and leaves nothing behind then."""
+    if "://" in out:
+        raise DataError(f"{out} is no folder of this machine", hint="Prepare into a folder, and copy it there.")
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise DataError(f"{out} is there already", hint="Name a folder that is not there yet.")
     sources = [tokens_of(path, options) for path in inputs]

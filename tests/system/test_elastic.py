@@ -69,6 +69,13 @@ def test_it_holds_for_restarts_in_place_and_names_the_rank_that_failed_first(two
     assert status["restarts"] <= 4
 
 
+def test_ranks_that_were_started_again_are_ended_at_once(two: House) -> None:
+    """Not when something next happens to them: that may be hours away."""
+    script = "if restart < 3: sys.exit('no')\ntime.sleep(3600)"
+    name = run(two, python(script), procs=2, launcher="torchrun", max_restarts=50, grace_period="5s")
+    assert ended(two, name)["reason"] == "CrashLoop"
+
+
 def test_progress_is_no_loop(two: House) -> None:
     name = run(two, python("report(attempt * 10)\nsys.exit(attempt < 4)"), max_restarts=50)
     status = ended(two, name)

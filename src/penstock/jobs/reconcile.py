@@ -325,6 +325,7 @@ class JobReconciler:
             effects = progression.observe(tx, row, last)
             if effects.ended:
                 return effects, None
+            row = submit.by_id(tx.conn, row.id) or row  # what was seen may have asked it to end
         elif row.held == "dependency" and row.array_of is None:
             effects.freed = progression.release(tx, row)
             if effects.freed:

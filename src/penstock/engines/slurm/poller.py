@@ -18,8 +18,10 @@ from penstock.engines.slurm.watching import Watch
 from penstock.engines.spec import Observation, Stage
 
 _HURRY_S = 3.0  # after a submission or a stop: as long is asked more often
+_AT_LEAST_S = 0.1  # between the end of one look and the next
 _QUICK_S, _QUICK_EACH_S = 0.25, 0.004  # at the quickest, and by the number of attempts
 _EACH_S, _SLOWEST_S = 0.004, 10.0  # the pace by the number of attempts, so that asking costs much the same however many
+_STILL = 2.0  # of very many of which the last looks had nothing new: so many times slower
 _WHY_AGAIN_S = 10.0  # with so many (book.MANY), until it is told anew why one waits
 _UNREACHABLE_S = 5.0
 _FOLDER_PATIENCE_S = 5.0  # a shared file system may show a file late
@@ -65,6 +67,8 @@ class Poller:
         self._watch = Watch(transport, book.clock)
         self._wake = asyncio.Event()
         self._hurry_until = 0.0
+        self._still = 0  # looks without news
+        self._looked_at = -_SLOWEST_S  # when the last one began
         self._turn = asyncio.Lock()
 
     def hurry(self) -> None:
@@ -98,11 +102,14 @@ class Poller:
 
     def _interval(self) -> float:
         loop = asyncio.get_running_loop()
-        pace = max(self._config.poll_s, min(_SLOWEST_S, len(self._book.live) * _EACH_S))
+        pace = max(
+            self._config.poll_s, min(_SLOWEST_S, len(self._book.live) * _EACH_S * (_STILL if self._still > 1 else 1))
+        )
         if self.unknown_since is not None:
             return max(pace, _UNREACHABLE_S)
         if loop.time() < self._hurry_until:
             pace = min(pace, max(_QUICK_S, len(self._book.live) * _QUICK_EACH_S))
+        pace = max(_AT_LEAST_S, pace - (loop.time() - self._looked_at))  # a busy machine takes its time for a look
         now = self._book.clock()
         due = [
             attempt.stop.at + attempt.stop.grace_s - now
@@ -117,12 +124,15 @@ class Poller:
             attempts = [attempt for attempt in self._book.live.values() if attempt.key and not attempt.over]
             if not attempts:
                 return
+            self._looked_at = asyncio.get_running_loop().time()
             try:
                 seen = await self.look(attempts)
             except (Unreachable, Refused) as error:
                 self._silent(attempts, error.message)
                 return
             self.unknown_since = None
+            news = (attempt.told is None or attempt.told.stage is not one.stage for attempt, one in seen)
+            self._still = 0 if any(news) else self._still + 1
             ends = [one for one in seen if one[1].stage in (Stage.EXITED, Stage.LOST)]
             for (
                 attempt,

@@ -100,15 +100,19 @@ class Sender:
             if len(attempts) == 1 and attempts[0].index is not None:
                 await self._alone(attempts[0], launches)
             carried = await self._put(launches[0], attempts[0])
-            if len(launches) > 1 and self._config.shared:
-                await self._make_folders(launches, home)
             for attempt in attempts:
                 attempt.uncertain, attempt.lost = True, False
             text = script.text(launches, self._config, home, self._fixed, url=self.url, carried=carried)
             if carried is not None:
                 await self._check_size(text)
             told = script.submission(launches, self._config, text, models=self.models(launches[0]))
-            number = await self._controller.submit(told)
+            several = len(launches) > 1 and self._config.shared
+            making = asyncio.create_task(self._make_folders(launches, home)) if several else None
+            try:
+                number = await self._controller.submit(told)
+            finally:
+                if making is not None:
+                    await making
         for attempt in attempts:
             attempt.key = str(number) if attempt.index is None else f"{number}_{attempt.index}"
             queued = _queued(attempt, self._book.clock())
@@ -127,9 +131,12 @@ class Sender:
         await asyncio.to_thread(attempt.save)
 
     async def _make_folders(self, launches: Sequence[Launch], home: str) -> None:
-        """Of all tasks by one command: a process less for each. What fails here the batch script does, and tells."""
+        """Of all tasks by one command, while Slurm takes them: a process less for each that comes later than its folders. What
+        is not there yet, or fails here, the batch script does, and tells.
+        """
         asked = "\0".join(script.folders(launches, "")).encode("utf-8", "surrogateescape")
-        await self._transport.run(("sh", "-c", _MAKE, "sh", home), stdin=asked, user=launches[0].unix_user)
+        with suppress(Unreachable, Refused):
+            await self._transport.run(("sh", "-c", _MAKE, "sh", home), stdin=asked, user=launches[0].unix_user)
 
     async def _put(self, launch: Launch, attempt: Attempt) -> bytes | None:
         """The snapshot into the run folder, where that is shared; elsewhere it is returned, and travels in the script."""

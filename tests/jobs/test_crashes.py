@@ -101,3 +101,8 @@ def test_what_is_told_twice_is_known_once(known: list[Crash], told: list[tuple[i
     assert taken_in(once, 9, failures) == once or len({r for r, _ in told}) < len(told)
     assert len(once) <= KEPT
     assert load(dump(once)) == tuple(once)
+
+
+def test_a_rank_that_somebody_killed_puts_no_blame_on_its_node() -> None:
+    assert isinstance(verdict([crash(3), crash(5)], 3), BadNode)
+    assert verdict([crash(3), crash(5, signal=9)], 3) is None

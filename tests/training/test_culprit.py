@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.training import culprit, flight
-from penstock.training.state import Clue, Culprit, Evidence, Flight, Frame, Group, Look
+from penstock.training import culprit, flight, probe
+from penstock.training.state import NO_FRAMES, Clue, Culprit, Evidence, Flight, Frame, Group, Look
 
 _C10D = "/v/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
 IN_REDUCE = (Frame("all_reduce", _C10D, 3000), Frame("train", "/w/train.py", 20), Frame("<module>", "/w/train.py", 40))
@@ -171,3 +172,10 @@ def test_behind_is_never_everybody(last: list[dict[str, int]]) -> None:
     found = culprit.behind(Flight(frozenset(range(len(last))), groups))
     assert set(found) <= set(range(len(last)))
     assert not found or len(found) < len(last)
+
+
+def test_an_interpreter_that_is_leaving_is_no_hang() -> None:
+    gone = look(0, (), why_no_stack=NO_FRAMES)
+    assert culprit.working(gone)
+    assert not culprit.working(look(0, (), state="T", why_no_stack=NO_FRAMES))
+    assert f'"{NO_FRAMES}"' in Path(probe.__file__).read_text()

@@ -17,6 +17,7 @@ from penstock.engines.spec import Failure
 KEPT = 32  # failures that a job's row remembers
 SILENT_S = 600.0  # a start without a report that lasted longer may have come far
 BUS_ERROR = 7
+SENT = frozenset({9, 15})  # signals that somebody sends: a person, or who found that a rank hung; no node does
 _HARDWARE = re.compile(r"\bXid\b|uncorrectable (ECC|NVLink)|hardware error|Bus error", re.IGNORECASE)
 
 
@@ -108,7 +109,8 @@ def verdict(crashes: Sequence[Crash], most: int) -> Loop | BadNode | None:
     row = row_of(crashes)
     if 0 < most <= len(row) and not _follows_node(row):
         return Loop(_loop_message(row))
-    if len(crashes) > 1 and _follows_node(crashes[-2:]):
+    sent = any(crash.signal in SENT for crash in crashes[-2:])
+    if len(crashes) > 1 and not sent and _follows_node(crashes[-2:]):
         steps = " and ".join(crash.place for crash in crashes[-2:])
         return BadNode(last.node, f"the job failed there twice in a row, {steps}")
     return None

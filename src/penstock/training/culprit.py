@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from penstock.training.state import Clue, Culprit, Evidence, Flight, Frame, Group, Look
+from penstock.training.state import NO_FRAMES, Clue, Culprit, Evidence, Flight, Frame, Group, Look
 
 BUSY_CORES = 0.5
 STEPPING_CORES = 0.02
@@ -32,6 +32,8 @@ def working(look: Look) -> bool:
     """Whether it gets on with something, so that its silence is no hang: files, or a stack that moves, or plain computing."""
     if look.state in "TtDXZ":
         return look.io >= BUSY_BYTES
+    if look.why_no_stack == NO_FRAMES:  # its interpreter is on its way out, or in
+        return True
     if look.io >= BUSY_BYTES or (look.moved and look.cpu >= STEPPING_CORES):
         return True
     return not waits(look) and look.cpu >= BUSY_CORES

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+NO_FRAMES = "py-spy saw no frames"  # the probe's words, which runs on nodes and imports nothing of ours
+
 
 @dataclass(frozen=True, slots=True)
 class Point:

@@ -98,11 +98,13 @@ def test_with_tell_nothing_is_done_and_its_end_is_told_too(place: str) -> None:
         )
         told = until(lambda: found(house, name, "RankHung"), house.log())
         assert told["data"]["answer"] == "tell"
+        status = house.job(name)["status"]
+        assert (status["phase"], status["reason"], status["message"]) == ("Running", "RankHung", told["message"])
         pid = int(house.cli("logs", name, "--rank", "1").stdout.split()[-1])
         os.kill(pid, signal.SIGCONT)
         until(lambda: found(house, name, "HangEnded"), house.log())
-        assert house.job(name)["status"]["attempt"] == 1
-        assert house.phase(name) == "Running"
+        status = house.job(name)["status"]
+        assert (status["phase"], status["reason"], status["attempt"]) == ("Running", "HangEnded", 1)
 
 
 def test_off_is_off(place: str) -> None:

@@ -109,10 +109,12 @@ def lives(conn: Connection, one: Running, also: Sequence[Reason]) -> list[float]
     return [one.started_at, *sorted(again)]
 
 
-def tell(tx: Tx, one: Running, reason: Reason, message: str, data: Mapping[str, Any]) -> bool:
-    """An event of the job, if that attempt still runs."""
+def tell(tx: Tx, one: Running, reason: Reason, message: str, data: Mapping[str, Any], *, stands: bool = False) -> bool:
+    """An event of the job, if that attempt still runs. ``stands``: it is why the job is as it is, until another is told."""
     row = _still(tx, one)
     if row is not None:
+        if stands:
+            submit.update(tx, row.id, reason=reason, message=message)
         tx.emit(submit.ref(row), reason, message, actor="system", data={"attempt": one.number, **data})
     return row is not None
 

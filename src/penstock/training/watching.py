@@ -226,7 +226,8 @@ class TrainingWatch:
         file = await asyncio.to_thread(findings.keep, one.run_dir, found)
         message = findings.words(found)
         data = findings.data(found, file)
-        if not await self.store.write(lambda tx: self._tell(tx, one, Reason.RankHung, message, data)):
+        stands = found.answer is Answer.TELL
+        if not await self.store.write(lambda tx: self._tell(tx, one, Reason.RankHung, message, data, stands=stands)):
             return
         log.warning("job %s/%s: %s", one.project, one.name, message)
         self.counts[found.answer] = self.counts.get(found.answer, 0) + 1
@@ -246,9 +247,11 @@ class TrainingWatch:
         await self.store.write(lambda tx: self._end(tx, one, words, found.culprit.nodes))
         self.wake(one.job_id)
 
-    def _tell(self, tx: Tx, one: Running, reason: Reason, message: str, data: Mapping[str, Any]) -> bool:
+    def _tell(
+        self, tx: Tx, one: Running, reason: Reason, message: str, data: Mapping[str, Any], *, stands: bool
+    ) -> bool:
         self.fence(tx)
-        return running.tell(tx, one, reason, message, data)
+        return running.tell(tx, one, reason, message, data, stands=stands)
 
     def _end(self, tx: Tx, one: Running, message: str, blamed: Sequence[str]) -> bool:
         self.fence(tx)
@@ -261,7 +264,7 @@ class TrainingWatch:
         watched.told_at = None
         took = format_duration(round(max(watched.sign - told_at, 0.0), 1))
         message = f"it reports again, {took} after its hang was told of; nothing was done about it"
-        await self.store.write(lambda tx: self._tell(tx, one, Reason.HangEnded, message, {}))
+        await self.store.write(lambda tx: self._tell(tx, one, Reason.HangEnded, message, {}, stands=True))
 
     def _later(self, watched: Watched) -> None:
         watched.due = self.store.clock() + watched.again_s

@@ -103,11 +103,9 @@ def killed_training(kills: int = KILLS, steps: int = STEPS, seed: int | None = N
                 break
             # The n-th kill comes about the n-th part of the way, or while the ranks start.
             due = int((life + chance.random()) * steps / (kills + 3))
-            if chance.random() < 0.2:
-                time.sleep(chance.uniform(0.5, 5))
-            else:
-                reached(process, records, life, due)
-                time.sleep(chance.uniform(0, 0.15))
+            early = chance.random() < 0.2
+            reached(process, records, life, due, within=chance.uniform(0.5, 5) if early else None)
+            time.sleep(chance.uniform(0, 0.15))
             if process.poll() is not None:
                 raise RuntimeError(f"run {life} ended by itself: {process.communicate()[1][-2000:]}")
             kill(process, chance, one=chance.random() < 0.5)
@@ -124,10 +122,12 @@ def numbered(folder: Path) -> str:
     return out
 
 
-def reached(process: subprocess.Popen[str], records: Path, life: int, step: int) -> None:
-    """Until this run is at the step, or a few further than where it began."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
+def reached(process: subprocess.Popen[str], records: Path, life: int, step: int, *, within: float | None) -> None:
+    """Until this run is at the step, or a few further than where it began; or so many seconds, whatever it has come to."""
+    began = time.monotonic()
+    while time.monotonic() < began + 180:
+        if within is not None and time.monotonic() > began + within:
+            return
         rows = rows_of(records / f"{life}-0.jsonl")
         if len(rows) > 1 and (rows[-1]["step"] >= step or len(rows) > 80):
             return

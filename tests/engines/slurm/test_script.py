@@ -225,7 +225,7 @@ def test_an_attempt_is_run_once_but_for_a_requeue(folder: Path) -> None:
 
 
 def test_several_ranks_are_watched_and_the_first_that_fails_ends_all(folder: Path) -> None:
-    ran = run(folder, launch("sh", "-c", '[ "$RANK" = 1 ] && exit 4; exec sleep 50', procs=3))
+    ran = run(folder, launch("sh", "-c", '[ "$RANK" = 1 ] && { sleep 1; exit 4; }; exec sleep 50', procs=3))
     assert [(rank.rank, rank.exit_code, rank.signal) for rank in ran.facts.ranks] == [
         (0, None, 15),
         (1, 4, None),

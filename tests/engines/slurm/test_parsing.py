@@ -138,3 +138,22 @@ def test_one_folders_text_heads_no_others() -> None:
     assert found["/r/a"] == runfolder.Facts(claim="12")
     assert found["/r/b"].end == runfolder.End(9.5, 3, None, "Failed") and found["/r/b"].claim == "13"
     assert "/r/gone" not in found
+
+
+@pytest.mark.parametrize(
+    ("said", "unanswered"),
+    [
+        ("sbatch: error: Batch job submission failed: Connection reset by peer", True),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
+        ("slurm_load_jobs error: Socket timed out on send/recv operation", True),
+        ("sbatch: error: Batch job submission failed: Broken pipe", True),
+        ("sbatch: error: Batch job submission failed: No route to host", True),
+        ("sbatch: error: Batch job submission failed: Invalid partition name specified", False),
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            False,
+        ),
+    ],
+)
+def test_no_answer_is_no_refusal(said: str, unanswered: bool) -> None:
+    assert parsing.unavailable(said) is unanswered

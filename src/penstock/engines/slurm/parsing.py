@@ -20,7 +20,8 @@ SACCT = (
 _KEY = re.compile(r"(?:^| )([A-Z][A-Za-z_:]*)=")
 _UNAVAILABLE = re.compile(r"unable to contact|timed out|connection refused|communication connection|temporarily unable|"
                           r"zero bytes|munge|connection failure|unexpected message|backup controller|try again|"
-                          r"is not responding|lost connection|resource temporarily", re.IGNORECASE)  # fmt: skip
+                          r"is not responding|lost connection|resource temporarily|reset by peer|broken pipe|is unreachable|"
+                          r"no route to host|host is down|not connected|connection abort|name resolution", re.IGNORECASE)  # fmt: skip
 _MOST_HOSTS = 100_000
 _BETWEEN = "\0"  # in no command's arguments, and so in no text of a user's
 

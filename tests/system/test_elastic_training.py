@@ -26,7 +26,7 @@ def losses(text: str) -> Losses:
 
 def train(house: House, pace_s: float, **fields: Any) -> str:
     command = [sys.executable, SCRIPT, "--steps", str(STEPS), "--step-seconds", str(pace_s)]
-    fields |= {"nodes": 2, "launcher": "torchrun", "env": {"OMP_NUM_THREADS": "1"}, "resources": {"cpus": "100m"}}
+    fields |= {"nodes": 2, "launcher": "torchrun", "env": {"OMP_NUM_THREADS": "1"}, "resources": {"cpus": 1}}
     return house.run(command, max_restarts=20, grace_period="4s", **fields)
 
 

@@ -103,7 +103,9 @@ def test_jobs_by_hand_are_in_the_ledger_once(slurm: Cluster, sqlite_url: str) ->
         again = submit(slurm, "--gres=gpu:1", user="mail", account="interns", seconds=4)
         while slurm.state(again) != "RUNNING":
             await asyncio.sleep(0.1)
+        await asyncio.sleep(1.1)  # Slurm tells whole seconds: a run within one is none
         slurm.run("scontrol", "requeue", again)
+        await until(store, source, 5, 5)  # slurmdbd has heard of its first run's end before it goes
         await asyncio.to_thread(slurm.stop_dbd)
         unseen = submit(slurm, "--gres=gpu:2", user="news", account="interns", seconds=1)
         with pytest.raises(Unreachable):

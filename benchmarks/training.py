@@ -4,12 +4,11 @@ Two ranks under torchrun on the local engine, `hang_limit: 5s`. Of each kind: a 
 its own code, and one that leaves out a collective in which the other waits and waits for a thread. "Seen" is until the event; "named" counts runs in which
 the event names the one rank that it was.
 
-    .venv/bin/python -m benchmarks.training [--json] [--rounds 2]
+    .venv/bin/python -m benchmarks.training [--json]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness import Bar, say, show
+from benchmarks.harness import Bar, alone, say
 from benchmarks.ours import server
 from penstock.base.quantities import parse_time
 
@@ -109,13 +108,5 @@ def measure(rounds: int = ROUNDS) -> list[Bar]:
     ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args()
-    return show(measure(options.rounds), as_json=options.json)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone(measure, __doc__))

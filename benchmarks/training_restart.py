@@ -4,12 +4,11 @@ The same script with two ranks: in a job of `penstock up` on the local engine (t
 place), of which one rank is killed; and under a bare torchrun, from its start. In turns, medians of both; the bar is their
 difference, and the worst kill is told. While torchrun starts, the job runs on, and sleeps most of the time.
 
-    .venv/bin/python -m benchmarks.training_restart [--json] [--rounds 3]
+    .venv/bin/python -m benchmarks.training_restart [--json]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Bar, say, show
+from benchmarks.harness import Bar, alone, say
 from benchmarks.ours import server
 from penstock.client.client import Client
 
@@ -121,13 +120,5 @@ def measure(rounds: int = ROUNDS) -> list[Bar]:
     return [Bar("rank killed -> next step, less torchrun's cold start", ours_s - theirs_s, 1.0, "s", note=note)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args()
-    return show(measure(options.rounds), as_json=options.json)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone(measure, __doc__))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 
 # Kubernetes' suffixes: powers of 1024 with an i, powers of 1000 without.
@@ -66,6 +67,15 @@ def parse_cpus(text: str | float) -> float:
 def parse_time(text: str) -> float:
     """RFC 3339 -> epoch seconds. Raises ValueError."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def parse_moment(text: str, now: float) -> float:
+    """RFC 3339, or how long before ``now`` (``7d``) -> epoch seconds, before the year 10000. Raises ValueError."""
+    for zero, sign, read in ((now, -1, parse_duration), (0, 1, parse_time)):
+        with suppress(ValueError, OverflowError):
+            if 0 <= (found := zero + sign * read(text)) < 253_402_300_800:
+                return found
+    raise ValueError(f"{text!r} is neither a time (2026-11-22T03:40:32Z) nor a duration (7d)")
 
 
 def format_time(at: float | None) -> str | None:

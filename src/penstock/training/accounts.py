@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import Connection, Row
@@ -131,6 +132,9 @@ class Accounts:
             log.info("what %s.%s reported cannot be read: %s", attempt["job_id"], attempt["number"], error)
             return ()
 
+    async def _job(self, job_id: str) -> Row[Any] | None:
+        return await self._store.read(lambda conn: submit.by_id(conn, job_id))
+
     # -- kept
 
     async def keep(self, ended: Collection[tuple[str, int]]) -> int:
@@ -138,11 +142,11 @@ class Accounts:
         ids = {job_id for job_id, _ in ended}
         wanted = await self._store.read(lambda conn: jobs_history.reported(conn, ids))
         for job_id in wanted:
-            row = await self._store.read(lambda conn, id_=job_id: submit.by_id(conn, id_))  # type: ignore[misc]  # mypy does not infer a lambda's default
+            row = await self._job(job_id)
             if row is not None:
                 known = await self.job(row)
-                made = _summaries(known)
-                await self._store.write(lambda tx, made=made: kept.write(tx, made) if made else None)  # type: ignore[misc]  # as above
+                if made := _summaries(known):
+                    await self._store.write(partial(kept.write, summaries=made))
                 for number in known.readings:
                     if number != known.running:
                         self._cache.pop((job_id, number), None)
@@ -162,7 +166,7 @@ class Accounts:
         sums = _Sums()
         live = await self._live([r for r in found if r.ended_at is None], sums)
         for job_id in {one.job_id for one in summaries if one.began_at < since or one.ended_at > until}:
-            row = await self._store.read(lambda conn, id_=job_id: submit.by_id(conn, id_))  # type: ignore[misc]  # as above
+            row = await self._job(job_id)
             if row is not None and job_id not in live:
                 live[job_id] = await self.job(row, FLEET_FRESH_S)
         for one in summaries:
@@ -190,7 +194,7 @@ class Accounts:
             if late and not cached:
                 sums.left_out += 1
                 continue
-            job = await self._store.read(lambda conn, id_=row.job_id: submit.by_id(conn, id_))  # type: ignore[misc]  # as above
+            job = await self._job(row.job_id)
             if job is not None:
                 found[row.job_id] = await self.job(job, math.inf if late else FLEET_FRESH_S)
         return found

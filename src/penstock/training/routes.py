@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.base.errors import Conflict, Forbidden, InvalidInput, NotFound, Problem
-from penstock.base.quantities import parse_duration, parse_time
+from penstock.base.quantities import parse_moment
 from penstock.base.reasons import Reason
 from penstock.base.routes import Call, Endpoint
 from penstock.engines.spec import SessionRequest
@@ -115,15 +115,7 @@ class _Routes:
 def _moment(text: str | None, path: str, now: float, otherwise: float) -> float:
     if text is None:
         return otherwise
-    readings: tuple[Callable[[str], float], ...] = (lambda said: now - parse_duration(said), parse_time)
-    for read in readings:
-        try:
-            found = read(text)
-        except (ValueError, OverflowError):
-            continue
-        if 0 <= found < 253_402_300_800.0:
-            return found
-    raise InvalidInput(
-        "the period cannot be used",
-        details=[Problem(path, f"{text!r} is neither a time (2026-11-22T03:40:32Z) nor a duration (7d)")],
-    )
+    try:
+        return parse_moment(text, now)
+    except ValueError as error:
+        raise InvalidInput("the period cannot be used", details=[Problem(path, str(error))]) from None

@@ -35,12 +35,16 @@ def promote_apart(
     """On every rank: each node carries its own files to every tier, and rank 0 puts them together there."""
     for tier in tiers:
         try:
-            if nodes.agree(lambda tier=tier: _begins(nodes, tier, entry, newest()), _COPIES)[0]:  # type: ignore[misc]  # mypy does not infer a lambda's default
-                nodes.agree(lambda tier=tier: _carries(nodes, tier, entry), _COPIES)  # type: ignore[misc]  # as above
-                nodes.agree(lambda tier=tier: tier.conclude(entry) if nodes.rank == 0 else None, _COPIES)  # type: ignore[misc]  # as above
+            _copied(nodes, tier, entry, newest)
         except CheckpointError as error:
             if nodes.rank == 0:
                 say(f"step {entry.step} was not copied to {tier.directory}: {error}")
+
+
+def _copied(nodes: Nodes, tier: Place, entry: folder.Entry, newest: Callable[[], str]) -> None:
+    if nodes.agree(lambda: _begins(nodes, tier, entry, newest()), _COPIES)[0]:
+        nodes.agree(lambda: _carries(nodes, tier, entry), _COPIES)
+        nodes.agree(lambda: tier.conclude(entry) if nodes.rank == 0 else None, _COPIES)
 
 
 def _begins(nodes: Nodes, tier: Place, entry: folder.Entry, newest: str) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.base.models import any_means, means
 from penstock.scheduling.cycle import Scheduler
+from penstock.scheduling.models import any_means, means
 from penstock.scheduling.spec import Flavor, Setup, flavor_of
 from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Policy, Workload
 

@@ -95,6 +95,19 @@ class Reason(_Named):
     BudgetDeleted = auto()
     BudgetWarning = auto()  # a threshold of a project's budget is reached
     BudgetExceeded = auto()
+    # inference services
+    VersionCreated = auto()  # its specification changed in what the replicas run
+    ReplicaReady = auto()  # it has answered a first request
+    ReplicaLost = auto()
+    Scaled = auto()
+    RolloutStarted = auto()
+    RolloutAdvanced = auto()
+    RolloutPaused = auto()
+    Promoted = auto()
+    RolledBack = auto()
+    ModelRefused = auto()
+    GatewayChanged = auto()  # what Envoy is told
+    GatewayRestarted = auto()
     # the house
     ServerStarted = auto()
     ServerStopped = auto()

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, delete, insert, select
 
-from penstock.base.models import means
 from penstock.cost.spec import CPUS, GPUS, MEMORY
 from penstock.cost.tables import UNRECORDED, capacity, outside, usage
 from penstock.engines.slurm.history import Run, Told
 from penstock.engines.slurm.spec import attempt_of
 from penstock.jobs.known import engine_jobs, of_engine
 from penstock.scheduling import live
+from penstock.scheduling.models import means
 from penstock.store.store import Store, Tx
 from penstock.tenancy import accounts
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from penstock.base.models import any_means
 from penstock.cost.spec import CPUS, GPUS, MEMORY
+from penstock.scheduling.models import any_means
 from penstock.scheduling.spec import Flavor, Setup
 
 _MILLI = 1000

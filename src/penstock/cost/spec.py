@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from penstock.base.models import means, words
+from penstock.scheduling.models import means, words
 
 CPUS = "cpus"  # cores
 MEMORY = "memory_bytes"

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from penstock.base.models import any_means
 from penstock.engines.slurm.accounts import ROOT, Accounting, Key, Kind, limit, nameable
+from penstock.scheduling.models import any_means
 from penstock.scheduling.spec import Cohort, Flavor, Queue, Quotas, Setup
 
 MIB = 1 << 20

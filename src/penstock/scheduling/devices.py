@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from penstock.base.models import any_means
+from penstock.scheduling.models import any_means
 
 WHOLE = 1000  # thousandths of a GPU
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penstock.base.models import any_means
 from penstock.scheduling.devices import share_gpus
+from penstock.scheduling.models import any_means
 
 if TYPE_CHECKING:
     from penstock.scheduling.pool import Pool

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from penstock.base.models import means
 from penstock.base.quantities import format_duration
 from penstock.base.reasons import Reason
+from penstock.scheduling.models import means
 from penstock.scheduling.possible import could_hold
 from penstock.scheduling.rights import forbidden, usable
 from penstock.scheduling.state import Ask, Part, Wait, Workload

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import or_
 
-from penstock.base.models import any_means
 from penstock.scheduling.booking import Placed
 from penstock.scheduling.masks import bits
+from penstock.scheduling.models import any_means
 from penstock.scheduling.possible import capacity, could_place
 from penstock.scheduling.state import Ask, Gpu, NodeState, Part, Share, Workload
 from penstock.scheduling.topology import Domains

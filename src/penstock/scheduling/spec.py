@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.base.errors import InvalidInput, Problem
-from penstock.base.models import any_means
 from penstock.base.quantities import format_memory
 from penstock.documents import Path, bounded, read, show, summary, validate
 from penstock.scheduling.forms import FORMS, PolicyForm
+from penstock.scheduling.models import any_means
 from penstock.scheduling.state import Gpu, Policy, Reservation
 
 RESOURCES = ("gpus", "cpus", "memory")  # memory in bytes, cpus in cores

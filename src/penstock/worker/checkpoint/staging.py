@@ -43,9 +43,12 @@ class Share:
 
 
 class _Front:
-    """How far the copy is without a gap. The writer may begin at half of it: it then takes little from the rest."""
+    """How far the copy is without a gap. With cores to spare the writer may begin at half of it: it then takes little from the
+    rest; a copy that has one core, beside other ranks with theirs, would wait for it.
+    """
 
-    def __init__(self, shares: Sequence[Share], staged: Staged) -> None:
+    def __init__(self, shares: Sequence[Share], staged: Staged, *, spare: bool) -> None:
+        self.spare = spare
         self.shares = shares
         self.staged = staged
         self.here = [False] * len(shares)
@@ -59,7 +62,7 @@ class _Front:
                 self.next += 1
             if self.next:
                 self.staged.reach(self.shares[self.next - 1].end)
-            if self.next * 2 >= len(self.here):
+            if self.spare and self.next * 2 >= len(self.here):
                 self.staged.begin()
 
 
@@ -108,7 +111,7 @@ class Staging:
 
     def _copy_here(self, tensors: Sequence[torch.Tensor], staged: Staged) -> None:
         """Each thread takes the next share until none is left, so that a core that is slowed down holds nobody up."""
-        front = _Front(self._shares, staged)
+        front = _Front(self._shares, staged, spare=self._threads > 1)
         shares = iter(self._shares)
 
         @torch.no_grad()

@@ -64,6 +64,7 @@ class Ports:
     http: int
     grpc: int
     metrics: int
+    host: str = "127.0.0.1"  # the address to listen at; 0.0.0.0 where the gateway is on another machine
 
 
 @dataclass(frozen=True, slots=True)

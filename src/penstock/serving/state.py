@@ -124,3 +124,55 @@ class Agreement:
     failed: int = 0  # the shadow answered with an error where the stable one did not
     slower_s: float = 0.0  # summed difference of latencies
     examples: tuple[Mapping[str, object], ...] = ()  # bounded: request, both answers, what differs
+
+
+# -- what rollout.py is asked, and what it answers (services' reconcile keeps both in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Of one version: so many replicas, and of WHOLE requests so many, and as copies so many."""
+
+    replicas: int
+    weight: int = 0
+    mirror: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSeen:
+    """``rollout.decide(spec.rollout, seen, now)`` is asked about once a second and at every change. ``wanted``: replicas of
+    the whole service. ``counts`` and ``agreement`` are since their source began: what they were at a step's beginning is in
+    ``memory``, which the planner wrote itself (plain JSON). ``failures``: replicas of the candidate, in a row, that never
+    became ready. ``asked``: "promote" or "rollback", by a person, until it is done.
+    """
+
+    stable: int
+    candidate: int
+    phase: RolloutPhase
+    step: int
+    since: float
+    wanted: int
+    ready: Mapping[int, int] = field(default_factory=dict)
+    counts: Mapping[int, Counts] = field(default_factory=dict)
+    agreement: Agreement | None = None
+    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of the replicas' own metrics pages
+    failures: int = 0
+    asked: str = ""
+    memory: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutDecision:
+    """``wants`` names both versions while both live. ``evidence``: entries to add, plain JSON, each with ``at``, ``step``,
+    ``what`` and what was compared. ``reason``: a base.reasons.Reason to tell of; "" for none.
+    """
+
+    phase: RolloutPhase
+    step: int
+    since: float
+    wants: Mapping[int, Want]
+    memory: Mapping[str, object] = field(default_factory=dict)
+    evidence: tuple[Mapping[str, object], ...] = ()
+    reason: str = ""
+    message: str = ""
+    again_s: float = 1.0

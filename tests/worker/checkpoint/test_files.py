@@ -22,7 +22,7 @@ from penstock.worker.checkpoint.layout import PAGE, SIZES, Box, make_layout
 from penstock.worker.checkpoint.reading import Want, read_files
 from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import DTYPES, place
-from penstock.worker.checkpoint.writing import Staged, gathered, whole, write_shard
+from penstock.worker.checkpoint.writing import gathered, spoilt, whole, write_shard
 
 CHUNK = 2 * PAGE
 
@@ -51,17 +51,13 @@ def test_what_is_written_is_there(tmp_path_factory: pytest.TempPathFactory, piec
 def test_a_buffer_goes_to_the_disk_from_where_it_is(tmp_path: Path) -> None:
     buffer = memory.aligned(5 * CHUNK + 100)
     buffer[:] = np.random.default_rng(0).integers(0, 256, len(buffer), dtype=np.uint8)
-    staged = Staged()
-    staged.done()
-    write_shard(str(tmp_path / "f"), whole(buffer, 5 * CHUNK + 100, staged), CHUNK)
+    write_shard(str(tmp_path / "f"), whole(buffer, 5 * CHUNK + 100), CHUNK)
     assert (tmp_path / "f").read_bytes() == buffer[: 5 * CHUNK + 100].tobytes()
 
 
 def test_a_copy_that_fails_fails_the_write(tmp_path: Path) -> None:
-    staged = Staged()
-    staged.fail(ValueError("gone"))
     with pytest.raises(RuntimeError, match="staging"):
-        write_shard(str(tmp_path / "f"), whole(memory.aligned(CHUNK), CHUNK, staged), CHUNK)
+        write_shard(str(tmp_path / "f"), spoilt(CHUNK, ValueError("gone")), CHUNK)
 
 
 @pytest.mark.parametrize("staging", [True, False])
@@ -76,9 +72,9 @@ def test_safetensors_reads_every_type(tmp_path: Path, staging: bool) -> None:
     header = layout.header({"step": "5"})
     local = [item.local for item in placed]
     if staging:
-        buffer, staged = Staging(layout, pinned=False), Staged()
-        buffer.copy(local, header, staged)
-        source = buffer.source(staged)
+        buffer = Staging(layout, pinned=False)
+        buffer.copy(local, header)
+        source = buffer.source()
     else:
         source = streamed(layout, local, header)
     write_shard(str(tmp_path / "f.safetensors"), source, CHUNK)

@@ -45,7 +45,7 @@ from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import Placed, written_here
 from penstock.worker.checkpoint.tiers import candidates, fetch, newest_first, place
 from penstock.worker.checkpoint.upkeep import Shelf
-from penstock.worker.checkpoint.writing import Pace, Source, Staged
+from penstock.worker.checkpoint.writing import Pace, Source, spoilt
 from penstock.worker.report import tell
 
 _COPIERS = 8  # threads of the copy: more do not make memory faster
@@ -337,11 +337,15 @@ class Checkpointer:
             self._flight = self._thread.submit(self._write, ticket, source, layout, (own, shared), began)
             self._settle(strict=False, block=True)
         else:
-            staged = Staged()
-            source = staging.source(staged)
-            self._flight = self._thread.submit(self._write, ticket, source, layout, (own, shared), began)
-            with torch.no_grad():
-                staging.copy(tensors, header, staged)
+            source = staging.source()
+            try:
+                with torch.no_grad():
+                    staging.copy(tensors, header)
+            except BaseException as error:
+                source = spoilt(layout.size, error)
+                raise
+            finally:
+                self._flight = self._thread.submit(self._write, ticket, source, layout, (own, shared), began)
         self.figures.stall_s = time.monotonic() - began
         size = {"bytes": layout.size, "interval_s": self._interval if self._every_steps is None else None}
         stalled = {"began": at, "stall_s": self.figures.stall_s, "why": why}
@@ -370,8 +374,6 @@ class Checkpointer:
         began: float,
     ) -> None:
         """In the background: this rank's part, and on rank 0 the commit and what follows it."""
-        if source.staged is not None:
-            source.staged.wait_begin()  # until then the interpreter is the loop's alone, which waits for its copy
         if self._nodes is not None:
             self._write_apart(self._nodes, ticket, source, layout, states, began)
             return

@@ -51,7 +51,7 @@ from penstock.worker.checkpoint.reading import read_files
 from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import DTYPES, dtype_name, place
 from penstock.worker.checkpoint.upkeep import Shelf, latest
-from penstock.worker.checkpoint.writing import Pace, Staged
+from penstock.worker.checkpoint.writing import Pace
 
 
 class Writer(StorageWriter):
@@ -278,7 +278,7 @@ class Stager:
         if self._staging is None or self._staging.layout.boxes != boxes:
             self.close()
             self._staging = Staging(make_layout("", boxes), any(tensor.is_cuda for tensor in found))
-        self._staging.copy([item.local for item, _ in placed], b"", Staged())
+        self._staging.copy([item.local for item, _ in placed], b"")
         copies = {
             id(tensor): _like(tensor, torch.empty_like(item.local, device="cpu") if view is None else view)
             for (item, tensor), view in zip(placed, self._staging.views, strict=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -28,42 +27,7 @@ from penstock.worker.checkpoint.pacing import Throttle
 
 CHUNK: Final = 4 << 20
 _AT_ONCE: Final = 4  # chunks in one write: each return from the disk waits for its turn on a busy processor
-_FOLLOW: Final = 0.002  # seconds between two looks at how far the copy is
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
-
-
-class Staged:
-    """How many bytes of a buffer are in place. The copy moves it on; the writer waits for it to begin, then follows."""
-
-    def __init__(self) -> None:
-        self._reached = 0
-        self._error: BaseException | None = None
-        self._begun, self._over = threading.Event(), threading.Event()
-
-    def reach(self, size: int) -> None:
-        self._reached = size
-
-    def begin(self) -> None:
-        """The writer may start: what is left of the copy stays ahead of it, and has little left to be held up in."""
-        self._begun.set()
-
-    def done(self) -> None:
-        self._over.set()
-        self._begun.set()
-
-    def fail(self, error: BaseException) -> None:
-        self._error = error
-        self.done()
-
-    def wait_begin(self) -> None:
-        self._begun.wait()
-
-    def wait(self, size: int) -> None:
-        self.wait_begin()
-        while self._reached < size and not self._over.wait(_FOLLOW):
-            pass
-        if self._error is not None:
-            raise RuntimeError("the copy into the staging buffer failed") from self._error
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +43,6 @@ class Source:
     """A file's bytes in order. ``room`` is how much of the last segment's memory may be read beyond ``size``."""
 
     segments: tuple[Segment, ...]
-    staged: Staged | None = None
     twice: bool = True  # whether its bytes can be had a second time, at no cost, to be hashed beside the write
 
     @property
@@ -87,9 +50,18 @@ class Source:
         return sum(segment.size for segment in self.segments)
 
 
-def whole(buffer: Bytes, size: int, staged: Staged | None = None) -> Source:
+def whole(buffer: Bytes, size: int) -> Source:
     """The first ``size`` bytes of an aligned buffer."""
-    return Source((Segment(size, lambda: buffer),), staged)
+    return Source((Segment(size, lambda: buffer),))
+
+
+def spoilt(size: int, error: BaseException) -> Source:
+    """Of a copy that failed: writing it fails too, so that the other ranks hear of it as of any other failure."""
+
+    def get() -> Bytes:
+        raise RuntimeError("the copy into the staging buffer failed") from error
+
+    return Source((Segment(size, get),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +123,6 @@ class _Job:
         worked = 0.0
         for start in range(0, self.size, self.block):
             end = min(start + self.block, self.size)
-            if self.source.staged is not None:
-                self.source.staged.wait(end)
             if pace.throttle is not None:
                 pace.throttle.pause(taken, worked, -(-(self.size - start) // self.block))
             if pace.bytes_per_s:

@@ -37,8 +37,8 @@ def until(what: Callable[[], Any], why: str, patience_s: float = PATIENCE_S) -> 
 class House:
     """A data folder that an unprivileged user can pass to, and the server on it, which may be killed and started again."""
 
-    def __init__(self, *flags: str, data_dir: str | None = None) -> None:
-        self.flags = flags
+    def __init__(self, *flags: str, data_dir: str | None = None, program: Sequence[str] = (PENSTOCK,)) -> None:
+        self.flags, self.program = flags, tuple(program)
         self.data_dir = data_dir or tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp")
         os.makedirs(self.data_dir, mode=0o755, exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
@@ -56,7 +56,7 @@ class House:
         server_file.unlink(missing_ok=True)
         with open(Path(self.data_dir) / "server.log", "ab") as log:
             self.process = subprocess.Popen(
-                [PENSTOCK, "up", "--data-dir", self.data_dir, "--port", "0", *self.flags, *flags],
+                [*self.program, "up", "--data-dir", self.data_dir, "--port", "0", *self.flags, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

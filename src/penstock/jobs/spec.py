@@ -42,6 +42,11 @@ def _hang_limit(value: Any) -> float:
     return found
 
 
+def _off(value: Any) -> Any:
+    """``off`` without quotes is False in YAML."""
+    return "off" if value is False else value
+
+
 HangLimit = Annotated[
     float,
     BeforeValidator(_hang_limit),
@@ -160,7 +165,7 @@ class JobSpec(_Part):
     crash_loop: int = Field(default=3, ge=0, le=1000)
     hang_limit: HangLimit | None = None
     on_hang: Literal["restart", "tell"] = "restart"
-    on_straggler: Literal["avoid", "tell"] = "tell"
+    on_straggler: Annotated[Literal["avoid", "tell", "off"], BeforeValidator(_off)] = "tell"
     depends_on: tuple[Dependency, ...] = Field(default=(), max_length=1000)
     array: Array | None = None
     interactive: bool = False

@@ -18,6 +18,7 @@ BUSY_BYTES = 256 << 10
 _INNERMOST = 8  # frames in which a wait is looked for
 _WAITS_IN = ("/torch/distributed/", "/torch/nn/parallel/", "/deepspeed/comm/", "/mpi4py/", "/horovod/")
 _WAITS_BY = frozenset({"_engine_run_backward", "synchronize", "all_reduce", "barrier", "all_gather", "broadcast"})
+_THROUGH = ("/torch/_ops.py", "/torch/utils/", "/torch/_dynamo/", "/torch/_compile.py")
 _ASLEEP = ("hrtimer_nanosleep", "do_nanosleep", "clock_nanosleep")
 _NAMED = 4
 
@@ -26,6 +27,12 @@ def waits(look: Look) -> bool:
     """Whether its stack is in a collective, or where ranks wait for one: the end of a backward pass, a synchronisation."""
     near = look.frames[:_INNERMOST]
     return any(any(part in frame.file for part in _WAITS_IN) or frame.name in _WAITS_BY for frame in near)
+
+
+def held(frames: Sequence[Frame]) -> bool:
+    """Whether a rank is at this moment within a collective's call, and not in what such a module has called in its turn."""
+    inner = next((frame for frame in frames if not any(part in frame.file for part in _THROUGH)), None)
+    return inner is not None and (any(part in inner.file for part in _WAITS_IN) or inner.name in _WAITS_BY)
 
 
 def working(look: Look) -> bool:

@@ -21,7 +21,7 @@ AUTO_LIMIT_S = 600.0  # of jobs that state none, at the least
 START_LIMIT_S = 600.0  # from a start to its first report, where the job states no longer limit
 WORKING_LIMIT_S = 600.0  # of ranks that are seen to work, though nothing is reported
 WORKING_LIMITS = 10.0
-_POINTS = 4000  # the newest that are judged
+POINTS = 4000  # the newest that are judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def limit_s(policy: Policy, pace: Pace) -> float:
 
 def pace(points: Sequence[Point], lives: Sequence[float]) -> Pace:
     """``lives``: when each began. A pause over which a restart lies is no pause of the training's."""
-    newest = sorted(points, key=lambda point: point.at)[-_POINTS:]
+    newest = sorted(points, key=lambda point: point.at)[-POINTS:]
     longest = max((after - before for before, after in _pauses([p.at for p in newest], lives)), default=0.0)
     steps = [point for point in newest if point.step is not None]
     if not steps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from penstock.training.dumps import load
 
 MARK = "penstock-probe "
 _FRAMES = 60
+_INNERMOST = 8  # of a sample
 _PATIENCE_S = 6.0  # for one stack
 _DUMP_BYTES = 16 << 20
 _DUMP_S = 3.0
@@ -196,6 +198,25 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
     return {"ranks": told}
 
 
+def sample(asked: dict[str, Any]) -> dict[str, Any]:
+    """Each of the ranks asked for, at ``count`` moments spread by chance over ``for_s``: its state and innermost frames."""
+    found = {rank: pid for rank, pid in ranks(asked["attempt"], _children()).items() if rank in asked["ranks"]}
+    told: dict[int, list[Any]] = {rank: [] for rank in found}
+    spy = _spy(asked.get("spies", []))
+    end = time.monotonic() + asked["for_s"]
+    for left in range(asked["count"], 0, -1):
+        time.sleep(max(0.0, end - time.monotonic()) / left * random.uniform(0.2, 1.8))
+        for rank, pid in found.items():
+            fields = _stat(pid)
+            frames, why = _stack(spy, pid) if fields else ([], "")
+            if fields and (frames or not spy or "not permitted" in why):
+                told[rank].append([fields[0].decode(), frames[:_INNERMOST]])
+            spy = "" if "not permitted" in why else spy
+        if time.monotonic() > end:
+            break
+    return {"ranks": told}
+
+
 def end(asked: dict[str, Any]) -> dict[str, Any]:
     """SIGKILL to the ranks named as ``first``; to those of ``all`` too that are still there ``wait_s`` later.
 
@@ -225,7 +246,7 @@ def _is(pid: int, start: int) -> bool:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    answer = look(asked) if asked["op"] == "look" else end(asked)
+    answer = {"look": look, "sample": sample, "end": end}[asked["op"]](asked)
     print("\n" + MARK + json.dumps(answer), flush=True)
 
 

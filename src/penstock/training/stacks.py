@@ -17,6 +17,7 @@ from penstock.base.text import one_line
 from penstock.engines.spec import Engine, SessionRequest
 from penstock.training import flight
 from penstock.training.state import Flight, Frame, Look
+from penstock.training.waiting import Sample
 
 LOOK_S = 30.0  # for one node's answer
 AT_ONCE = 16  # sessions
@@ -81,6 +82,41 @@ async def look(place: Place, *, with_flight: bool = True) -> Seen:
     return Seen(tuple(looks[rank] for rank in sorted(looks)), flight.gather(dumps.items()), silent)
 
 
+async def sample(place: Place, count: int, for_s: float) -> dict[int, list[Sample]]:
+    """Every rank at ``count`` moments within ``for_s``; those that could be seen."""
+    orders = {
+        node: {
+            "op": "sample", "attempt": place.attempt_id, "count": count, "for_s": for_s, "spies": _spies(),
+            "ranks": [rank for rank in range(place.world) if place.node_of(rank) == node],
+        }
+        for node in place.nodes
+    }  # fmt: skip
+    found: dict[int, list[Sample]] = {}
+    for node, answer in await _ask_all(place, orders):
+        told = answer.get("ranks") if isinstance(answer, dict) else None
+        for rank, samples in told.items() if isinstance(told, Mapping) else ():
+            if str(rank).isdigit() and place.node_of(int(rank)) == node:
+                found[int(rank)] = _samples(samples, count)
+    return found
+
+
+def _samples(told: object, most: int) -> list[Sample]:
+    """From the job's own user: what is none is left out."""
+    found = []
+    for each in told[:most] if isinstance(told, list) else ():
+        try:
+            state, frames = each
+            found.append(Sample(str(state)[:1], tuple(_frame(frame) for frame in frames[:8])))
+        except (TypeError, ValueError):
+            continue
+    return found
+
+
+def _frame(told: Sequence[Any]) -> Frame:
+    name, file, line = told
+    return Frame(one_line(str(name)), one_line(str(file), 500), int(line))
+
+
 async def end(place: Place, looks: Sequence[Look], first: Iterable[int]) -> int:
     """SIGKILL to the ranks named ``first``, then to whatever of the others is left; how many processes were ended."""
     named = set(first)
@@ -105,7 +141,7 @@ async def _ask_all(place: Place, orders: Mapping[str, Mapping[str, Any]]) -> lis
             try:
                 return node, await _ask(place, node, asked)
             except TimeoutError:
-                return node, f"{node} did not answer within {LOOK_S:.0f} s"
+                return node, f"{node} did not answer in time"
             except (PenstockError, OSError) as error:
                 return node, f"{node}: {one_line(str(error))}"
 
@@ -114,7 +150,7 @@ async def _ask_all(place: Place, orders: Mapping[str, Mapping[str, Any]]) -> lis
 
 async def _ask(place: Place, node: str, asked: Mapping[str, Any]) -> dict[str, Any] | str:
     words = ("/bin/sh", "-c", _PYTHON, "sh", _program(), json.dumps(asked))
-    async with asyncio.timeout(LOOK_S):
+    async with asyncio.timeout(LOOK_S + asked.get("for_s", 0.0)):
         session = await place.engine.session(place.attempt_id, place.run_dir, SessionRequest(words, node=node))
         try:
             await session.close_input()
@@ -155,9 +191,7 @@ def _look(told: object, place: Place) -> Look | None:
     try:
         rank = int(told["rank"])
         node = place.node_of(rank)
-        frames = tuple(
-            Frame(one_line(str(n)), one_line(str(f), 500), int(line)) for n, f, line in list(told["frames"])[:60]
-        )
+        frames = tuple(_frame(frame) for frame in list(told["frames"])[:60])
         one = Look(
             rank, node, int(told["pid"]), int(told["start"]), str(told["state"])[:1], one_line(str(told["wait"]))[:60],
             float(told["cpu"]), int(told["io"]), frames, bool(told["moved"]), one_line(str(told["why_no_stack"]))[:200],

@@ -31,6 +31,9 @@ class Straggler:
         times = f"{self.slower:.2f} times as long as its peers"
         return f"rank {self.rank} on {node} has worked {times} on each of its last steps ({self.steps} were looked at)"
 
+    def data(self) -> dict[str, float | int | str]:
+        return {"rank": self.rank, "slower": round(self.slower, 3), "steps": self.steps, "by": METRIC}
+
 
 def times(points: Iterable[Mapping[str, Any]], born: float) -> dict[int, dict[int, float]]:
     """``busy_s`` by step and rank, of reports since ``born``."""

@@ -23,10 +23,12 @@ from penstock.jobs import running
 from penstock.jobs.running import Key, Running
 from penstock.jobs.view import Memory
 from penstock.store.store import Store, Tx
-from penstock.training import culprit, findings, plan, stacks, straggler
+from penstock.training import culprit, findings, plan, sampling, stacks, straggler, waiting
 from penstock.training.plan import Answer, Means, Policy, Verdict
+from penstock.training.sampling import Sampled, Sampler
 from penstock.training.state import Clue, Evidence, Point
 from penstock.training.straggler import Straggler
+from penstock.training.waiting import Awaited
 
 log = logging.getLogger("penstock.training")
 EVERY_S = 1.0
@@ -36,6 +38,7 @@ AGAIN_S = 5.0  # the first wait after ranks were seen to work, and where a look 
 AGAIN_LIMIT_S = 60.0
 YOUNG_S = 5.0
 MEETING_S = 0.05  # between two jobs whose reports are read for the first time
+SAMPLE_MEETING_S = 2.0  # likewise, whose ranks are sampled for the first time
 SURE = frozenset({Clue.STOPPED, Clue.FLIGHT})
 RESTARTS_IN_PLACE = frozenset({"torchrun", "accelerate"})
 MUTE_LIMIT_S = 1800.0  # of several ranks that report nothing and state no limit
@@ -55,6 +58,7 @@ class Watched:
     told_at: float | None = None  # its hang was told of, and nothing more is done about it
     compare_at: float = 0.0  # its ranks' own work, with each other's
     slow: frozenset[int] = frozenset()  # ranks that straggle
+    sampled: Sampled = field(default_factory=lambda: Sampled(math.inf))
 
 
 @dataclass(slots=True)
@@ -71,6 +75,8 @@ class TrainingWatch:
     counts: dict[str, int] = field(default_factory=dict)
     _running: Mapping[Key, Running] = field(default_factory=dict)
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
+    _sampling: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
+    _sampler: Sampler | None = None
 
     async def reconcile(self, _key: object) -> float:
         """For the loop: again after so many seconds."""
@@ -102,6 +108,9 @@ class TrainingWatch:
             elif now >= watched.due and key not in self._tasks:
                 task = self._tasks[key] = asyncio.ensure_future(self._closer(watched))
                 task.add_done_callback(partial(self._done, key))
+            elif now >= watched.sampled.due and key not in self._sampling and self._sampled(one):
+                task = self._sampling[key] = asyncio.ensure_future(self._sample(watched))
+                task.add_done_callback(partial(self._done, key))
 
     def _reported(self, one: Running) -> float:
         """When the job's last report was made, as its engine passed it on."""
@@ -114,10 +123,13 @@ class TrainingWatch:
         young = now - one.started_at < YOUNG_S
         due = one.started_at + policy.floor_s if young else now + MEETING_S * len(self.watched)
         made = self.watched[one.key] = Watched(one, policy, one.started_at, due, policy.floor_s)
+        made.sampled.due = max(one.started_at + sampling.FIRST_S, now + SAMPLE_MEETING_S * len(self.watched))
         return made
 
     def _done(self, key: Key, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(key, None)
+        for tasks in (self._tasks, self._sampling):
+            if tasks.get(key) is task:
+                del tasks[key]
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.warning("a look at job %s failed: %s", key[0], error, exc_info=error)
@@ -138,19 +150,34 @@ class TrainingWatch:
         points = await engine.logs(one.run_dir).progress()
         born = max(await self.store.read(lambda conn: running.lives(conn, one, (Reason.RankHung,))))
         busy = straggler.times(points, born)
-        found = straggler.find(busy, len(one.nodes) * one.spec.procs, watched.slow)
-        slow = frozenset(each.rank for each in found)
+        await self._slow_now(watched, straggler.find(busy, len(one.nodes) * one.spec.procs, watched.slow))
+
+    def _sampled(self, one: Running) -> bool:
+        return sampling.wanted(one, self.progress.get(one.job_id) or {})
+
+    async def _sample(self, watched: Watched) -> None:
+        engine = self.engines.find(watched.one.engine)
+        watched.sampled.due = self.store.clock() + sampling.EVERY_S
+        if engine is None or engine.unknown_since is not None:
+            return
+        if self._sampler is None:
+            self._sampler = sampling.Sampler(self.progress)
+        if await self._sampler.look(engine, watched.one, watched.sampled, self.store.clock()):
+            await self._slow_now(watched, waiting.find(watched.sampled.looks, watched.slow))
+
+    async def _slow_now(self, watched: Watched, found: Sequence[Straggler | Awaited]) -> None:
+        one, slow = watched.one, frozenset(each.rank for each in found)
         if slow != watched.slow:
             began = [each for each in found if each.rank not in watched.slow]
             await self.store.write(lambda tx: self._compared_anew(tx, one, began, sorted(watched.slow - slow)))
             watched.slow = slow
 
-    def _compared_anew(self, tx: Tx, one: Running, began: Sequence[Straggler], ended: Sequence[int]) -> None:
+    def _compared_anew(self, tx: Tx, one: Running, began: Sequence[Straggler | Awaited], ended: Sequence[int]) -> None:
         self.fence(tx)
         for each in began:
             node = one.nodes[each.rank // one.spec.procs]
             words = each.words(node)
-            data = {"rank": each.rank, "node": node, "slower": round(each.slower, 3), "steps": each.steps}
+            data = {**each.data(), "node": node}
             if running.tell(tx, one, Reason.Straggling, words, data) and one.spec.on_straggler == "avoid":
                 running.avoid(tx, one, node, words)
         for rank in ended:

@@ -1,0 +1,202 @@
+"""The service curve: what one replica does at each concurrency, and so how much of it an objective allows.
+
+It comes from measured batches (``fit``), from points measured at fixed concurrencies, or, when nobody measured anything,
+from the gateway's counters while the service works (``learned``). Beyond what was measured nothing is promised: no more
+throughput, and times that grow with the concurrency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+from penstock.serving.spec import Objective
+
+UNKNOWN = 2.0  # requests at once in one replica, as long as nothing at all is known of it
+SLOWER = 3.0  # without an objective an answer may take so many times what it takes a replica that is alone with it
+MOST_POINTS = 64
+_SHARE = 0.2  # of a new measurement, in what was learned before
+_BUSY = 0.5  # below so many requests in a replica its throughput says nothing about it
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """At ``concurrency`` requests in a replica: answers a second, and seconds that 95 of 100 requests stay below."""
+
+    concurrency: float
+    throughput: float
+    p95: float | None = None
+    ttft: float | None = None
+    tpot: float | None = None
+
+    def holds(self, objective: Objective) -> bool:
+        wanted = ((self.p95, objective.p95), (self.ttft, objective.ttft), (self.tpot, objective.tpot))
+        return all(limit is None or took is None or took <= limit for took, limit in wanted)
+
+    def times(self, factor: float) -> Point:
+        """The same throughput at ``factor`` times the concurrency: all wait longer."""
+        slower = (None if one is None else one * factor for one in (self.p95, self.ttft, self.tpot))
+        return Point(self.concurrency * factor, self.throughput, *slower)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points by concurrency, ascending; ``cold_start``: seconds from asking for a replica to its first answer."""
+
+    points: tuple[Point, ...] = ()
+    cold_start: float = 30.0
+    source: Literal["measured", "learned", "assumed"] = "assumed"
+
+    def at(self, concurrency: float) -> Point:
+        """Linear between two points. Below the first: a replica with less to do does proportionally less."""
+        if not self.points:
+            return Point(concurrency, concurrency)
+        first, last = self.points[0], self.points[-1]
+        if concurrency <= first.concurrency:
+            return replace(
+                first, concurrency=concurrency, throughput=first.throughput * concurrency / first.concurrency
+            )
+        if concurrency >= last.concurrency:
+            return last.times(concurrency / last.concurrency)
+        high = next(i for i, point in enumerate(self.points) if point.concurrency >= concurrency)
+        return _between(self.points[high - 1], self.points[high], concurrency)
+
+    def allows(self, objective: Objective) -> Point | None:
+        """The point of the highest concurrency at which the objective holds; None where it holds at none that was measured.
+
+        Without an objective: at which answers take at most ``SLOWER`` times what the first point's take.
+        """
+        if not self.points:
+            return None
+        if objective.p95 is None and objective.ttft is None and objective.tpot is None:
+            if (alone := self.points[0].p95) is None:
+                return max(self.points, key=lambda point: (point.throughput, -point.concurrency))
+            objective = Objective(p95=alone * SLOWER)
+        good = 0
+        while good < len(self.points) and self.points[good].holds(objective):
+            good += 1
+        if good == 0:
+            return None
+        low = self.points[good - 1]
+        high = self.points[good] if good < len(self.points) else low.times(4.0)
+        return _last_that_holds(low, high, objective)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "cold_start": self.cold_start,
+            "points": [
+                {name: value for name in Point.__slots__ if (value := getattr(point, name)) is not None}
+                for point in self.points
+            ],
+        }
+
+
+def _between(low: Point, high: Point, concurrency: float) -> Point:
+    part = (concurrency - low.concurrency) / (high.concurrency - low.concurrency)
+
+    def mix(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else a + (b - a) * part
+
+    rate = low.throughput + (high.throughput - low.throughput) * part
+    return Point(concurrency, rate, mix(low.p95, high.p95), mix(low.ttft, high.ttft), mix(low.tpot, high.tpot))
+
+
+def _last_that_holds(low: Point, high: Point, objective: Objective) -> Point:
+    """Between one that holds and one that may not, by halving."""
+    if high.holds(objective):
+        return high
+    good, bad = low.concurrency, high.concurrency
+    for _ in range(30):
+        middle = (good + bad) / 2
+        if _between(low, high, middle).holds(objective):
+            good = middle
+        else:
+            bad = middle
+    return low if good == low.concurrency else _between(low, high, good)
+
+
+def curve_of(body: Mapping[str, Any]) -> Curve:
+    """What ``Curve.to_dict`` wrote, or a person. Every fault is a ValueError that says where it is."""
+    points = []
+    rows = body.get("points")
+    if not isinstance(rows, list) or not rows or len(rows) > MOST_POINTS:
+        raise ValueError(f"points: must be a list of 1 to {MOST_POINTS} points")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not set(row) <= set(Point.__slots__):
+            raise ValueError(f"points.{number}: holds {', '.join(Point.__slots__)} and nothing else")
+        values = {name: _positive(value, f"points.{number}.{name}") for name, value in row.items()}
+        if missing := {"concurrency", "throughput"} - set(values):
+            raise ValueError(f"points.{number}: has no {' and no '.join(sorted(missing))}")
+        points.append(Point(**values))
+    if any(a.concurrency >= b.concurrency for a, b in pairwise(points)):
+        raise ValueError("points: concurrency must rise from each to the next")
+    source = body.get("source", "measured")
+    if source not in ("measured", "learned", "assumed"):
+        raise ValueError("source: is measured, learned or assumed")
+    return Curve(tuple(points), _positive(body.get("cold_start", 30.0), "cold_start"), source)
+
+
+def _positive(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{where}: must be a number above zero")
+    return float(value)
+
+
+def fit(batches: Mapping[int, Sequence[float]], cold_start: float = 30.0) -> Curve:
+    """From seconds that batches of each size took. Larger batches take no less (neighbours that say so are averaged).
+
+    A request that finds a batch being computed waits for it, on the mean half of it, then is computed itself: 95 of 100
+    stay below 1.95 batches. One that is alone waits for nobody.
+    """
+    sizes = sorted(size for size, took in batches.items() if size > 0 and took)
+    groups: list[tuple[float, int]] = []  # mean seconds, how many sizes
+    for size in sizes:
+        took = sorted(batches[size])
+        mean, count = took[len(took) // 2], 1
+        while groups and groups[-1][0] > mean:
+            before, many = groups.pop()
+            mean, count = (before * many + mean * count) / (many + count), many + count
+        groups.append((mean, count))
+    seconds = [mean for mean, count in groups for _ in range(count)]
+    points = tuple(
+        Point(float(size), size / took, took if size == 1 else 1.95 * took)
+        for size, took in zip(sizes, seconds, strict=True)
+        if took > 0
+    )
+    return Curve(points, cold_start, "measured")
+
+
+def learned(curve: Curve, looks: Iterable[Point]) -> Curve:
+    """``curve`` after what was seen of replicas at work. What somebody measured stays as it is."""
+    if curve.source == "measured":
+        return curve
+    points = {_step(point.concurrency): point for point in curve.points}
+    for look in looks:
+        if look.concurrency < _BUSY or look.throughput <= 0:
+            continue
+        step = _step(look.concurrency)
+        known = points.get(step)
+        points[step] = look if known is None else _blended(known, look)
+    return Curve(tuple(points[step] for step in sorted(points)), curve.cold_start, "learned" if points else "assumed")
+
+
+def _step(concurrency: float) -> int:
+    """Two points for each doubling."""
+    return max(-2, min(MOST_POINTS - 3, round(2 * math.log2(max(concurrency, 1e-9)))))
+
+
+def _blended(known: Point, look: Point) -> Point:
+    def mix(a: float | None, b: float | None) -> float | None:
+        return b if a is None else a if b is None else a + (b - a) * _SHARE
+
+    return Point(
+        known.concurrency + (look.concurrency - known.concurrency) * _SHARE,
+        known.throughput + (look.throughput - known.throughput) * _SHARE,
+        mix(known.p95, look.p95),
+        mix(known.ttft, look.ttft),
+        mix(known.tpot, look.tpot),
+    )

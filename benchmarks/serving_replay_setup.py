@@ -9,7 +9,9 @@ Cold start 60 s: 45 s is what a real vLLM took to be ready with a model of no si
 Objective: 95 of 100 first tokens within 20 s. Of Mooncake's prompts the longest 5% take 9.2 s on a replica that is alone
 with them, so less than 10 s no number of replicas would hold; 20 s is twice that. (Mooncake's paper has 30 s for it.)
 
-Each policy begins with what the first minute's rate needs by the curve, and has 1 to 32 replicas. ``FIRST`` are the
+Each policy begins with what the first minute's rate needs by the curve, and has 1 to 32 replicas; none goes below its
+beginning within that minute, in which the windows that it looks at fill (without this, KPA's and HPA's empty windows took
+both to one replica at once). ``FIRST`` are the
 planner's parameters as first written, from which tuning began.
 """
 

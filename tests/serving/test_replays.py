@@ -140,14 +140,21 @@ class Scripted:
         self._wanted = wanted
 
     def wanted(self, seen: Seen, now: float) -> int:
-        return self._wanted[min(int(now), len(self._wanted) - 1)]
+        """As the script says from the second 100 on."""
+        return self._wanted[max(0, min(int(now) - 100, len(self._wanted) - 1))]
 
 
 def test_a_replica_that_goes_answers_what_it_has_and_is_paid_until_then() -> None:
     world = World(lambda: CurveMachine(ONE), 2.0, Objective(), 2)
-    found = Run(_trace(0.5, 0.5, 0.5, 0.5), Scripted(2, 1, 2), world).run()
+    found = Run(_trace(100.5, 100.5, 100.5, 100.5), Scripted(2, 1, 2), world).run()
     assert len(found.latency) == 4
     assert (found.changes, found.reversals, found.most) == (2, 1, 2)
+
+
+def test_nobody_goes_below_its_beginning_while_its_windows_fill() -> None:
+    world = World(lambda: CurveMachine(ONE), 2.0, Objective(), 3)
+    found = Run(_trace(0, 70), Fixed(1), world).run()
+    assert found.wanted[59:61] == [3, 1]
 
 
 CONFIG = Autoscaling(min=1, max=50, concurrency=10.0)  # a target of 7

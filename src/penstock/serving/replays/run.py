@@ -21,6 +21,7 @@ from penstock.serving.replays.traces import Trace
 from penstock.serving.spec import Objective
 
 RECENT_S = 60  # of which the policy is told the P95
+FILLING_S = 60  # nobody goes below what it began with before the policies' windows are full
 PATIENCE_S = 86400.0  # after the last arrival; a policy that leaves requests without a replica ends there
 _BOUNDS = tuple(0.001 * 1.08**i for i in range(220))  # seconds, to over 6 hours
 
@@ -209,7 +210,8 @@ class Run:
         self._arrived = 0
         for recent in self._recent.values():
             recent.tick()
-        self._scale(self._policy.wanted(seen, now), now)
+        wanted = self._policy.wanted(seen, now)
+        self._scale(max(wanted, self._world.begin) if now < FILLING_S else wanted, now)
         out.wanted.append(self._wanted)
 
     def _scale(self, wanted: int, now: float) -> None:

@@ -3,11 +3,12 @@
 TYPE_CHECKING = False  # as typing has it, without importing typing
 if TYPE_CHECKING:
     from penstock.client.client import Client
+    from penstock.worker import export
     from penstock.worker.checkpoint import public as checkpoint
     from penstock.worker.data import public as data
     from penstock.worker.report import report
 
-__all__ = ["Client", "checkpoint", "data", "report"]
+__all__ = ["Client", "checkpoint", "data", "export", "report"]
 
 
 def __getattr__(name: str) -> object:
@@ -23,6 +24,8 @@ def __getattr__(name: str) -> object:
         from penstock.worker.checkpoint import public as value
     elif name == "data":  # brings torch and litdata
         from penstock.worker.data import public as value
+    elif name == "export":  # brings torch and ONNX
+        from penstock.worker import export as value
     elif name == "report":
         from penstock.worker.report import report as value
     else:

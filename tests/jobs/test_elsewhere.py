@@ -154,6 +154,27 @@ def test_both_steps_of_a_requeue_may_come_at_once(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_with_fewer_nodes_it_runs_on_those_there_are_and_has_more_at_its_next_start(tmp_path: Path) -> None:
+    async def story(cluster: Cluster) -> None:
+        await cluster.run("other", resources={"cpus": 4})
+        await cluster.run("job", nodes=2, min_nodes=1, resources={"cpus": 4})
+        status = await cluster.status("job")
+        assert (status["phase"], len(status["nodes"])) == ("Running", 1)
+        cluster.clock.now += 10
+        cluster.c1.finish(await cluster.attempt_id("other"))
+        await cluster.settled()
+        assert len((await cluster.status("job"))["nodes"]) == 1  # nobody asks it to leave
+        cluster.c1.requeue(await cluster.attempt_id("job"))
+        await cluster.settled()
+        status = await cluster.status("job")
+        assert (status["phase"], status["restarts"], len(status["nodes"])) == ("Running", 1, 2)
+        assert (await cluster.usage())[await cluster.attempt_id("job")] == [
+            (4.0, NOON, NOON + 10), (4.0, NOON + 10, None), (4.0, NOON + 10, None),
+        ]  # fmt: skip
+
+    play(tmp_path, story)
+
+
 @pytest.mark.parametrize(
     ("queued_at", "until"),
     [(NOON + 100, 100), (None, 300), (NOON - 1, 300), (NOON + 301, 300)],

@@ -36,23 +36,47 @@ class Rendered:
     env: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large an attempt is, as text: its numbers, or what stands for them where only its nodes know (``Launch.least``).
+
+    ``world_info``: DeepSpeed's description of the nodes' devices; None: it is made from the groups.
+    """
+
+    nodes: str
+    world: str
+    world_info: str | None = None
+
+
+def size_of(launch: Launch) -> Size:
+    """Of one that has a place."""
+    return Size(str(len(launch.groups)), str(world_size(launch)))
+
+
 def render(
-    launch: Launch, group: RankGroup, *, rdzv_host: str, rdzv_port: int, shim: tuple[str, ...] | None
+    launch: Launch,
+    group: RankGroup,
+    *,
+    rdzv_host: str,
+    rdzv_port: int,
+    shim: tuple[str, ...] | None,
+    size: Size | None = None,
 ) -> Rendered:
     """One node's process: the launcher, or (``none``) the command itself, of which ``processes_per_node`` are started.
 
     With launcher ``none`` the shim stands before the command too, and the engine adds ``worker_env`` for each process.
     ``rdzv_host`` is node rank 0 as every node reaches it (127.0.0.1 when all run on one machine).
     """
+    size = size or size_of(launch)
     command = (*(shim or ()), *user_argv(launch.command))
-    env = node_env(launch, group, rdzv_host=rdzv_host, rdzv_port=rdzv_port)
+    env = node_env(launch, group, rdzv_host=rdzv_host, rdzv_port=rdzv_port, size=size)
     match effective_launcher(launch):
         case "torchrun":
-            argv, command = _torchrun(launch, group, rdzv_host, rdzv_port), _past_macros(command)
+            argv, command = _torchrun(launch, group, rdzv_host, rdzv_port, size), _past_macros(command)
         case "accelerate":
-            argv, command = _accelerate(launch, group, rdzv_host, rdzv_port), _past_macros(command)
+            argv, command = _accelerate(launch, group, rdzv_host, rdzv_port, size), _past_macros(command)
         case "deepspeed":
-            argv = _deepspeed(launch, group, rdzv_host, rdzv_port)
+            argv = _deepspeed(launch, group, rdzv_host, rdzv_port, size)
             env["LOCAL_WORLD_SIZE"] = str(launch.procs)  # its own name for this is LOCAL_SIZE
         case _:
             argv = ()
@@ -122,13 +146,20 @@ def device_env(group: RankGroup) -> dict[str, str]:
 
 
 def node_env(
-    launch: Launch, group: RankGroup, *, rdzv_host: str, rdzv_port: int, resume: bool | None = None
+    launch: Launch,
+    group: RankGroup,
+    *,
+    rdzv_host: str,
+    rdzv_port: int,
+    resume: bool | None = None,
+    size: Size | None = None,
 ) -> dict[str, str]:
     """Node-level variables, with the job's own: these win over PYTHONUNBUFFERED and OMP_NUM_THREADS, not over the rest.
 
     ``resume``: whether the checkpoint folder holds anything; None means "if this is not the first attempt".
     The engine adds PENSTOCK_REPORT_FD for every process that it starts.
     """
+    size = size or size_of(launch)
     endpoint = _endpoint(rdzv_host, rdzv_port)
     checkpoints = checkpoint_dir(launch)
     defaults = {
@@ -140,7 +171,7 @@ def node_env(
         "PENSTOCK_JOB_NAME": launch.job_name,
         "PENSTOCK_PROJECT": launch.project,
         "PENSTOCK_ATTEMPT": str(launch.attempt),
-        "PENSTOCK_NNODES": str(len(launch.groups)),
+        "PENSTOCK_NNODES": size.nodes,
         "PENSTOCK_NODE_RANK": str(group.node_rank),
         "PENSTOCK_NPROC": str(launch.procs),
         "PENSTOCK_NODE_NAME": group.node,
@@ -152,27 +183,29 @@ def node_env(
         "MASTER_PORT": str(rdzv_port),
         "NODE_RANK": str(group.node_rank),
     }
-    return defaults | dict(launch.env) | contract | _pet_env(launch, group, rdzv_host, endpoint)
+    return defaults | dict(launch.env) | contract | _pet_env(launch, group, rdzv_host, endpoint, size)
 
 
-def worker_env(launch: Launch, group: RankGroup, local_rank: int, *, rdzv_host: str, rdzv_port: int) -> dict[str, str]:
+def worker_env(
+    launch: Launch, group: RankGroup, local_rank: int, *, rdzv_host: str, rdzv_port: int, size: Size | None = None
+) -> dict[str, str]:
     """What torchrun would tell a rank (torch ``local_elastic_agent.py``), for processes that the engine starts itself.
 
     Empty for a world of one: a script that sees RANK would set up a process group that it does not need.
     """
-    world = world_size(launch)
-    if world == 1 or processes_per_node(launch) != launch.procs:
+    if world_size(launch) == 1 or processes_per_node(launch) != launch.procs:
         return {}
+    size = size or size_of(launch)
     rank = group.node_rank * launch.procs + local_rank
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
-        "WORLD_SIZE": str(world),
+        "WORLD_SIZE": size.world,
         "LOCAL_WORLD_SIZE": str(launch.procs),
         "GROUP_RANK": str(group.node_rank),
-        "GROUP_WORLD_SIZE": str(len(launch.groups)),
+        "GROUP_WORLD_SIZE": size.nodes,
         "ROLE_RANK": str(rank),
-        "ROLE_WORLD_SIZE": str(world),
+        "ROLE_WORLD_SIZE": size.world,
         "ROLE_NAME": "default",
         "MASTER_ADDR": rdzv_host,
         "MASTER_PORT": str(rdzv_port),
@@ -207,10 +240,10 @@ def _rdzv_conf(group: RankGroup) -> str:
     return f"is_host={int(group.node_rank == 0)},read_timeout={RDZV_READ_TIMEOUT_S}"
 
 
-def _pet_env(launch: Launch, group: RankGroup, rdzv_host: str, endpoint: str) -> dict[str, str]:
+def _pet_env(launch: Launch, group: RankGroup, rdzv_host: str, endpoint: str, size: Size) -> dict[str, str]:
     """torchrun reads ``PET_<FLAG>`` where a flag is not given (torch ``argparse_util.py``)."""
     env = {
-        "PET_NNODES": str(len(launch.groups)),
+        "PET_NNODES": size.nodes,
         "PET_NODE_RANK": str(group.node_rank),
         "PET_NPROC_PER_NODE": str(launch.procs),
         "PET_RDZV_BACKEND": "c10d",
@@ -229,12 +262,12 @@ def _pet_env(launch: Launch, group: RankGroup, rdzv_host: str, endpoint: str) ->
     return env
 
 
-def _torchrun(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int) -> tuple[str, ...]:
+def _torchrun(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int, size: Size) -> tuple[str, ...]:
     return (
         _interpreter(launch.command),
         "-m",
         "torch.distributed.run",
-        f"--nnodes={len(launch.groups)}",
+        f"--nnodes={size.nodes}",
         f"--nproc_per_node={launch.procs}",
         "--rdzv_backend=c10d",
         f"--rdzv_endpoint={_endpoint(rdzv_host, rdzv_port)}",
@@ -246,8 +279,7 @@ def _torchrun(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int) 
     )
 
 
-def _accelerate(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int) -> tuple[str, ...]:
-    world = world_size(launch)
+def _accelerate(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int, size: Size) -> tuple[str, ...]:
     many = (
         # "--multi_gpu" is accelerate's name for "through torch's elastic agent", with and without GPUs.
         "--multi_gpu",
@@ -260,17 +292,17 @@ def _accelerate(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int
         _interpreter(launch.command),
         "-m",
         "accelerate.commands.launch",
-        f"--num_processes={world}",
-        f"--num_machines={len(launch.groups)}",
+        f"--num_processes={size.world}",
+        f"--num_machines={size.nodes}",
         f"--machine_rank={group.node_rank}",
         f"--main_process_ip={rdzv_host}",
         f"--main_process_port={rdzv_port}",
-        *(many if world > 1 else ()),
+        *(many if world_size(launch) > 1 else ()),
         "--no_python",
     )
 
 
-def _deepspeed(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int) -> tuple[str, ...]:
+def _deepspeed(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int, size: Size) -> tuple[str, ...]:
     """What ``deepspeed --no_ssh`` starts on each node; started directly, it needs no hostfile and no GPU probe.
 
     It sets CUDA_VISIBLE_DEVICES to the device ids of its world description, one a rank; where ranks and GPUs are not
@@ -287,7 +319,7 @@ def _deepspeed(launch: Launch, group: RankGroup, rdzv_host: str, rdzv_port: int)
         "-u",
         "-m",
         "deepspeed.launcher.launch",
-        f"--world_info={described}",
+        f"--world_info={described if size.world_info is None else size.world_info}",
         f"--node_rank={group.node_rank}",
         f"--master_addr={rdzv_host}",
         f"--master_port={rdzv_port}",

@@ -59,7 +59,7 @@ class JobNeeds:
     procs: int
     nodes: int
     environment: Mapping[str, Any]
-    least: int = 0  # nodes that will do, where Penstock places it; 0: all
+    least: int = 0  # nodes that will do; 0: all
     interactive: bool = False
     cpus: float = 1.0  # on each node, as all below
     memory: int | None = None
@@ -108,6 +108,7 @@ class Launch:
     queue: str = ""
     priority: int = 0
     exclude_nodes: tuple[str, ...] = ()
+    least: int = 0  # so many of ``groups`` will do, and the engine takes as many as it can have; 0: all
     options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own, passed through: {"constraint": "a100"}
     array: tuple[str, int] | None = None  # of a task: the array's job id, and its index
 

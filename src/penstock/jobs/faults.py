@@ -95,13 +95,13 @@ def loop_of(row: Row[Any]) -> str:
 
 def others_enough(tx: Tx, row: Row[Any], engine: str | None = None) -> bool:
     """Whether there are as many nodes that take work, and that the job does not avoid, as it needs: else moving is in vain.
-    ``engine``: of that one alone, which schedules itself and is asked for all.
+    ``engine``: of that one alone.
     """
     row = submit.by_id(tx.conn, row.id) or row
     off = {one.node for one in avoided.load(row.avoided, tx.now)}
     nodes = [one for one in inventory.all_nodes(tx.conn) if engine in (None, one.engine) and one.name not in off]
     spec = JobSpec.model_validate_json(row.spec)
-    return sum(not inventory.closed_because(one) for one in nodes) >= (spec.least if engine is None else spec.nodes)
+    return sum(not inventory.closed_because(one) for one in nodes) >= spec.least
 
 
 def lost_nodes(tx: Tx, attempt: Row[Any], message: str) -> list[str]:

@@ -103,6 +103,7 @@ def launch(
         queue=queue,
         priority=spec.priority,
         exclude_nodes=spec.exclude_nodes + _avoided(job, attempt),
+        least=spec.least if spec.least < spec.nodes and attempt["groups"] == "[]" else 0,
         options=spec.engine_options
         if account.keys() & spec.engine_options.keys()
         else {**account, **spec.engine_options},

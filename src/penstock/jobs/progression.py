@@ -87,7 +87,7 @@ def _failed_in_place(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation
     now = submit.by_id(tx.conn, row.id) or row
     if isinstance(found, Loop):
         evict(tx, now, Reason.CrashLoop, found.message)
-    elif faults.avoid(tx, now, found.node, found.why) and faults.others_enough(tx, now):
+    elif faults.avoid(tx, now, found.node, found.why) and faults.others_enough(tx, now, attempt.engine):
         evict(
             tx, submit.by_id(tx.conn, row.id) or now, Reason.NodeAvoided, f"node {found.node} is avoided: {found.why}"
         )

@@ -72,7 +72,8 @@ def placed(tx: Tx, row: Row[Any], attempt: Row[Any], seen: Observation) -> None:
         submit.ref(row),
         Reason.AttemptStarted,
         f"attempt {attempt.number} placed by {attempt.engine} on {', '.join(nodes[:4])}"
-        + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else ""),
+        + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
+        + (f", {len(nodes)} of the {spec.nodes} nodes that it would have" if len(nodes) < spec.nodes else ""),
         actor="engine",
         data={
             "job_id": row.id,

@@ -330,3 +330,46 @@ def test_a_folder_that_cannot_be_written_is_no_second_start(folder: Path) -> Non
     where.mkdir(mode=0o555)
     assert run(where, launch("true")).code == 97
     assert list(where.iterdir()) == []
+
+
+def rendered_for(told: Launch, count: int, node_rank: int, local: int) -> str:
+    """What the process ``local`` of a node is told, and is, where Slurm has given ``count`` nodes."""
+    text = script.text([told], SlurmConfig("c1"), "/folder", FIXED).decode()
+    begin, _, _ = text.rpartition('p_main "$@"')
+    shown = f"""
+p_values
+[ -z "$p_least" ] || p_size
+p_node_rank={node_rank} p_rank=$((p_node_rank * p_procs + {local})) p_host=n0 p_port=20001 p_resume= p_path=/bin:/usr/bin p_devices=0,1
+p_exec() {{ printf '<%s>\\n' "$@"; }}
+p_prepare_environment
+p_command
+p_export
+env | grep -v '^\\(_\\|PWD\\|SHLVL\\|SLURM_.*\\)='
+"""
+    told_by_slurm = {"PATH": "/bin:/usr/bin", "SLURM_JOB_NUM_NODES": str(count), "SLURMD_NODENAME": f"n{node_rank}"}
+    return subprocess.run(
+        ["sh"], input=begin + shown, env=told_by_slurm, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("launcher", ["none", "torchrun", "accelerate", "deepspeed"])
+@pytest.mark.parametrize("procs", [1, 2])
+@pytest.mark.parametrize("least", [1, 2])
+def test_on_the_nodes_that_it_got_a_job_is_as_one_that_asked_for_so_many(launcher: str, procs: int, least: int) -> None:
+    groups = tuple(RankGroup("", rank, 2.0, None) for rank in range(4))
+    told = launch("train.py", "--nnodes", "$x", groups=groups, procs=procs, launcher=launcher, least=least)
+    for count in range(least, 5):
+        for node_rank in (0, count - 1):
+            same = replace(told, groups=groups[:count], least=0)
+            said = rendered_for(told, count, node_rank, procs - 1)
+            assert said == rendered_for(same, count, node_rank, procs - 1)
+            assert f"PENSTOCK_NNODES={count}" in said
+
+
+def test_a_job_that_takes_fewer_nodes_asks_for_a_range() -> None:
+    groups = tuple(RankGroup("", rank, 2.0, None) for rank in range(4))
+    asked = script.options(launch("true", groups=groups, least=2), SlurmConfig("c1"), "x")
+    assert asked["nodes"] == "2-4"
+    assert "ntasks-per-node" not in asked
+    asked = script.options(launch("true", groups=groups), SlurmConfig("c1"), "x")
+    assert (asked["nodes"], asked["ntasks-per-node"]) == (4, 1)

@@ -113,7 +113,7 @@ class SimulatedEngine:
         found = []
         if needs.launcher not in LAUNCHERS:
             found.append(Problem("launcher", f"{needs.launcher!r} is none of {', '.join(LAUNCHERS)}"))
-        least = needs.nodes if self.schedules_itself else needs.least or needs.nodes
+        least = needs.least or needs.nodes
         if least > len(self._well):
             found.append(Problem("nodes", f"{least} nodes are asked for and this fleet has {len(self._well)}"))
         return found

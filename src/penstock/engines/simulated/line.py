@@ -143,14 +143,16 @@ class QueueingEngine(SimulatedEngine):
             self._tell(one.seen)
 
     def _place(self, launch: Launch, free: Mapping[str, _Free]) -> tuple[RankGroup, ...] | None:
-        """A node for each group. One that is asked for by name is had though it is lost, as the end will say."""
+        """A node for each group, or for as many as will do. One that is asked for by name is had though it is lost, as the
+        end will say.
+        """
         groups: list[RankGroup] = []
         for group in launch.groups:
             names = [group.node] if group.node else [name for name in free if name not in launch.exclude_nodes]
             used = {placed.node for placed in groups}
             found = next((n for n in names if n not in used and self._fits(launch, group, n, free)), None)
             if found is None:
-                return None
+                return tuple(groups) if launch.least and len(groups) >= launch.least else None
             gpus = tuple(free[found].gpus[: launch.gpus_per_node])
             groups.append(replace(group, node=found, gpus=gpus))
         return tuple(groups)
@@ -260,7 +262,9 @@ class QueueingEngine(SimulatedEngine):
             return
         for timer in run.timers:
             timer.cancel()
-        launch = replace(run.launch, groups=tuple(replace(group, node="", gpus=()) for group in run.launch.groups))
+        kept = records.read(run.launch.run_dir, QUEUED)
+        asked = run.launch.groups if kept is None else _again(kept["launch"]).groups  # it may have had fewer
+        launch = replace(run.launch, groups=tuple(replace(group, node="", gpus=()) for group in asked))
         os.unlink(f"{launch.run_dir}/{records.RUN}")
         one = self._enter(launch, int(self._jobs[attempt_id]), self._restarts[attempt_id] + 1)
         one.seen = replace(one.seen, reason=Reason.Requeued, message="made room for another", ended_at=self._clock())
@@ -339,6 +343,6 @@ def _again(kept: Mapping[str, Any]) -> Launch:
 
 
 def _groups(kept: Mapping[str, Any], ran: Mapping[str, Any]) -> tuple[RankGroup, ...]:
-    """What was asked for, where it was placed."""
-    pairs = zip(_again(kept["launch"]).groups, ran["groups"], strict=True)
+    """What was asked for, as far as it was placed."""
+    pairs = zip(_again(kept["launch"]).groups, ran["groups"], strict=False)
     return tuple(replace(group, node=at["node"], gpus=tuple(at["gpus"])) for group, at in pairs)

@@ -411,6 +411,11 @@ p_node() { # host, port, whether it resumes: one node of a gang
 
 # -- the batch script
 
+p_size() { # of one that takes fewer nodes: what it was given
+    p_nodes=${SLURM_JOB_NUM_NODES:-$SLURM_NNODES}
+    p_world=$((p_nodes * p_procs))
+}
+
 p_hostfile() { # the attempt's nodes in the form that DeepSpeed and Open MPI read
     if [ "$p_nodes" = 1 ]; then
         echo "$p_prefix$SLURMD_NODENAME slots=$p_procs"
@@ -469,6 +474,7 @@ p_main() {
     cd /
     p_node_rank=0 p_gang= p_deaf= p_reason= p_resume= p_timers= p_warned= p_offset=
     p_values
+    [ -z "$p_least" ] || p_size
     if [ "${1:-}" = node ]; then shift; p_node "$@"; fi
     if [ -O / ]; then echo "jobs are never run as root" >&2; return 98; fi
     trap 'p_reason=Stopped' TERM
@@ -495,7 +501,7 @@ p_main() {
     fi
     p_host=127.0.0.1 p_port=20000
     [ "$p_nodes" = 1 ] || p_address
-    if [ "$p_world" -gt 1 ] || [ -n "$p_shimmed" ]; then
+    if [ "$p_world" -gt 1 ] || [ -n "$p_shimmed$p_least" ]; then
         p_port
         p_hostfile
     fi

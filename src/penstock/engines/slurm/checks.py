@@ -44,8 +44,8 @@ def problems(needs: JobNeeds, nodes: Sequence[NodeOffer], config: SlurmConfig) -
     found = list(_options(needs.options))
     if needs.launcher not in launchers.LAUNCHERS:
         found.append(Problem("launcher", f"{needs.launcher!r} is none of {', '.join(launchers.LAUNCHERS)}"))
-    if nodes and needs.nodes > len(nodes):
-        message = f"{needs.nodes} nodes are asked for and {config.name} has {len(nodes)}"
+    if nodes and (needs.least or needs.nodes) > len(nodes):
+        message = f"{needs.least or needs.nodes} nodes are asked for and {config.name} has {len(nodes)}"
         found.append(Problem("nodes", message))
     if needs.gpu_milli:
         found.append(

@@ -8,15 +8,17 @@ as a mark with NUL in it, which no word of a user's can have, and becomes a shel
 from __future__ import annotations
 
 import base64
+import json
 import math
 import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.engines import launchers
+from penstock.engines.launchers import Size
 from penstock.engines.local import environment
 from penstock.engines.slurm.spec import SlurmConfig, Submission, job_name
 from penstock.engines.spec import Launch, RankGroup
@@ -49,6 +51,17 @@ echo "$SLURMD_NODENAME $p_c $p_k $(/bin/date +%s.%N || date +%s.%N) $p_n" >>"$p_
 trap - TERM INT HUP USR1 USR2
 [ "$p_k" = 0 ] || kill -"$p_k" $$
 exit "$p_s"
+"""
+
+
+# DeepSpeed's description of the nodes' devices, where only the nodes know how many they are.
+_WORLD_INFO = """\
+p_world_info=$(p_one=0
+while [ "$p_one" -lt "$p_nodes" ]; do
+    [ "$p_one" = 0 ] && printf '{' || printf ', '
+    printf '"%s": %s' "$p_one" DEVICES
+    p_one=$((p_one + 1))
+done | { cat; printf '}'; } | base64 -w 0 | tr '+/' '-_')
 """
 
 
@@ -176,6 +189,7 @@ def _values(launch: Launch, config: SlurmConfig, folder: str, snapshot: str) -> 
         "snapshot": snapshot if launch.snapshot else "",
         "prefix": config.node_prefix,
         "nodes": len(launch.groups),
+        "least": launch.least or "",
         "procs": launch.procs,
         "mains": launchers.processes_per_node(launch),
         "world": launchers.world_size(launch),
@@ -249,11 +263,26 @@ def _marked(launch: Launch) -> Launch:
 
 def _exports(launch: Launch, url: str | None) -> list[str]:
     """All variables of the process that becomes the rank, by node rank and rank where they differ."""
+    begin = ["p_node=$SLURMD_NODENAME", 'p_resume_from=; [ -z "$p_resume" ] || p_resume_from=$p_dir/checkpoints']
+    return [*begin, *_by_size(launch, lambda one, size: _variables(one, url, size))]
+
+
+def _by_size(launch: Launch, rendered: Callable[[Launch, Size | None], list[str]]) -> list[str]:
+    """Of one that takes fewer nodes: how many it has is known there; on a single one ranks are started in other ways."""
+    if not launch.least:
+        return rendered(launch, None)
+    lines = rendered(launch, Size(_mark("nodes"), _mark("world"), _mark("world_info")))
+    if launch.least > 1:
+        return lines
+    alone_ = rendered(replace(launch, groups=launch.groups[:1]), None)
+    return ['if [ "$p_nodes" = 1 ]; then', *alone_, "else", *lines, "fi"]
+
+
+def _variables(launch: Launch, url: str | None, size: Size | None) -> list[str]:
     marked, groups = _marked(launch), _groups(launch)
-    told: dict[str, Any] = {"rdzv_host": _mark("host"), "rdzv_port": _Mark()}
+    told: dict[str, Any] = {"rdzv_host": _mark("host"), "rdzv_port": _Mark(), "size": size}
     rendered = [_node_variables(marked, group, url, **told) for group in groups]
-    lines = ["p_node=$SLURMD_NODENAME", 'p_resume_from=; [ -z "$p_resume" ] || p_resume_from=$p_dir/checkpoints']
-    lines += _cases("p_node_rank", [(group.node_rank, env) for group, env in zip(groups, rendered, strict=True)])
+    lines = _cases("p_node_rank", [(group.node_rank, env) for group, env in zip(groups, rendered, strict=True)])
     if launchers.processes_per_node(launch) == launch.procs:
         workers = [
             (group.node_rank * launch.procs + local, launchers.worker_env(marked, group, local, **told))
@@ -301,15 +330,23 @@ def _assign(env: Mapping[str, str]) -> list[str]:
 
 def _command(launch: Launch) -> list[str]:
     """``p_exec WORDS...``, by node rank where the launcher's flags differ."""
+    shimmed = launchers.effective_launcher(launch) != "none"
+    begin = ["p_sid=; [ ! -x /usr/bin/setsid ] || p_sid=/usr/bin/setsid"] if shimmed else []
+    if launch.least and launchers.effective_launcher(launch) == "deepspeed":
+        devices = shlex.quote(json.dumps(list(range(launch.procs))))
+        begin += _WORLD_INFO.replace("DEVICES", devices).splitlines()
+    return [*begin, *_by_size(launch, _lines)]
+
+
+def _lines(launch: Launch, size: Size | None) -> list[str]:
     marked, shimmed = _marked(launch), launchers.effective_launcher(launch) != "none"
     shim = ("/bin/sh", "-c", _SHIM, "penstock-rank", _mark("run"), _mark("sid")) if shimmed else None
     cases: dict[tuple[str, ...], list[int]] = {}
     for group in _groups(launch):
-        argv = launchers.render(marked, group, rdzv_host=_mark("host"), rdzv_port=_Mark(), shim=shim).argv
+        argv = launchers.render(marked, group, rdzv_host=_mark("host"), rdzv_port=_Mark(), shim=shim, size=size).argv
         words = tuple(_shown_devices(launch, argv)) if launchers.effective_launcher(launch) == "deepspeed" else argv
         cases.setdefault((*_wrap(launch), *words), []).append(group.node_rank)
-    lines = ["p_sid=; [ ! -x /usr/bin/setsid ] || p_sid=/usr/bin/setsid"] if shimmed else []
-    lines += ['case "$p_node_rank" in'] if len(cases) > 1 else []
+    lines = ['case "$p_node_rank" in'] if len(cases) > 1 else []
     for argv, numbers in cases.items():
         lines += [f"{'|'.join(map(str, numbers))})"] if len(cases) > 1 else []
         lines += [" ".join(("p_exec", *map(word, (*_awkward(launch, marked), *argv))))]
@@ -363,13 +400,14 @@ def options(launch: Launch, config: SlurmConfig, name: str, models: Sequence[str
     """The house's own, under the site's, under the user's: validate has refused what must not be changed."""
     group = launch.groups[0]
     found: dict[str, str | int | bool] = {
-        "nodes": len(launch.groups),
-        "ntasks-per-node": 1,
+        "nodes": _nodes(launch),
         "cpus-per-task": max(1, math.ceil(group.cpus)),
         "no-requeue": True,
         "open-mode": "append",
         "comment": f"penstock: {launch.project}/{launch.job_name}, attempt {launch.attempt}, by {launch.user}",
     }
+    if not launch.least:  # of a range of nodes sbatch would take it for the number of tasks, and that for the most nodes
+        found["ntasks-per-node"] = 1
     if group.memory:
         found["mem"] = f"{max(1, math.ceil(group.memory / (1 << 20)))}M"
     if launch.gpus_per_node:
@@ -394,6 +432,11 @@ def options(launch: Launch, config: SlurmConfig, name: str, models: Sequence[str
     if "gpus-per-node" in asked or "gres" in asked:
         found.pop("gres", None)
     return found | asked | {"job-name": name, "output": "/dev/null", "chdir": "/"}
+
+
+def _nodes(launch: Launch) -> str | int:
+    """As many as are free when it starts, of a job that takes fewer."""
+    return f"{launch.least}-{len(launch.groups)}" if launch.least else len(launch.groups)
 
 
 def _reserve(launch: Launch) -> int:

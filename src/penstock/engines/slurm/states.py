@@ -119,7 +119,7 @@ def refused(attempt_id: str, message: str, now: float) -> Observation:
 def _ranks(asked: Asked, ranks: Sequence[RankExit], nodes: Sequence[str]) -> tuple[RankExit, ...]:
     """Of ranks without a word of their own, that they were is known all the same once any of the attempt ran."""
     told = {rank.rank: replace(rank, node=asked.prefix + rank.node) for rank in ranks}
-    if nodes and told and len(told) < (world := asked.procs * len(asked.groups)):
+    if nodes and told and len(told) < (world := asked.procs * min(len(asked.groups), len(nodes))):
         for rank in range(world):
             node = nodes[min(rank // asked.procs, len(nodes) - 1)]
             told.setdefault(rank, RankExit(rank, asked.prefix + node, None, None))

@@ -191,7 +191,7 @@ SUBMITTED = Submission(
 
 def test_a_submission_as_the_older_and_the_newer_versions_want_it() -> None:
     old, lacking = restjob.document(SUBMITTED, 38)
-    assert lacking == [] and old["script"] == "#!/bin/sh\necho '$(id)'\n"
+    assert lacking == ["signal"] and old["script"] == "#!/bin/sh\necho '$(id)'\n"
     assert old["job"] == {
         "current_working_directory": "/",
         "environment": {"PATH": restdata.PATH},
@@ -203,7 +203,6 @@ def test_a_submission_as_the_older_and_the_newer_versions_want_it() -> None:
         "memory_per_node": 4096,
         "time_limit": 90,
         "requeue": False,
-        "signal": "B:USR2@35",
         "standard_output": "/dev/null",
     }
     new, lacking = restjob.document(SUBMITTED, 42)

@@ -21,6 +21,7 @@ from penstock.engines.slurm.spec import Controller, Site, SlurmConfig, SlurmJob,
 _NO_JOB = frozenset({2017, 2021})  # "Invalid job id specified", "Job/step already completing or completed"
 _NOTHING = 9003  # slurmdbd has nothing of it
 _BACK_S = 2 * 86400.0  # how far slurmdbd is searched for a name
+_WARNING = "signal"  # before the partition's own limit: without it there is still Slurm's KillWait
 _MORE = "Add --ssh user@login-node beside --rest: then Slurm's own commands do it."
 
 
@@ -44,10 +45,11 @@ class RestController:
     async def submit(self, submission: Submission) -> int:
         version = await self.version()
         body, lacking = restjob.document(submission, version)
+        if lacking and self._commands is not None:
+            return await self._commands.submit(submission)
+        lacking = [name for name in lacking if name != _WARNING]
         if lacking:
             named = ", ".join(f"--{name}" for name in lacking)
-            if self._commands is not None:
-                return await self._commands.submit(submission)
             raise Refused(f"slurmrestd v0.0.{version} has no field for {named}", hint=_MORE)
         doc = await self._ask("POST", "job/submit", body, user=submission.user)
         found = restdata.number(doc.get("job_id")) or restdata.number((doc.get("result") or {}).get("job_id"))

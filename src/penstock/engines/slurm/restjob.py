@@ -198,11 +198,13 @@ def _invalid_dependency(job: dict[str, Any], value: Value, version: int) -> bool
 
 
 def _signal(job: dict[str, Any], value: Value, version: int) -> bool:
-    """B:TERM@60."""
+    """B:TERM@60; up to v0.0.38 slurmrestd refuses a B."""
     found = re.fullmatch(r"(?:(B|R|BR|RB):)?([A-Za-z0-9]+)(?:@(\d+))?", str(value))
     if found is None:
         raise ValueError(str(value))
     if version < NEW:
+        if "B" in (found[1] or ""):
+            return False
         job["signal"] = str(value)
         return True
     job["kill_warning_signal"] = found[2]

@@ -406,7 +406,7 @@ def options(launch: Launch, config: SlurmConfig, name: str, models: Sequence[str
         "open-mode": "append",
         "comment": f"penstock: {launch.project}/{launch.job_name}, attempt {launch.attempt}, by {launch.user}",
     }
-    if not launch.least:  # of a range of nodes sbatch would take it for the number of tasks, and that for the most nodes
+    if not launch.least:  # with it sbatch would count the least nodes' tasks, and Slurm give no more nodes than tasks
         found["ntasks-per-node"] = 1
     if group.memory:
         found["mem"] = f"{max(1, math.ceil(group.memory / (1 << 20)))}M"

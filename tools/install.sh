@@ -123,7 +123,7 @@ say "make install: installing what constraints.txt pins (with torch: minutes the
 began=$SECONDS
 pip=("$venv/bin/python" -m pip --disable-pip-version-check --no-input)
 "${pip[@]}" install "${quiet[@]}" "$(grep -E '^pip==' constraints.txt)" </dev/null >&2
-extras="postgres,nvml,checkpoint,data,s3,export,demo,dev"
+extras="postgres,nvml,checkpoint,data,s3,export,serving,demo,dev"
 pinned=("${quiet[@]}" -c constraints.txt --build-constraint constraints.txt)
 if $editable; then
   "${pip[@]}" install "${pinned[@]}" -e ".[$extras]" </dev/null >&2

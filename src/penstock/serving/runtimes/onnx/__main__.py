@@ -22,7 +22,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m penstock.serving.runtimes.onnx", description=__doc__)
     made.add_argument("--models", metavar="FOLDER", help="a repository: FOLDER/NAME/VERSION/model.onnx")
     made.add_argument(
-        "--model", action="append", default=[], metavar="NAME[:VERSION]=PATH", type=_named, help="one model; may be repeated"
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME[:VERSION]=PATH",
+        type=_named,
+        help="one model; may be repeated",
     )
     made.add_argument("--host", default="127.0.0.1")
     made.add_argument("--http", type=int, default=8000, metavar="PORT", help="HTTP, with /metrics")
@@ -30,11 +35,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=1, help="of ONNX Runtime, for each model version")
     made.add_argument("--max-batch", type=int, default=32, metavar="ROWS", help="most rows in one run; 1: no batching")
     made.add_argument("--preferred", type=_sizes, default=(), metavar="N,N", help="sizes of batches that run well")
-    made.add_argument("--delay", type=_seconds, default=0.0, metavar="TIME", help="how long a request waits for others, as 2ms")
+    made.add_argument(
+        "--delay", type=_seconds, default=0.0, metavar="TIME", help="how long a request waits for others, as 2ms"
+    )
     made.add_argument("--max-queue", type=int, default=1024, metavar="N", help="requests that wait; more get 503")
     made.add_argument("--request-timeout", type=_seconds, default=30.0, metavar="TIME")
     made.add_argument("--max-body", type=_memory, default=64 << 20, metavar="SIZE")
-    made.add_argument("--grace", type=_seconds, default=30.0, metavar="TIME", help="after SIGTERM, for what is under way")
+    made.add_argument(
+        "--grace", type=_seconds, default=30.0, metavar="TIME", help="after SIGTERM, for what is under way"
+    )
     return made
 
 

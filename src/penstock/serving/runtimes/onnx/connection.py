@@ -57,7 +57,7 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         self._heard, self._in_body = 0, True
         super().on_headers_complete()
-        self.scope[CYCLE] = self.cycle  # type: ignore[typeddict-unknown-key]  # because the scope's type is closed, ASGI's is not
+        self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # because the scope's type is closed, ASGI's is not
 
     def on_message_complete(self) -> None:
         self._heard, self._in_body = 0, False

@@ -107,7 +107,7 @@ class Model:
                 self.batching = False
                 return "rows of one batch change each other's answers, so requests are not put together"
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base; the model may still serve real inputs
-            return f"made-up inputs did not run: {str(error):.300}"
+            return f"made-up inputs did not run: {error!s:.300}"
         return ""
 
     def _rows_are_apart(self) -> bool:
@@ -148,7 +148,7 @@ def write(answers: Iterable[tuple[str, str, Any]], region: Region) -> tuple[list
         if datatype == "BYTES":
             content: Any = join(_word(value) for value in array.ravel())
         else:
-            content = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         pieces.append((name, datatype, list(array.shape), content))
     offsets, end = aligned(len(content) for *_, content in pieces)
     memory = region.grow(end)
@@ -176,7 +176,7 @@ def compute(model: Model, message: dict[str, Any], coming: Region, going: Region
         told, size = write(((name, kinds[name], array) for name, array in zip(wanted, results, strict=True)), going)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base
         status = 400 if type(error).__name__ == "InvalidArgument" else 500
-        return {"error": f"{str(error):.500}", "status": status}
+        return {"error": f"{error!s:.500}", "status": status}
     if size > KEEP_BYTES and sum(entry[-1] for entry in told) < KEEP_BYTES // 4:
         going.shrink(KEEP_BYTES // 4)
     return {"out": told, "size": size, "ns": [ready - began, done - ready, time.perf_counter_ns() - done]}
@@ -195,7 +195,7 @@ def load(options: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Mode
     try:
         model = Model(options["path"], options["threads"])
     except Exception as error:  # noqa: BLE001 - a file from anywhere: whatever it breaks, the front is told
-        say({"refused": f"{str(error):.1000}"})
+        say({"refused": f"{error!s:.1000}"})
         return None
     loaded = time.monotonic()
     say({"loaded": loaded - began})

@@ -75,7 +75,9 @@ class Link:
     def pid(self) -> int:
         return self.process.pid
 
-    def send(self, inputs: Sequence[Sequence[Content]], shapes: Sequence[tuple[int, ...]], outputs: Sequence[str]) -> None:
+    def send(
+        self, inputs: Sequence[Sequence[Content]], shapes: Sequence[tuple[int, ...]], outputs: Sequence[str]
+    ) -> None:
         """One batch: for each input the contents of its requests, laid end to end, and the whole's shape."""
         sizes = [sum(map(len, parts)) for parts in inputs]
         offsets, end = aligned(sizes)

@@ -281,7 +281,11 @@ class Queue:
                 self._fail(one, late, "timeout")
         hangs = self._running and now > self._run_since + 2 * self.patience
         if hangs and self._send is not None and all(one.answer.done() for one in self._running):
-            log.error("%s: one run has lasted %.0f s and nobody waits for it: its process is killed", self.name, now - self._run_since)
+            log.error(
+                "%s: one run has lasted %.0f s and nobody waits for it: its process is killed",
+                self.name,
+                now - self._run_since,
+            )
             self._send.kill()
         for lane in list(self._lanes):
             kept = deque(one for one in self._lanes[lane] if not one.answer.done())

@@ -207,7 +207,7 @@ def _contents(given: Any, where: str) -> bytes:
     try:
         return np.array(values, DTYPES[given.datatype]).tobytes()
     except (OverflowError, ValueError) as error:
-        raise invalid(f"{where}: contents: {str(error):.100}") from error
+        raise invalid(f"{where}: contents: {error!s:.100}") from error
 
 
 def _parameter(value: Any) -> Any:

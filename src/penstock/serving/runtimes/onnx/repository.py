@@ -213,7 +213,7 @@ def _config(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         config = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise invalid(f"load: config: is no JSON: {str(error):.100}") from error
+        raise invalid(f"load: config: is no JSON: {error!s:.100}") from error
     if not isinstance(config, dict):
         raise invalid("load: config: is an object")
     return config
@@ -231,7 +231,9 @@ def _chosen(files: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
             wanted = [str(int(version)) for version in kinds["specific"]["versions"]]
             missing = [version for version in wanted if version not in files]
             if missing or not wanted:
-                raise invalid(f"load: there is no version {', '.join(missing) or 'named'}; there are {', '.join(order)}")
+                raise invalid(
+                    f"load: there is no version {', '.join(missing) or 'named'}; there are {', '.join(order)}"
+                )
             return sorted(set(wanted), key=int)
         count = int(kinds["latest"].get("num_versions", 1))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

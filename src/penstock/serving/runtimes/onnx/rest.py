@@ -57,7 +57,7 @@ def read_json(body: bytes | memoryview) -> dict[str, Any]:
     except RecursionError as error:
         raise invalid("the JSON is nested too deeply") from error
     except ValueError as error:
-        raise invalid(f"the JSON cannot be read: {str(error):.200}") from error
+        raise invalid(f"the JSON cannot be read: {error!s:.200}") from error
     if not isinstance(found, dict):
         raise invalid("the JSON is no object")
     return found

@@ -47,7 +47,7 @@ class OnnxRuntime:
         preferred = ("--preferred", ",".join(map(str, batching.preferred))) if batching.preferred else ()
         argv = (
             sys.executable, "-m", "penstock.serving.runtimes.onnx",
-            "--model", f"{model.name}:{model.version}={model.path}", "--host", "0.0.0.0",  # noqa: S104 - the gateway may be elsewhere
+            "--model", f"{model.name}:{model.version}={model.path}", "--host", ports.host,
             "--http", str(ports.http), "--grpc", str(ports.grpc), "--threads", str(options.threads),
             "--max-batch", str(batching.most), *preferred, "--delay", f"{batching.delay:f}",
             "--max-queue", str(options.max_queue), "--request-timeout", f"{options.request_timeout:f}",

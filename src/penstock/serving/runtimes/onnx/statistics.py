@@ -161,7 +161,9 @@ def _gauges(lines: list[str], every: list[Seen]) -> None:
     ):
         _head(lines, f"penstock_infer_{name}", "gauge", text)
         lines.extend(f"penstock_infer_{name}{{{_labels(one)}}} {value(one)}" for one in every)
-    _head(lines, "penstock_infer_restarts_total", "counter", "Times that the model's process died and was started again.")
+    _head(
+        lines, "penstock_infer_restarts_total", "counter", "Times that the model's process died and was started again."
+    )
     lines.extend(f"penstock_infer_restarts_total{{{_labels(one)}}} {one.statistics.restarts}" for one in every)
 
 

@@ -73,7 +73,7 @@ def shape_of(given: object, where: str) -> tuple[int, ...]:
 def check(spec: TensorSpec, datatype: object, shape: tuple[int, ...], where: str) -> None:
     """Whether the model takes this type and shape."""
     if datatype != spec.datatype:
-        raise invalid(f"{where}: datatype: is {str(datatype):.40}, the model takes {spec.datatype}")
+        raise invalid(f"{where}: datatype: is {datatype!s:.40}, the model takes {spec.datatype}")
     fits = len(shape) == len(spec.shape) and all(want in (-1, has) for want, has in zip(spec.shape, shape, strict=True))
     if not fits:
         raise invalid(f"{where}: shape: is {list(shape)}, the model takes {list(spec.shape)}")
@@ -126,7 +126,7 @@ def from_numbers(datatype: str, flat: Sequence[Any], where: str) -> bytes:
         with np.errstate(over="ignore"):
             array = np.array(flat, dtype)
     except (OverflowError, ValueError) as error:
-        raise invalid(f"{where}: data: {str(error):.100}") from error
+        raise invalid(f"{where}: data: {error!s:.100}") from error
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise invalid(f"{where}: data: {flat[int(np.argmin(np.isfinite(array)))]!r:.40} is beyond {datatype}")
     return array.tobytes()
@@ -160,8 +160,11 @@ def to_json(tensor: Tensor) -> list[Any]:
     array = np.frombuffer(tensor.content, DTYPES[tensor.datatype])
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         at = int(np.argmin(np.isfinite(array)))
-        raise invalid(f"output {tensor.name}: element {at} is {array[at]}, which JSON has no word for: ask for binary_data")
-    return array.tolist()
+        raise invalid(
+            f"output {tensor.name}: element {at} is {array[at]}, which JSON has no word for: ask for binary_data"
+        )
+    listed: list[Any] = array.tolist()
+    return listed
 
 
 def rows_of(tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -182,10 +185,9 @@ def rows_of(tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 def _ends(content: memoryview, each: int, rows: int, where: str) -> list[int]:
     """Where each row of a BYTES tensor ends, the first number being where the first begins."""
-    ends, at, seen = [0], 0, 0
-    for part in elements(content, where):
+    ends, at = [0], 0
+    for seen, part in enumerate(elements(content, where), 1):
         at += 4 + len(part)
-        seen += 1
         if each and seen % each == 0:
             ends.append(at)
     return ends + [at] * (rows + 1 - len(ends))

@@ -199,7 +199,9 @@ def arranged(version: Version, given: Mapping[str, Tensor]) -> list[Tensor]:
         missing = [name for name in known if name not in given]
         strange = [name for name in given if name not in known]
         if missing:
-            raise invalid(f"inputs: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; {version.label} takes {', '.join(known)}")
+            raise invalid(
+                f"inputs: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; {version.label} takes {', '.join(known)}"
+            )
         raise invalid(f"inputs: {', '.join(strange)[:200]}: {version.label} takes {', '.join(known)}")
     try:
         return [given[spec.name] for spec in version.inputs]

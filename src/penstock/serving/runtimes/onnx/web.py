@@ -153,7 +153,9 @@ class Web:
                 self.ready()
                 return {"ready": True}
             case ["models", "stats"]:
-                return {"model_stats": [one.statistics.to_dict(one.name, one.version) for one in self.repository.loaded()]}
+                return {
+                    "model_stats": [one.statistics.to_dict(one.name, one.version) for one in self.repository.loaded()]
+                }
             case ["models", name, *rest_of]:
                 return self._model(name, rest_of, path)
         raise not_found(f"there is nothing at {path:.200}")
@@ -163,7 +165,9 @@ class Web:
         if parts[:1] == ["versions"] and len(parts) > 1:
             wanted, parts = parts[1], parts[2:]
         if parts == ["stats"] and not wanted:
-            return {"model_stats": [one.statistics.to_dict(name, one.version) for one in self.repository.versions(name)]}
+            return {
+                "model_stats": [one.statistics.to_dict(name, one.version) for one in self.repository.versions(name)]
+            }
         version = self.repository.version(name, wanted)
         match parts:
             case ["ready"]:
@@ -240,7 +244,9 @@ def _length(value: bytes | None) -> int | None:
     return int(value)
 
 
-def _answer(found: Mapping[bytes, bytes], body: bytes, length: int | None, timing: Timing) -> tuple[int, Headers, bytes]:
+def _answer(
+    found: Mapping[bytes, bytes], body: bytes, length: int | None, timing: Timing
+) -> tuple[int, Headers, bytes]:
     headers: Headers = [(b"content-type", b"application/json" if length is None else b"application/octet-stream")]
     if length is not None:
         headers.append((b"inference-header-content-length", b"%d" % length))

@@ -106,7 +106,9 @@ class Compare(_Part):
 
 
 class Analysis(_Part):
-    """What a candidate must hold at every step. A test is judged once ``min_requests`` of the candidate's were seen."""
+    """What a candidate must hold at every step. A test passes once ``min_requests`` of the candidate's were seen; it fails as
+    soon as it is sure.
+    """
 
     min_requests: int = Field(default=100, ge=1, le=10_000_000)
     error_rate: float | None = Field(default=0.01, ge=0, le=1)  # above the stable one's

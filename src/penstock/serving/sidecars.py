@@ -1,0 +1,103 @@
+"""The server's side of the activator and the comparator: started when a service first needs them, adopted by the next server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.serving.orders import Folder
+from penstock.serving.processes import Detached
+
+HOST = "127.0.0.1"  # the gateway is on this machine
+AGAIN_S = 0.1  # between two tries to hear the activator
+SOCKET = "activator.sock"
+ORDERS = "orders"
+ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}  # nothing of the server's own: no secrets, no proxies
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """``held`` requests wait for a replica of this service. 0: none does any more."""
+
+    project: str
+    name: str
+    held: int
+
+
+class _Sidecar:
+    """``folder``: one for both, the server's own."""
+
+    module: str
+    name: str
+
+    def __init__(self, folder: Path, env: Mapping[str, str] = ENV) -> None:
+        self.folder = folder
+        self.orders = Folder(folder / ORDERS)
+        self.process = Detached(folder, self.name)
+        self._env = env
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the gateway reaches it, from the first start on and for ever."""
+        return HOST, self.process.port(HOST)
+
+    async def keep(self) -> None:
+        """See to it that it runs; to be cancelled. It lives on then, and the next server adopts it."""
+        await self.process.keep(self._argv(), self._env)
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """For good: no service is left."""
+        await self.process.stop(grace)
+
+    def _argv(self) -> Sequence[str]:
+        host, port = self.address
+        arguments = ("--host", host, "--port", str(port), "--folder", str(self.folder))
+        return (sys.executable, "-m", self.module, *arguments)
+
+
+class Activator(_Sidecar):
+    module = "penstock.serving.activator"
+    name = "activator"
+
+    async def demands(self) -> AsyncIterator[Demand]:
+        """Without an end. One line each time that somebody waits for a first replica; where it died, it is heard again."""
+        while True:
+            reader, writer = await self._heard()
+            try:
+                while line := await reader.readline():
+                    with contextlib.suppress(ValueError, KeyError, TypeError):
+                        body = json.loads(line)
+                        yield Demand(str(body["project"]), str(body["name"]), int(body["held"]))
+            except OSError:
+                pass
+            finally:
+                writer.close()
+            await asyncio.sleep(AGAIN_S)
+
+    async def _heard(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while True:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_unix_connection(sock=_unix(self.folder, SOCKET))
+            await asyncio.sleep(AGAIN_S)
+
+
+def _unix(folder: Path, name: str) -> socket.socket:
+    """By way of the folder's descriptor: a path to a Unix socket may have but 107 bytes."""
+    home = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    found = socket.socket(socket.AF_UNIX)
+    try:
+        found.connect(f"/proc/self/fd/{home}/{name}")
+        found.setblocking(False)
+        return found
+    except OSError:
+        found.close()
+        raise
+    finally:
+        os.close(home)

@@ -50,7 +50,8 @@ class Match:
 @dataclass(frozen=True, slots=True)
 class ServiceRoute:
     """``activator``: who holds requests while there is no replica. ``comparator``: who is sent the answers of the stable
-    version and compares the candidate's with them. ``keys``: SHA-256 of API keys; empty: everybody may call.
+    version and compares the candidate's with them. ``keys``: SHA-256 of API keys; empty: everybody may call. ``health``: the
+    path that a ready replica answers with 200; empty: that its port takes connections is enough. Addresses are IPs.
     """
 
     project: str
@@ -64,6 +65,7 @@ class ServiceRoute:
     activator: tuple[str, int] | None = None
     comparator: tuple[str, int] | None = None
     protocol: Literal["http1", "http2"] = "http1"
+    health: str = ""
 
     @property
     def id(self) -> str:

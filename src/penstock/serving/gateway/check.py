@@ -1,0 +1,143 @@
+"""What must hold before Envoy is told anything: it would take some mistakes without a word, and serve 503 for them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from penstock.base.errors import Problem
+from penstock.base.ids import check_name
+from penstock.serving.gateway.spec import Gateway, ServiceRoute
+from penstock.serving.state import WHOLE
+
+# Envoy passes over a token that it does not know, with a line in its log.
+RETRY_TOKENS = frozenset({
+    "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "envoy-ratelimited", "retriable-4xx",
+    "refused-stream", "retriable-status-codes", "retriable-headers", "http3-post-connect-failure",
+    "cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
+})  # fmt: skip
+
+
+def check(gateway: Gateway) -> list[Problem]:
+    """Of the spec, every problem at once."""
+    return [*_whole(gateway), *(problem for service in gateway.services for problem in _service(service))]
+
+
+def _whole(gateway: Gateway) -> Iterator[Problem]:
+    if not _is_ip(gateway.host):
+        yield Problem("host", f"{gateway.host!r} is no IP address")
+    for field, port in (("port", gateway.port), ("admin_port", gateway.admin_port)):
+        if not _is_port(port):
+            yield Problem(field, f"{port} is no port")
+    if gateway.port == gateway.admin_port:
+        yield Problem("admin_port", "is the gateway's own port")
+    if (gateway.tls_cert is None) != (gateway.tls_key is None):
+        yield Problem("tls_cert", "a certificate and its key come together")
+    for field, path in (
+        ("tls_cert", gateway.tls_cert),
+        ("tls_key", gateway.tls_key),
+        ("access_log", gateway.access_log),
+    ):
+        if path is not None and not path.startswith("/"):
+            yield Problem(field, f"{path!r} is no absolute path")
+    ids: set[str] = set()
+    taken: dict[tuple[str, str], str] = {}
+    for service in gateway.services:
+        if service.id in ids:
+            yield Problem(f"services.{service.id}", "is there twice")
+        ids.add(service.id)
+        for match in service.matches:
+            place = (match.host.lower(), match.prefix.rstrip("/"))
+            other = taken.setdefault(place, service.id)
+            if other != service.id:
+                where = f"{match.host}{match.prefix}"
+                yield Problem(f"services.{service.id}.matches", f"{where} is {other}'s already")
+
+
+def _service(service: ServiceRoute) -> Iterator[Problem]:
+    path = f"services.{service.id}"
+    for field, name in (("project", service.project), ("name", service.name)):
+        problem = check_name(name)
+        if problem is not None:
+            yield Problem(f"{path}.{field}", problem.message)
+    versions = [version.version for version in service.versions]
+    if len(set(versions)) != len(versions) or any(version < 0 for version in versions):
+        yield Problem(f"{path}.versions", "a version is there twice, or is negative")
+    weights = [version.weight for version in service.versions]
+    if any(weight < 0 for weight in weights) or sum(weights) not in (0, WHOLE):
+        yield Problem(f"{path}.versions", f"the weights are {weights}: they must sum to {WHOLE}, or all be 0")
+    if any(not 0 <= version.mirror <= WHOLE for version in service.versions):
+        yield Problem(f"{path}.versions", f"a mirrored share is from 0 to {WHOLE}")
+    if service.timeout <= 0:
+        yield Problem(f"{path}.timeout", "must be more than 0")
+    if service.rate_limit is not None and (service.rate_limit.requests < 1 or service.rate_limit.per < 0.05):
+        yield Problem(f"{path}.rate_limit", "at least 1 request, and at least 50 ms")
+    if any(len(key) != 64 or not set(key.lower()) <= set("0123456789abcdef") for key in service.keys):
+        yield Problem(f"{path}.keys", "a key's digest is 64 hexadecimal digits")
+    for match in service.matches:
+        if not match.prefix.startswith("/"):
+            yield Problem(f"{path}.matches", f"{match.prefix!r} does not begin with /")
+        if match.host and not set(match.host.lower()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-._*:[]"):
+            yield Problem(f"{path}.matches", f"{match.host!r} is no host")
+    yield from _addresses(service, path)
+
+
+def _addresses(service: ServiceRoute, path: str) -> Iterator[Problem]:
+    seen: dict[tuple[str, int], int] = {}
+    for version in service.versions:
+        for backend in version.backends:
+            where = f"{path}.versions.{version.version}.{backend.replica}"
+            if not _is_ip(backend.address):
+                yield Problem(where, f"{backend.address!r} is no IP address: Envoy asks no name server for a replica")
+            if not _is_port(backend.port) or not (backend.grpc_port == 0 or _is_port(backend.grpc_port)):
+                yield Problem(where, f"{backend.port} or {backend.grpc_port} is no port")
+            if seen.setdefault((backend.address, backend.port), version.version) != version.version:
+                yield Problem(where, f"{backend.address}:{backend.port} is another version's already")
+    for field, address in (("activator", service.activator), ("comparator", service.comparator)):
+        if address is not None and not (_is_ip(address[0]) and _is_port(address[1])):
+            yield Problem(f"{path}.{field}", f"{address[0]}:{address[1]} is no IP address with a port")
+
+
+def _is_port(port: int) -> bool:
+    return 0 < port < 65536
+
+
+def _is_ip(address: str) -> bool:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def check_rendered(clusters: Iterable[Mapping[str, Any]], routes: Mapping[str, Any]) -> list[Problem]:
+    """Of what is rendered: every cluster that a route names is there, and Envoy knows every condition of a retry."""
+    known = {cluster["name"] for cluster in clusters}
+    problems = []
+    for host in routes["virtual_hosts"]:
+        for route in host["routes"]:
+            for name in _named(route) - known:
+                problems.append(Problem(f"routes.{route['name']}", f"names the cluster {name}, which is not there"))
+            for token in _tokens(route) - RETRY_TOKENS:
+                problems.append(Problem(f"routes.{route['name']}", f"Envoy knows no retry_on {token!r}"))
+    return problems
+
+
+def _named(value: Any) -> set[str]:
+    """Clusters that are named anywhere inside of a route."""
+    if isinstance(value, list):
+        return set().union(*(_named(one) for one in value))
+    if not isinstance(value, Mapping):
+        return set()
+    found = set().union(*(_named(one) for one in value.values()))
+    for key in ("cluster", "cluster_name"):
+        if isinstance(value.get(key), str):
+            found.add(value[key])
+    weighted = value.get("weighted_clusters")
+    return found if weighted is None else found | {one["name"] for one in weighted["clusters"]}
+
+
+def _tokens(route: Mapping[str, Any]) -> set[str]:
+    policy = route.get("route", {}).get("retry_policy")
+    return set() if policy is None else set(policy["retry_on"].split(","))

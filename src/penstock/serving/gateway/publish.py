@@ -1,0 +1,239 @@
+"""The gateway as the reconciler has it: told what is wanted, it returns once Envoy routes so.
+
+Make before break. Endpoints and new clusters come first, then the routes, and a cluster that no route names any more stays
+for as long as a request of its may last: one that is tried again finds it still there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+
+from penstock.base.errors import EngineFailure, InvalidInput, Unavailable
+from penstock.serving.gateway import counters
+from penstock.serving.gateway.admin import Admin
+from penstock.serving.gateway.check import check, check_rendered
+from penstock.serving.gateway.process import Process
+from penstock.serving.gateway.render import (
+    BOOTSTRAP,
+    CERTIFICATE,
+    CLUSTERS,
+    LIMITS,
+    LISTENERS,
+    ROUTE_FILE,
+    render,
+    response,
+    version_of,
+)  # fmt: skip
+from penstock.serving.gateway.spec import Gateway
+from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, eds_file
+from penstock.serving.state import Counts
+
+_CONFIRM_S = 10.0
+_LOG_BYTES, _LOGS = 64 << 20, 3
+
+
+class Publisher:
+    """One gateway, in ``folder``. Envoy lives on when this is closed, and when the server dies; `stop` ends it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        path: Path | None = None,
+        concurrency: int | None = None,
+        restarted: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.process = Process(self.folder, path=path, concurrency=concurrency, restarted=restarted)
+        self.gateway: Gateway | None = None
+        self._files: dict[str, str] = {}  # as they lie on disk
+        self._leaving: dict[str, float] = {}  # clusters that no route names, and when they go
+        self._turn = asyncio.Lock()
+
+    @property
+    def _admin(self) -> Admin:
+        bootstrap = json.loads(self._files[BOOTSTRAP])
+        return Admin(bootstrap["admin"]["address"]["socket_address"]["port_value"])
+
+    async def start(self) -> None:
+        """Read what lies there and adopt the Envoy that runs by it; one that should run and does not is started."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in [*sorted(self.folder.glob("*/*.json")), self.folder / BOOTSTRAP]:
+            if path.exists():
+                self._files[str(path.relative_to(self.folder))] = path.read_text()
+        if BOOTSTRAP in self._files and LISTENERS in self._files:
+            await self.process.ensure(self._admin)
+
+    async def close(self) -> None:
+        await self.process.forget()
+
+    async def stop(self, grace: float = 30.0) -> None:
+        """The last service is gone: drain, and end Envoy."""
+        async with self._turn:
+            if BOOTSTRAP in self._files:
+                await self.process.stop(self._admin, grace)
+
+    # ------------------------------------------------------------------------------------------------------ publish
+
+    async def publish(self, gateway: Gateway) -> None:
+        """Raises InvalidInput, and changes nothing, where the gateway does not hold together; EngineFailure where Envoy
+        refuses what it is told, which then is as before.
+        """
+        async with self._turn:
+            files = self._checked(gateway)
+            if files.get(BOOTSTRAP) != self._files.get(BOOTSTRAP):
+                await self._begin(files)
+            await self._change(files)
+            self.gateway = gateway
+
+    def _checked(self, gateway: Gateway) -> dict[str, str]:
+        problems = check(gateway)
+        files = {} if problems else render(gateway, str(self.folder))
+        if not problems:
+            routes = json.loads(files[ROUTE_FILE])["resources"][0]
+            problems = check_rendered(json.loads(files[CLUSTERS])["resources"], routes)
+        if problems:
+            raise InvalidInput("the gateway's routes do not hold together", details=problems)
+        return files
+
+    async def _begin(self, files: Mapping[str, str]) -> None:
+        """All is new, or what Envoy reads only as it starts has changed: by a hot restart then."""
+        old = self._admin if BOOTSTRAP in self._files else None
+        if old is None or LISTENERS not in self._files:
+            for path in files:
+                self._write(path, files[path])
+        self._write(BOOTSTRAP, files[BOOTSTRAP])
+        if old is not None and self.process.running is not None and self.process.running.alive():
+            await self.process.upgrade(self._admin)
+
+    async def _change(self, files: dict[str, str]) -> None:
+        await self.process.ensure(self._admin)
+        wanted = _clusters(files[CLUSTERS])
+        now = asyncio.get_running_loop().time()
+        linger = _longest(files[ROUTE_FILE])
+        gone = {name: text for name, text in _clusters(self._files.get(CLUSTERS, "")).items() if name not in wanted}
+        for name in gone:
+            self._leaving.setdefault(name, now + linger)
+        self._leaving = {name: at for name, at in self._leaving.items() if name in gone}
+        kept = {name: gone[name] for name, at in self._leaving.items() if at > now}
+        files = {**files, CLUSTERS: _union(files[CLUSTERS], kept)}
+        first = [path for path in files if path.startswith("eds/")]
+        await self._tell(files, [*first, LIMITS, *([CERTIFICATE] if CERTIFICATE in files else []), CLUSTERS])
+        await self._tell(files, [LISTENERS, ROUTE_FILE])
+        for name in gone.keys() - kept.keys():
+            self._leaving.pop(name, None)
+            self._remove(eds_file(name))
+
+    async def _tell(self, files: Mapping[str, str], paths: Iterable[str]) -> None:
+        """Write what changed, and wait until Envoy goes by it and no new cluster is still warming up."""
+        changed = [path for path in paths if self._files.get(path) != files[path]]
+        before = {path: self._files.get(path) for path in changed}
+        refused = await self._refused()
+        for path in changed:
+            self._write(path, files[path])
+        names = {_statistic(path): version_of(files[path]) for path in paths if path != CERTIFICATE}
+        try:
+            await self._confirm(names, refused)
+        except EngineFailure:
+            for path, text in before.items():
+                if text is not None:
+                    self._write(path, text)
+            raise
+
+    async def _refused(self) -> int:
+        found = await self._admin.stats(r"\.(update_rejected|update_failure)$")
+        return sum(int(value) for value in found.values())
+
+    async def _confirm(self, wanted: Mapping[str, str], refused: int) -> None:
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + _CONFIRM_S, 0.001
+        pattern = r"\.version_text$|^cluster_manager\.warming_clusters$|\.(update_rejected|update_failure)$"
+        missing: dict[str, str] = {}
+        while loop.time() < deadline:
+            found = await self._admin.stats(pattern)
+            if sum(int(value) for name, value in found.items() if name.endswith(("rejected", "failure"))) > refused:
+                raise EngineFailure(f"Envoy refuses its configuration: {self.process.last_words()}")
+            missing = {
+                name: version for name, version in wanted.items() if found.get(name + ".version_text") != version
+            }
+            if not missing and found.get("cluster_manager.warming_clusters") == "0":
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        raise Unavailable(f"Envoy has not taken {', '.join(sorted(missing)) or 'new clusters'} in {_CONFIRM_S:g} s")
+
+    # -------------------------------------------------------------------------------------------------------- files
+
+    def _write(self, path: str, text: str) -> None:
+        """In one rename; readable by the server's user alone."""
+        place = self.folder / path
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = place.with_name(f".{place.name}.new")
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        draft.replace(place)
+        self._files[path] = text
+
+    def _remove(self, path: str) -> None:
+        (self.folder / path).unlink(missing_ok=True)
+        self._files.pop(path, None)
+
+    # ------------------------------------------------------------------------------------------------------- counts
+
+    async def counts(self) -> Mapping[counters.Key, Counts]:
+        """Of every version that Envoy has; none where no Envoy runs. To be asked about once a second: it also sees to the
+        access log's size.
+        """
+        if BOOTSTRAP not in self._files:
+            return {}
+        await self._turn_log()
+        return counters.parse(await self._admin.ask(counters.question()))
+
+    async def _turn_log(self) -> None:
+        """At 64 MiB a new one is begun; the last three are kept."""
+        path = self.gateway.access_log if self.gateway is not None else None
+        if path is not None and _turned(Path(path)):
+            await self._admin.ask("/reopen_logs", method="POST")
+
+
+def _turned(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size < _LOG_BYTES:
+        return False
+    for number in range(_LOGS - 1, 0, -1):
+        old = path.with_name(f"{path.name}.{number}")
+        if old.exists():
+            old.replace(path.with_name(f"{path.name}.{number + 1}"))
+    path.replace(path.with_name(f"{path.name}.1"))
+    return True
+
+
+def _clusters(text: str) -> dict[str, dict[str, object]]:
+    return {one["name"]: one for one in json.loads(text)["resources"]} if text else {}
+
+
+def _union(text: str, more: Mapping[str, dict[str, object]]) -> str:
+    return response([*_clusters(text).values(), *(more[name] for name in sorted(more))]) if more else text
+
+
+def _longest(routes: str) -> float:
+    """How long a request may last: the longest time of any route."""
+    hosts = json.loads(routes)["resources"][0]["virtual_hosts"]
+    times = [route["route"]["idle_timeout"] for host in hosts for route in host["routes"] if "route" in route]
+    return max((float(time.removesuffix("s")) for time in times), default=0.0)
+
+
+def _statistic(path: str) -> str:
+    """Where Envoy says which version of a file it goes by."""
+    folder, _, name = path.partition("/")
+    if folder == "eds":
+        return f"cluster.{name.removesuffix('.json').replace('.', '/')}"
+    return {
+        CLUSTERS: "cluster_manager.cds",
+        LISTENERS: "listener_manager.lds",
+        ROUTE_FILE: f"http.gateway.rds.{ROUTES}",
+        LIMITS: f"extension_config_discovery.http_filter.{RATE_LIMIT}",
+    }[path]

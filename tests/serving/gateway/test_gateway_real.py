@@ -1,0 +1,387 @@
+"""The real Envoy, told by the publisher: what callers see, and what is left when something dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from penstock.base.errors import InvalidInput, Unavailable
+from penstock.serving.gateway.admin import Admin
+from penstock.serving.gateway.process import found
+from penstock.serving.gateway.publish import Publisher
+from penstock.serving.gateway.render import ROUTE_FILE
+from penstock.serving.gateway.spec import Backend, Gateway, Match, RateLimit, ServiceRoute, VersionRoute
+from penstock.serving.state import WHOLE
+
+pytestmark = pytest.mark.real
+
+
+def looped(test: Callable[[Path], Coroutine[None, None, None]]) -> Callable[[Path], None]:
+    @functools.wraps(test)
+    def run(tmp_path: Path) -> None:
+        asyncio.run(test(tmp_path))
+
+    return run
+
+
+Answer = Callable[[str, Mapping[str, str]], Awaitable[tuple[int, bytes]]]
+
+
+async def _ok(path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    return 200, b"{}"
+
+
+@dataclass
+class Upstream:
+    """A replica as the gateway sees one; it notes what it is asked."""
+
+    answer: Answer = _ok
+    port: int = 0
+    seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    server: asyncio.Server | None = None
+
+    async def start(self) -> Upstream:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if ": " in line)}
+                await reader.readexactly(int(headers.get("content-length", 0)))
+                self.seen.append((head[0].split(" ")[1], headers))
+                status, body = await self.answer(head[0].split(" ")[1], headers)
+                writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+                await writer.drain()
+        self.writers.discard(writer)
+        writer.close()
+
+    async def die(self) -> None:
+        """As by SIGKILL: its port refuses, its connections are cut."""
+        assert self.server is not None
+        self.server.close()
+        for writer in list(self.writers):
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    def backend(self) -> Backend:
+        return Backend(str(self.port), "127.0.0.1", self.port)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def call(port: int, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        more = "".join(f"{key}: {value}\r\n" for key, value in {"host": "gateway", **(headers or {})}.items())
+        writer.write(f"POST {path} HTTP/1.1\r\n{more}connection: close\r\ncontent-length: 2\r\n\r\n{{}}".encode())
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        found = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines[1:] if line)}
+        length = found.get("content-length")
+        body = await reader.read() if length is None else await reader.readexactly(int(length))
+        return int(lines[0].split(" ")[1]), found, body
+    finally:
+        writer.close()
+
+
+@dataclass
+class World:
+    publisher: Publisher
+    base: Gateway
+    upstreams: list[Upstream] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return self.base.port
+
+    async def upstream(self, answer: Answer = _ok) -> Upstream:
+        self.upstreams.append(await Upstream(answer).start())
+        return self.upstreams[-1]
+
+    async def publish(self, *services: ServiceRoute) -> None:
+        await self.publisher.publish(replace(self.base, services=services))
+
+    async def call(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+        return await call(self.port, path, headers)
+
+
+@contextlib.asynccontextmanager
+async def world(folder: Path) -> AsyncIterator[World]:
+    publisher = Publisher(folder / "gateway", concurrency=1)
+    await publisher.start()
+    base = Gateway("127.0.0.1", free_port(), free_port(), access_log=str(folder / "access.log"))
+    here = World(publisher, base)
+    try:
+        yield here
+    finally:
+        await publisher.stop(grace=1.0)
+        await publisher.close()
+        for upstream in here.upstreams:
+            await upstream.die()
+
+
+def service(*upstreams: Upstream, name: str = "digits", **fields: object) -> ServiceRoute:
+    versions = (VersionRoute(1, tuple(upstream.backend() for upstream in upstreams)),)
+    whole = {"matches": (Match("", f"/default/{name}/"),), "versions": versions, **fields}
+    return ServiceRoute("default", name, **whole)  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+@looped
+async def test_paths_hosts_shares_mirrors_and_what_is_passed_on(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        one, two, copy = [await here.upstream() for _ in range(3)]
+        versions = (
+            VersionRoute(1, (one.backend(),), weight=7000),
+            VersionRoute(2, (two.backend(),), weight=3000),
+            VersionRoute(3, (copy.backend(),), weight=0, mirror=WHOLE),
+        )
+        matches = (Match("", "/default/digits/"), Match("m.example.com", "/"), Match("", "/kept", keep=True))
+        await here.publish(service(versions=versions, matches=matches))
+        parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        shown: Counter[str] = Counter()
+        for _ in range(200):
+            status, headers, _ = await here.call("/default/digits/v2/models?a=1", {"traceparent": parent})
+            assert status == 200
+            shown[headers["x-penstock-version"]] += 1
+        assert 30 < shown["2"] < 90, shown
+        assert len(one.seen) == shown["1"]
+        path, headers = one.seen[0]
+        assert path == "/v2/models?a=1"
+        assert (headers["traceparent"], headers["x-penstock-service"]) == (parent, "default/digits")
+        assert headers["x-penstock-version"] == "1"
+        assert (await here.call("/x", {"host": "m.example.com:80"}))[0] == 200
+        assert (await here.call("/kept/a"))[0] == 200
+        assert {path for path, _ in one.seen + two.seen} == {"/v2/models?a=1", "/x", "/kept/a"}
+        await until(lambda: _is(lambda: len(copy.seen) == 202))
+        status, headers, body = await here.call("/default/digitsx")
+        assert (status, json.loads(body)["error"]) == (404, "no inference service is at this address")
+
+        async def counted() -> bool:
+            counts = await here.publisher.counts()
+            every = [counts[("default", "digits", number)] for number in (1, 2, 3)]
+            return every[2].latency.total == 202 and sum(one.latency.total for one in every[:2]) == 202
+
+        await until(counted)
+        counts = await here.publisher.counts()
+        assert counts[("default", "digits", 3)].requests == 202
+        assert counts[("default", "digits", 1)].errors == 0
+        assert await here.publisher.counts() != {}
+        await until(lambda: _is(lambda: (tmp_path / "access.log").read_text().count("\n") == 203))
+        row = json.loads((tmp_path / "access.log").read_text().splitlines()[0])
+        assert (row["status"], row["path"], row["traceparent"]) == (200, "/default/digits/v2/models?a=1", parent)
+
+
+async def _is(condition: Callable[[], bool]) -> bool:
+    return condition()
+
+
+@looped
+async def test_keys_and_rate_limits(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        up = await here.upstream()
+        keys = [f"{'k' * length}" for length in (1, 8, 55, 56, 63, 64, 65, 119, 120, 1000)]
+        digests = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
+        limited = service(up, name="limited", rate_limit=RateLimit(3, 60.0))
+        await here.publish(service(up, keys=digests), limited)
+        for key in keys:
+            assert (await here.call("/default/digits/", {"authorization": f"Bearer {key}"}))[0] == 200
+        assert (await here.call("/default/digits/", {"x-api-key": keys[1]}))[0] == 200
+        assert all("authorization" not in headers and "x-api-key" not in headers for _, headers in up.seen)
+        for headers in ({}, {"authorization": "Bearer nope"}, {"authorization": "Basic k"}, {"x-api-key": "k" * 5000}):
+            status, answer, body = await here.call("/default/digits/", headers)
+            assert (status, answer["www-authenticate"]) == (401, "Bearer")
+            assert "API key" in json.loads(body)["error"]
+        mode = (tmp_path / "gateway" / ROUTE_FILE).stat().st_mode
+        assert mode & 0o077 == 0
+        assert keys[4] not in (tmp_path / "gateway" / ROUTE_FILE).read_text()
+        assert [(await here.call("/default/limited/"))[0] for _ in range(3)] == [200] * 3
+        await here.publish(service(up, keys=digests[1:]), limited)  # other routes do not fill its bucket again
+        status, headers, body = await here.call("/default/limited/")
+        assert (status, headers["retry-after"]) == (429, "1")
+        assert json.loads(body)["error"] == "the service's rate limit is reached: try again later"
+        assert (await here.call("/default/digits/", {"authorization": f"Bearer {keys[0]}"}))[0] == 401
+
+
+@looped
+async def test_a_replica_that_dies_fails_no_request_while_another_lives(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        arrived = asyncio.Event()
+
+        async def never(path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+            arrived.set()
+            await asyncio.sleep(60)
+            return 200, b"{}"
+
+        hanging, living = await here.upstream(never), await here.upstream()
+        await here.publish(service(hanging, living))
+        asked = [asyncio.create_task(here.call("/default/digits/")) for _ in range(8)]
+        await arrived.wait()
+        await hanging.die()
+        assert {status for status, _, _ in await asyncio.gather(*asked)} == {200}
+        assert {(await here.call("/default/digits/"))[0] for _ in range(30)} == {200}
+
+
+@looped
+async def test_the_activator_takes_over_while_no_replica_lives(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        activator, replica = await here.upstream(), await here.upstream()
+        away = service(activator=("127.0.0.1", activator.port))
+        await here.publish(away)
+        assert (await here.call("/default/digits/"))[0] == 200
+        assert len(activator.seen) == 1
+        with_one = replace(away, versions=(VersionRoute(1, (replica.backend(),)),))
+        await here.publish(with_one)
+
+        async def direct() -> bool:
+            before = len(replica.seen)
+            assert (await here.call("/default/digits/"))[0] == 200
+            return len(replica.seen) > before
+
+        await until(direct, 1.0)
+        held = len(activator.seen)
+        for _ in range(20):
+            await here.call("/default/digits/")
+        assert len(activator.seen) == held
+        await replica.die()
+        assert {(await here.call("/default/digits/"))[0] for _ in range(10)} == {200}
+        assert len(activator.seen) > held
+
+
+@looped
+async def test_a_late_answer_is_an_error_that_is_counted_and_a_stream_is_not(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+
+        async def late(path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+            await asyncio.sleep(30)
+            return 200, b"{}"
+
+        async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                for _ in range(8):
+                    writer.write(b"2\r\nab\r\n")
+                    await asyncio.sleep(0.2)
+                writer.write(b"0\r\n\r\n")
+                await writer.drain()
+            writer.close()
+
+        slow = await here.upstream(late)
+        flow = Upstream()
+        here.upstreams.append(flow)
+        flow.server = await asyncio.start_server(stream, "127.0.0.1", 0)
+        flow.port = flow.server.sockets[0].getsockname()[1]
+        await here.publish(service(slow, timeout=0.5, retries=1), service(flow, name="flow", timeout=0.5))
+        (status, _, body), (streamed, _, text) = await asyncio.gather(
+            here.call("/default/digits/"), here.call("/default/flow/")
+        )
+        assert (status, json.loads(body)["error"]) == (504, "the service did not answer in time")
+        assert (streamed, text.count(b"ab")) == (200, 8)
+        counts = (await here.publisher.counts())[("default", "digits", 1)]
+        assert counts.errors >= 1
+
+
+@looped
+async def test_envoy_is_adopted_restarted_and_replaced_with_nothing_lost(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        up = await here.upstream()
+        await here.publish(service(up))
+        first = here.publisher.process.running
+        await here.publisher.close()  # the server dies, Envoy lives
+        assert (await here.call("/default/digits/"))[0] == 200
+
+        told: list[str] = []
+
+        async def tell(words: str) -> None:
+            told.append(words)
+
+        again = Publisher(tmp_path / "gateway", concurrency=1, restarted=tell)
+        await again.start()
+        try:
+            assert again.process.running == first
+            failed = 0
+            done = False
+
+            async def load() -> None:
+                nonlocal failed
+                while not done:
+                    try:
+                        failed += (await here.call("/default/digits/"))[0] != 200
+                    except (OSError, EOFError):
+                        failed += 1
+
+            loads = [asyncio.create_task(load()) for _ in range(4)]
+            await again.process.upgrade(Admin(here.base.admin_port))
+            await asyncio.sleep(0.3)
+            done = True
+            await asyncio.gather(*loads)
+            assert failed == 0
+            second = again.process.running
+            assert first is not None
+            assert second is not None
+            assert (second.epoch, second.pid != first.pid) == (1, True)
+            os.kill(second.pid, signal.SIGKILL)
+            await until(lambda: _is(lambda: len(told) == 1))
+            await again.process.ensure(Admin(here.base.admin_port))
+            assert len(found(tmp_path / "gateway" / "bootstrap.json")) == 1
+            assert (await here.call("/default/digits/"))[0] == 200
+        finally:
+            await again.stop(grace=1.0)
+            await again.close()
+        assert found(tmp_path / "gateway" / "bootstrap.json") == []
+        with pytest.raises((OSError, EOFError)):
+            await here.call("/default/digits/")
+
+
+@looped
+async def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        up = await here.upstream()
+        await here.publish(service(up))
+        with pytest.raises(InvalidInput, match="do not hold together"):
+            await here.publish(service(up, timeout=0))
+        with pytest.raises(Unavailable, match="does not answer"):
+            await Admin(free_port()).ask("/ready")
+        assert (await here.call("/default/digits/"))[0] == 200
+
+
+@looped
+async def test_a_cluster_that_left_the_routes_stays_as_long_as_a_request_may_last(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        one, two = await here.upstream(), await here.upstream()
+        admin = Admin(here.base.admin_port)
+        old = service(one, timeout=0.3)
+        new = replace(old, versions=(VersionRoute(2, (two.backend(),)),))
+        await here.publish(old)
+        await here.publish(new)
+        assert "default/digits/1" in await admin.ask("/clusters")
+        await asyncio.sleep(1.4)
+        await here.publish(new)
+        assert "default/digits/1" not in await admin.ask("/clusters")
+        assert not (tmp_path / "gateway/eds/default.digits.1.json").exists()

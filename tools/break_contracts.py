@@ -64,6 +64,11 @@ BREAKS = (
         (("cost/queries.py", "import penstock.training.tables"),),
     ),
     Break(
+        "tables-serving",
+        "cost reads the tables of serving",
+        (("cost/queries.py", "import penstock.serving.tables"),),
+    ),
+    Break(
         "tables-scheduling",
         "an entrance reads scheduling's tables",
         (("api/asgi.py", "import penstock.scheduling.tables"),),

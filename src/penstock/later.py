@@ -22,6 +22,8 @@ from penstock.fleet import engine_routes, inventory, registry
 from penstock.fleet.attached import Attached
 from penstock.jobs import history
 from penstock.scheduling import compiling, live
+from penstock.serving import routes as serving_routes
+from penstock.serving.room import Serving
 from penstock.store.store import Store, Tx
 
 log = logging.getLogger("penstock")
@@ -34,7 +36,13 @@ class Rooms:
 
 
 def rooms(
-    settings: Settings, store: Store, rates: Prices, terms: Terms, attached: Attached, job_user: str | None
+    settings: Settings,
+    store: Store,
+    rates: Prices,
+    terms: Terms,
+    attached: Attached,
+    job_user: str | None,
+    serving: Serving | None,
 ) -> Rooms:
     """Bills, the months to come, replays, and the engines that were added. ``job_user``: of users who are mapped to none."""
 
@@ -57,6 +65,7 @@ def rooms(
             *capacity_routes.endpoints(what_if),
             *engine_routes.endpoints(attached),
             *compiling.endpoints(store, accounting),
+            *(serving_routes.endpoints(serving) if serving is not None else ()),
         ),
         replays.close,
     )

@@ -57,6 +57,8 @@ from penstock.reconcile.loop import Loop
 from penstock.scheduling import outlook as start_outlook
 from penstock.scheduling import reservation_routes
 from penstock.scheduling import routes as queue_routes
+from penstock.serving.place import Place
+from penstock.serving.room import Serving
 from penstock.store import backup
 from penstock.store.leases import Lease
 from penstock.store.store import Store, Tx
@@ -232,12 +234,13 @@ class Later:
         self._needs = settings, store, rates, terms, attached, user
         self._rooms: later.Rooms | None = None
         self.closing: list[Callable[[], Awaitable[None]]] = []  # of what is closed with them
+        self.serving: Serving | None = None
         self._silent: dict[str, str] = {}
 
     def endpoints(self) -> Sequence[Endpoint]:
         from penstock import later  # noqa: PLC0415 - the server is ready without them
 
-        self._rooms = self._rooms or later.rooms(*self._needs)
+        self._rooms = self._rooms or later.rooms(*self._needs, self.serving)
         return self._rooms.endpoints
 
     async def look_outside(self, fence: Callable[[Tx], object]) -> None:
@@ -313,7 +316,6 @@ def build_house(
         as_root,
         memory=Memory(settings.simulate_speed, engines.own.name),
     )
-    reconciler.on_progress = room.wake
     if simulation is not None:
         simulation.engine.on_change = lambda: loop.enqueue("offers", "all")
     access = Access(store, now=clock.now, monotonic=clock.monotonic)
@@ -325,13 +327,31 @@ def build_house(
     )
     attached = Attached(store, engines, os.path.join(settings.data_dir, "engines"), queries.active_by_engine)
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
+    serving = late.serving = _serving(settings, room, reconciler, late)
     money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
     money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *_goodput(room, late))
-    above = (money, late.endpoints, _training(reconciler).samples)
+    above = (money, late.endpoints, _training(reconciler, serving).samples)
     app = _application(settings, store, attached, reconciler, room, access, above)
     return House(
         settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
     )
+
+
+def _serving(settings: Settings, room: Room, reconciler: JobReconciler, late: Later) -> Serving:
+    """Inference services: nothing of them runs, or is loaded, before the first one exists."""
+    folder = os.path.join(settings.data_dir, "serving")
+    place = Place(
+        settings.gateway_host, settings.gateway_port, folder, sys.executable, settings.tls_cert, settings.tls_key
+    )
+    serving = Serving(room, reconciler.loop, reconciler.fence, place)
+    late.closing.append(serving.close)
+
+    def progressed(job_id: str) -> None:
+        room.wake(job_id)
+        serving.progressed(job_id)
+
+    reconciler.on_progress = progressed
+    return serving
 
 
 def _goodput(room: Room, late: Later) -> Sequence[Endpoint]:
@@ -342,7 +362,7 @@ def _goodput(room: Room, late: Later) -> Sequence[Endpoint]:
     return training_routes.endpoints(training)
 
 
-def _training(reconciler: JobReconciler) -> TrainingWatch:
+def _training(reconciler: JobReconciler, serving: Serving) -> TrainingWatch:
     """A part of the jobs' loop, from its start on."""
     loop = reconciler.loop
     watch = TrainingWatch(
@@ -353,7 +373,12 @@ def _training(reconciler: JobReconciler) -> TrainingWatch:
         lambda job_id: loop.enqueue("job", job_id),
     )
     loop.reconcilers["training"] = watch.reconcile
-    reconciler.on_start = lambda: loop.enqueue("training", "all")
+
+    def begin() -> None:
+        loop.enqueue("training", "all")
+        serving.begin()
+
+    reconciler.on_start = begin
     return watch
 
 

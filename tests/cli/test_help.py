@@ -49,7 +49,7 @@ def test_a_verbs_examples_are_accepted(name: str) -> None:
     entry, verb = verb_of(name)
     for call in example_calls(verb.example):
         assert call[0] == name
-        assert ("--" in call) == verb.takes_command
+        assert verb.takes_command or "--" not in call
         parser_of(entry, verb).parse_args(list(takewhile(lambda word: word != "--", call[1:])))
 
 

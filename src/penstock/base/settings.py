@@ -36,6 +36,8 @@ class Settings:
     gpu_idle_after: float = (
         1800.0  # --gpu-idle-after: GPUs that a job holds and that do nothing for so long are told of
     )
+    gateway_host: str = "127.0.0.1"  # --gateway-host: where callers of inference services reach them
+    gateway_port: int = 7071  # --gateway-port
     log_first_bytes: int = 4 << 20  # kept of each rank's log from its beginning
     log_newest_bytes: int = 16 << 20  # kept of each rank's log at its end
     snapshot_max_bytes: int = 256 << 20  # the largest work folder that is carried with a job

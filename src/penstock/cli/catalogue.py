@@ -19,9 +19,9 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Jobs",
         (
             Entry("run", "run a command as a job, and follow it", "penstock.jobs.commands.run"),
-            Entry("apply", "make jobs from a YAML file", "penstock.jobs.commands.apply"),
-            Entry("get", "list jobs, nodes, events, users, tokens, projects; or show some", "penstock.cli.get"),
-            Entry("describe", "all there is to know of a job or node", "penstock.cli.get"),
+            Entry("apply", "make jobs and services from a YAML file", "penstock.jobs.commands.apply"),
+            Entry("get", "list jobs, services, nodes, events, users, ...; or show some", "penstock.cli.get"),
+            Entry("describe", "all there is to know of a job, node or service", "penstock.cli.get"),
             Entry("logs", "a job's log, followed live with -f", "penstock.jobs.commands.show"),
             Entry("why", "why a job is as it is, and what would help", "penstock.jobs.commands.show"),
             Entry("cancel", "end jobs", "penstock.jobs.commands.show"),
@@ -32,6 +32,17 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("goodput", "where a training's wall time went, or the fleet's", "penstock.training.commands"),
             Entry("checkpoint", "list, verify, prune, export checkpoints; save now", "penstock.cli.checkpoint"),
             Entry("data", "list, verify, prepare data sets of tokens", "penstock.cli.data"),
+        ),
+    ),
+    (
+        "Serving",
+        (
+            Entry("serve", "serve a model: replicas behind the gateway", "penstock.serving.commands"),
+            Entry("rollout", "how a new version comes in, and on what evidence", "penstock.serving.commands"),
+            Entry("promote", "give the candidate all traffic now", "penstock.serving.commands"),
+            Entry("rollback", "back to the version before", "penstock.serving.commands"),
+            Entry("scale", "how many replicas a service has", "penstock.serving.commands"),
+            Entry("serving", "API keys, traffic, pickles; delete a service", "penstock.serving.commands"),
         ),
     ),
     (

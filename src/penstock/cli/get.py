@@ -30,14 +30,15 @@ class Listing(NamedTuple):
 
 LISTINGS = {
     "job": Listing("jobs", "penstock.jobs.commands.view", "COLUMNS"),
+    "service": Listing("services", "penstock.serving.terminal", "COLUMNS"),
     "node": Listing("nodes", "penstock.fleet.commands", "COLUMNS"),
     "event": Listing("events", "penstock.cli.ledger", "COLUMNS"),
     "user": Listing("users", "penstock.tenancy.commands", "USERS"),
     "token": Listing("tokens", "penstock.tenancy.commands", "TOKENS"),
     "project": Listing("projects", "penstock.tenancy.commands", "PROJECTS"),
 }
-_NAMED = ("job", "node")  # kinds of which one can be read by its name
-_KINDS = {form: kind for kind in LISTINGS for form in (kind, f"{kind}s")}
+_NAMED = ("job", "node", "service")  # kinds of which one can be read by its name
+_KINDS = {form: kind for kind in LISTINGS for form in (kind, f"{kind}s")} | {"inferenceservice": "service"}
 
 
 def _get(call: Invocation, arguments: Namespace) -> int:
@@ -69,6 +70,9 @@ def _rows(call: Invocation, kind: str, collection: Collection, arguments: Namesp
     """The rows, and whether there are more."""
     if kind == "event":
         return call.client.events.newest(arguments.limit), False
+    if kind == "service":
+        project = None if arguments.all_projects else call.settings.project
+        return list(collection.list(project=project)), False
     if kind != "job":
         return list(collection.list()), False
     project = None if arguments.all_projects else call.settings.project
@@ -135,9 +139,13 @@ def _by_engine(collection: Collection, name: str) -> Resource:
 
 def _describe(call: Invocation, arguments: Namespace) -> int:
     kind, names = _kind_and_names(arguments.what)
-    pages: dict[str, Callable[[Invocation, str], dict[str, Any]]] = {"job": _whole_job, "node": _whole_node}
+    pages: dict[str, Callable[[Invocation, str], dict[str, Any]]] = {
+        "job": _whole_job,
+        "node": _whole_node,
+        "service": _whole_service,
+    }
     if kind not in pages or not names:
-        raise NotFound("describe takes jobs' names, or `node` and nodes' names", hint="penstock describe --help")
+        raise NotFound("describe takes jobs' names, or `node` or `service` and names", hint="penstock describe --help")
     whole = [pages[kind](call, name) for name in names]
     if call.output.format != "table":
         call.output.document(whole[0] if len(whole) == 1 else {"items": whole})
@@ -145,7 +153,7 @@ def _describe(call: Invocation, arguments: Namespace) -> int:
     for number, body in enumerate(whole):
         if number:
             call.output.line()
-        _print_job(call, body) if kind == "job" else _print_node(call, body)
+        {"job": _print_job, "node": _print_node, "service": _print_service}[kind](call, body)
     return 0
 
 
@@ -183,6 +191,17 @@ def _print_node(call: Invocation, body: dict[str, Any]) -> None:
         call.output.line(line)
 
 
+def _whole_service(call: Invocation, name: str) -> dict[str, Any]:
+    services = call.client.services
+    events = call.client.events.newest(_EVENTS_SHOWN, kind="InferenceService", project=call.settings.project, name=name)
+    parts = {"rollouts": services.rollouts(name), "traffic": services.traffic(name), "events": events}
+    return {**services.get(name), **parts}
+
+
+def _print_service(call: Invocation, body: dict[str, Any]) -> None:
+    import_module("penstock.serving.terminal").describe(call, body)
+
+
 def _kind_and_names(words: Sequence[str]) -> tuple[str, list[str]]:
     """``jobs``, ``job a b``, ``node/x``, or names alone, which are jobs'."""
     if not words:
@@ -200,7 +219,7 @@ def _get_arguments(parser: ArgumentParser) -> None:
         "what",
         nargs="*",
         metavar="KIND|NAME",
-        help="jobs (default), nodes, events, users, tokens, projects; a kind and names; or jobs' names",
+        help="jobs (default), services, nodes, events, users, tokens, projects; a kind and names; or jobs' names",
     )
     parser.add_argument("-A", "--all-projects", action="store_true", help="jobs of all projects that you may see")
     parser.add_argument(
@@ -212,7 +231,9 @@ def _get_arguments(parser: ArgumentParser) -> None:
 
 
 def _describe_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", nargs="+", metavar="NAME", help="jobs' names, or node and nodes' names")
+    parser.add_argument(
+        "what", nargs="+", metavar="NAME", help="jobs' names, or node or service and names (service/digits)"
+    )
 
 
 VERBS = {
@@ -221,5 +242,9 @@ VERBS = {
         _get_arguments,
         _get,
     ),
-    "describe": Verb("penstock describe digits\npenstock describe node node-0", _describe_arguments, _describe),
+    "describe": Verb(
+        "penstock describe digits\npenstock describe node node-0\npenstock describe service/digits",
+        _describe_arguments,
+        _describe,
+    ),
 }

@@ -16,7 +16,7 @@ from penstock.scheduling.devices import is_valid, profiles
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-_PLAIN = ("host", "port", "database_url", "local_nodes", "job_user")
+_PLAIN = ("host", "port", "database_url", "local_nodes", "job_user", "gateway_host", "gateway_port")
 _SIMULATED: dict[str, Callable[[str], Any]] = {
     "simulate_gpu": str,
     "simulate_mig": parse_cut,
@@ -34,6 +34,8 @@ def _up(call: Invocation, arguments: Namespace) -> int:
     given |= {name: os.path.abspath(value) for name in _FILES if (value := getattr(arguments, name)) is not None}
     if not 0 <= given.get("port", 0) < 65536:
         raise InvalidInput(f"--port {given['port']}: a port is a number from 1 to 65535, or 0 for a free one")
+    if not 0 < given.get("gateway_port", 1) < 65536:
+        raise InvalidInput(f"--gateway-port {given['gateway_port']}: a port is a number from 1 to 65535")
     if given.get("local_nodes", 1) < 1:
         raise InvalidInput(f"--local-nodes {given['local_nodes']}: give 1 or more")
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
@@ -99,6 +101,8 @@ def _up_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", help="where to listen (default 127.0.0.1); others need TLS or --insecure")
     add("--port", type=int, help="default 7070; 0 takes a free one")
+    add("--gateway-host", help="where callers reach inference services (default 127.0.0.1)")
+    add("--gateway-port", type=int, help="default 7071; nothing listens there before the first service")
     add("--database-url", metavar="URL", help="postgresql+psycopg://...; default: SQLite in the data folder")
     add("--local-nodes", type=int, metavar="N", help="split this machine into N nodes")
     add("--simulate", metavar="NxG", help="a simulated fleet of N nodes with G GPUs each: nothing really runs")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from penstock.base.errors import PenstockError, Unauthenticated
 from penstock.client.discovery import find
-from penstock.client.kinds import Engines, Events, Jobs, Nodes, Projects, Tokens, Users, new_key
+from penstock.client.kinds import Engines, Events, Jobs, Nodes, Projects, Services, Tokens, Users, new_key
 from penstock.client.resources import API
 from penstock.client.snapshot import take
 from penstock.client.transport import Transport, quote
@@ -57,6 +57,7 @@ class Client:
 
             self.transport.locate = locate
         self.jobs = Jobs(self.transport, project)
+        self.services = Services(self.transport, project, self.jobs)
         self.nodes = Nodes(self.transport, project)
         self.engines = Engines(self.transport, project)
         self.events = Events(self.transport, project)

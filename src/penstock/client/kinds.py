@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from penstock.base.errors import NotFound
+from penstock.base.errors import InvalidInput, NotFound
 from penstock.client.resources import API, Collection, Kind, Resource, follow, post, put
-from penstock.client.snapshot import absolute, take
+from penstock.client.snapshot import absolute, take, take_model
+from penstock.client.transport import quote
 
 if TYPE_CHECKING:
     from penstock.client.session import Forward, Terminal
@@ -174,6 +175,74 @@ class Jobs(Collection):
 
         path = self.path(name, "forward", project=project)
         return Forward(self._transport, path, {"port": remote}, local, tell)
+
+
+class Services(Collection):
+    """``client.services``: models that are served."""
+
+    def __init__(self, transport: Transport, project: str, jobs: Jobs) -> None:
+        super().__init__(transport, Kind("InferenceService", "services", in_project=True, paged=False), project)
+        self._jobs = jobs
+
+    def create(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        project: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Resource:
+        """Makes a service of a spec as it is."""
+        body = {"name": name, "spec": dict(spec), "labels": dict(labels or {})}
+        return Resource(post(self._transport, self.path(project=project), body))
+
+    def carry(self, model: str, max_bytes: int | None = None) -> dict[str, str]:
+        """Sends a model, a file or a folder, to the server; answers the fields of the spec that name it there."""
+        digest = self._jobs.carry(take_model(model, max_bytes=max_bytes))
+        if digest is None:
+            raise InvalidInput(f"the model {model} is an empty folder")
+        return {"model": os.path.basename(absolute(model)), "snapshot": digest}
+
+    def replace(
+        self, name: str, spec: Mapping[str, Any], *, generation: int | None = None, project: str | None = None
+    ) -> Resource:
+        """Writes a new spec; another model is rolled out. Raises Conflict where ``generation`` is not the current one."""
+        body = {"spec": dict(spec)} | ({} if generation is None else {"generation": generation})
+        return Resource(put(self._transport, self.path(name, project=project), body))
+
+    def scale(self, name: str, replicas: int, *, project: str | None = None) -> Resource:
+        return self.act(name, "scale", {"replicas": replicas}, project=project)
+
+    def promote(self, name: str, *, project: str | None = None) -> Resource:
+        """The candidate takes all traffic now."""
+        return self.act(name, "promote", {}, project=project)
+
+    def rollback(self, name: str, *, project: str | None = None) -> Resource:
+        """The candidate goes; where none is there, the version before comes back."""
+        return self.act(name, "rollback", {}, project=project)
+
+    def rollouts(self, name: str, *, project: str | None = None) -> list[Resource]:
+        """The newest first, each with its evidence."""
+        return [Resource(item) for item in self.part(name, "rollouts", project=project)["items"]]
+
+    def traffic(self, name: str, *, project: str | None = None) -> list[Resource]:
+        """What the gateway has counted, by version."""
+        return [Resource(item) for item in self.part(name, "traffic", project=project)["items"]]
+
+    def keys(self, name: str, *, project: str | None = None) -> list[Resource]:
+        return [Resource(item) for item in self.part(name, "keys", project=project)["items"]]
+
+    def add_key(self, name: str, key: str, *, project: str | None = None) -> Resource:
+        """``key`` in the answer is shown this once."""
+        return Resource(post(self._transport, self.path(name, "keys", project=project), {"name": key}))
+
+    def remove_key(self, name: str, key: str, *, project: str | None = None) -> None:
+        self._transport.request("DELETE", self.path(name, "keys", key, project=project))
+
+    def allow_pickles(self, project: str, *, allowed: bool) -> Resource:
+        """Pickled models run whatever code they hold when they are read; an administrator may allow them in a project."""
+        path = f"{API}/projects/{quote(project)}/serving/pickles"
+        return Resource(put(self._transport, path, {"allowed": allowed}))
 
 
 class Nodes(Collection):

@@ -54,7 +54,32 @@ class Entry(NamedTuple):
 
 def take(folder: str, *, max_bytes: int | None = None) -> Snapshot:
     """Packs a folder. Raises InvalidInput (no folder, unreadable, a symlink that leaves it) or TooLarge."""
-    walk = _Walk(folder, max_bytes or MAX_BYTES)
+    return _packed(_Walk(folder, max_bytes or MAX_BYTES), "")
+
+
+def take_model(path: str, *, max_bytes: int | None = None) -> Snapshot:
+    """Packs one file, or a folder, below its own name. Raises as ``take`` does."""
+    path = absolute(path)
+    name, most = os.path.basename(path), max_bytes or MAX_BYTES
+    if os.path.isdir(path):
+        return _packed(_Walk(path, most), f"{name}/")
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        raise InvalidInput(f"the model {one_line(path)} cannot be read: {error.strerror}") from error
+    if info.st_size > most:
+        raise TooLarge(
+            f"the model {one_line(path)} is too large to carry: {format_memory(info.st_size)} of {format_memory(most)}",
+            hint="Put it where the nodes can read it, and give --in-place.",
+        )
+    notes: list[str] = []
+    tar = _Tar()
+    data = _read(path, most, notes) or b""
+    tar.add(Entry(name, info.st_mode, int(info.st_mtime)), data)
+    return Snapshot(*tar.finish(), 1, len(data), tuple(notes))
+
+
+def _packed(walk: _Walk, prefix: str) -> Snapshot:
     entries = walk.entries()
     tar = _Tar()
     size = files = 0
@@ -67,7 +92,7 @@ def take(folder: str, *, max_bytes: int | None = None) -> Snapshot:
             data = read
         files += not stat.S_ISDIR(entry.mode)
         size += len(data)
-        tar.add(entry, data)
+        tar.add(entry._replace(path=prefix + entry.path), data)
     return Snapshot(*tar.finish(), files, size, tuple(walk.notes))
 
 

@@ -24,6 +24,7 @@ REVISIONS = (
     "0013",
     "0014",
     "0015",
+    "0016",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

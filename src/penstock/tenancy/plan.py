@@ -62,6 +62,8 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "jobs.cancel": _project_write,
         "gpu_samples.write": _project_write,  # of GPUs that the project's jobs hold
         "jobs.delete": _project_write,
+        "services.read": _project_read,
+        "services.write": _project_write,
         # A session runs as the job's Unix user, so a colleague's job is not enough.
         "jobs.exec": Rule(Scope.PROJECT, "member", owned=True, writes=True),
         "snapshots.read": Rule(Scope.PROJECT, "member"),

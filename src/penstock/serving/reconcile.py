@@ -1,0 +1,348 @@
+"""Services' part of the loop: load, plan, write, publish, then end what is in no route any more. Serial per service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from sqlalchemy.engine import Connection
+
+from penstock.base.errors import InvalidInput
+from penstock.base.reasons import Reason
+from penstock.base.resource import Actor
+from penstock.jobs import submit
+from penstock.jobs.room import Room
+from penstock.jobs.state import Phase
+from penstock.reconcile.loop import Loop
+from penstock.serving import jobs, plan, routing, versions
+from penstock.serving.gateway.spec import Gateway
+from penstock.serving.place import KIND, Place, report_of
+from penstock.serving.state import Counts, Replica, ReplicaPhase, Role, RolloutPhase, Want
+from penstock.serving.versions import Held
+from penstock.store.events import EventRow
+from penstock.store.store import Tx
+
+log = logging.getLogger("penstock.serving")
+EVERY_S = 10.0  # a look though nothing was heard
+SOON_S = 0.2
+ANYWHERE = "0.0.0.0"  # noqa: S104 - where replicas on other machines listen: their gateway is elsewhere
+
+
+class Publisher(Protocol):
+    """The gateway: Envoy's process and its files."""
+
+    async def start(self) -> None: ...
+    async def publish(self, told: Gateway) -> None: ...  # returns when requests go so
+    async def counts(self) -> Mapping[tuple[str, str, int], Counts]: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Done:
+    """What one look wrote, and what is left to do after its commit."""
+
+    cancel: list[str] = field(default_factory=list)  # replicas that drain: their jobs end once the routes are published
+    again_s: float = EVERY_S
+    gone: bool = False
+    replicas: dict[str, int] = field(default_factory=dict)
+
+
+class ServiceReconciler:
+    def __init__(self, room: Room, loop: Loop, fence: Callable[[Tx], int], place: Place) -> None:
+        self.room = room
+        self.store = room.store
+        self.loop = loop
+        self.fence = fence
+        self.place = place
+        self.publisher: Publisher | None = None
+        self.counts: Mapping[tuple[str, str, int], Counts] = {}
+        self._service_of: dict[str, str] = {}  # by replica
+        self._told: dict[str, object] = {}  # the phase that a replica reported last
+        self._addresses: dict[str, str] = {}  # of nodes
+        self._publishing = asyncio.Lock()
+        self._dirty = 0
+        self._published = -1
+        loop.reconcilers["service"] = self.reconcile
+
+    # -- what wakes it
+
+    async def take_over(self) -> None:
+        """Look at every service: after a start, and after leadership came back."""
+        if self.publisher is not None:
+            await self.publisher.start()
+        self._published = -1
+        for service_id in await self.store.read(versions.ids):
+            self.loop.enqueue("service", service_id)
+
+    def heard(self, events: list[EventRow]) -> None:
+        for event in events:
+            if event.kind == KIND and event.subject_id:
+                self.loop.enqueue("service", event.subject_id)
+            elif event.kind == "Job" and (service := self._service_of.get(event.subject_id)) is not None:
+                self.loop.enqueue("service", service)
+
+    def progressed(self, job_id: str) -> None:
+        """Only a change of phase is worth a look."""
+        service = self._service_of.get(job_id)
+        if service is None:
+            return
+        told = report_of(self.room.progress, job_id).get("serving_phase")
+        if self._told.get(job_id) != told:
+            self._told[job_id] = told
+            self.loop.enqueue("service", service)
+
+    async def close(self) -> None:
+        if self.publisher is not None:
+            await self.publisher.close()
+
+    # -- one look
+
+    async def reconcile(self, service_id: object) -> float | None:
+        key = str(service_id)
+        await self._resolve(key)
+        done = await self.store.write(lambda tx: self._look(tx, key))
+        for job_id in [job for job, owner in self._service_of.items() if owner == key and job not in done.replicas]:
+            self._service_of.pop(job_id)
+            self._told.pop(job_id, None)
+        self._service_of |= dict.fromkeys(done.replicas, key)
+        self._dirty += 1
+        await self._publish()
+        if done.cancel:
+            await self.store.write(lambda tx: self._cancel(tx, done.cancel))
+        return None if done.gone else done.again_s
+
+    def _look(self, tx: Tx, service_id: str) -> Done:
+        """All of it in one transaction: what is planned is what is written."""
+        self.fence(tx)
+        held = versions.held(tx.conn, service_id)
+        if held is None:
+            return Done(gone=True)
+        held = self._observe(tx, held)
+        wants = self._wants(tx, held)
+        snapshot = plan.Snapshot(
+            tuple(map(versions.version_of, held.versions)),
+            tuple(map(versions.replica_of, held.replicas)),
+            wants,
+            held.row.deleted_at is not None,
+        )
+        made = plan.plan(snapshot, tx.now)
+        done = Done(again_s=min(made.again_s, EVERY_S))
+        for action in made.actions:
+            self._apply(tx, held, action, done)
+        self._weigh(tx, held, made.weights or {})
+        after = versions.held(tx.conn, service_id)
+        if after is None:
+            return Done(gone=True)
+        if held.row.deleted_at is not None and not after.replicas:
+            versions.forget(tx, held.row)
+            return Done(gone=True)
+        self._say(tx, after)
+        done.replicas = {one.id: one.version for one in after.replicas}
+        return done
+
+    def _observe(self, tx: Tx, held: Held) -> Held:
+        """Take in what the replicas' jobs and reports say."""
+        changed = False
+        lost: dict[int, plan.Version] = {}
+        for row in held.replicas:
+            job = submit.by_id(tx.conn, row.id)
+            report = report_of(self.room.progress, row.id)
+            seen = jobs.seen_of(job, report, self._addresses.get(jobs.node_of(job), "") if job is not None else "")
+            before = versions.replica_of(row)
+            now = plan.observe(before, seen, tx.now)
+            if now == before:
+                continue
+            changed = True
+            if now.phase is ReplicaPhase.GONE:
+                self._lost(tx, held, before, seen, lost)
+                continue
+            versions.keep_replica(tx, now, int(report.get("metrics_port") or 0))
+            if now.phase is ReplicaPhase.READY:
+                self._ready(tx, held, now)
+        return (versions.held(tx.conn, held.row.id) or held) if changed else held
+
+    def _lost(self, tx: Tx, held: Held, before: Replica, seen: plan.Seen, lost: dict[int, plan.Version]) -> None:
+        """Its job is over. Unasked, that is a loss, and the version waits longer each time before another."""
+        versions.drop_replica(tx, before.id)
+        if before.phase is ReplicaPhase.DRAINING:
+            return
+        row = next((one for one in held.versions if one.number == before.version), None)
+        if row is not None:
+            version = lost.get(row.number) or versions.version_of(row)
+            after = lost[row.number] = plan.after_loss(version, before, tx.now)
+            message = f"{before.name}: {seen.message}"
+            versions.set_version(
+                tx, held.row.id, row.number, failures=after.failures, next_at=after.next_at, message=message
+            )
+        refused = seen.message.startswith(Reason.Failed) and before.phase is ReplicaPhase.STARTING
+        data = {"version": before.version, "job": before.name, "phase": before.phase, "refused": refused}
+        tx.emit(versions.ref(held.row), Reason.ReplicaLost, f"{before.name}: {seen.message}", actor="system", data=data)
+
+    def _ready(self, tx: Tx, held: Held, now: Replica) -> None:
+        stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in now.stages.items())
+        data = {"version": now.version, "job": now.name, "stages": dict(now.stages)}
+        message = f"{now.name} of version {now.version}" + (f": {stages}" if stages else "")
+        tx.emit(versions.ref(held.row), Reason.ReplicaReady, message, actor="system", data=data)
+
+    def _wants(self, tx: Tx, held: Held) -> Mapping[int, Want]:
+        """What each version is to have; a rollout's planner says so while one is under way."""
+        wanted = held.wanted
+        stable = held.stable
+        if held.rollout is None:
+            return {} if stable is None else {stable.number: Want(wanted, 10_000)}
+        return self._rolling(tx, held, wanted)
+
+    def _rolling(self, tx: Tx, held: Held, wanted: int) -> Mapping[int, Want]:
+        """The candidate takes over once it has what the stable version had."""
+        rollout = held.rollout
+        if rollout is None:
+            return {}
+        ready = {
+            number: sum(one.version == number and one.phase == ReplicaPhase.READY for one in held.replicas)
+            for number in (rollout.stable, rollout.candidate)
+        }
+        have = ready[rollout.candidate]
+        if rollout.asked == "rollback":
+            versions.end_rollout(tx, held.row, rollout, RolloutPhase.ROLLED_BACK, f"by {rollout.asked_by}")
+            return {rollout.stable: Want(wanted, 10_000)}
+        if have >= wanted:
+            versions.end_rollout(tx, held.row, rollout, RolloutPhase.PROMOTED, "all of its replicas are ready")
+            return {rollout.candidate: Want(wanted, 10_000)}
+        total = max(have + ready[rollout.stable], 1)
+        weight = 10_000 * have // total
+        return {
+            rollout.stable: Want(max(wanted - have, 0), 10_000 - weight),
+            rollout.candidate: Want(min(wanted, have + 1), weight),
+        }
+
+    def _apply(self, tx: Tx, held: Held, action: plan.Action, done: Done) -> None:
+        if isinstance(action, plan.Start):
+            self._start(tx, held, action, done)
+        elif isinstance(action, plan.Drain):
+            row = next(one for one in held.replicas if one.id == action.replica)
+            versions.keep_replica(
+                tx, replace(versions.replica_of(row), phase=ReplicaPhase.DRAINING, since=tx.now), row.metrics_port
+            )
+            done.cancel.append(action.replica)
+        elif isinstance(action, plan.Cancel):
+            done.cancel.append(action.replica)
+        else:
+            versions.set_version(
+                tx, held.row.id, action.version, role=Role.RETIRED, weight=0, mirror=0, retired_at=tx.now
+            )
+
+    def _start(self, tx: Tx, held: Held, action: plan.Start, done: Done) -> None:
+        """A job more. One that cannot be made (a quota's budget is spent, say) is tried again later."""
+        row = held.row
+        version = next(one for one in held.versions if one.number == action.version)
+        spec = versions.spec_of(held, version)
+        own = spec.engine is None or spec.engine == self.room.engines.own.name
+        wanted = jobs.Wanted(
+            row.name,
+            version.number,
+            spec,
+            versions.waived(tx.conn, row.project),
+            self.place.python if own else "python",
+            "127.0.0.1" if own else ANYWHERE,
+            tx.now,
+        )
+        new = submit.NewJob(
+            row.project,
+            jobs.job_name(row.name, version.number, tx.now),
+            version.user,
+            jobs.job_spec(wanted),
+            version.unix_user,
+            jobs.labels(row.name, version.number),
+        )
+        try:
+            made = self.room.create(tx, Actor(version.user, "", {}, version.unix_user), new)
+        except InvalidInput as error:
+            words = "; ".join(problem.message for problem in error.details) or error.message
+            wait = plan.BACKOFF_LIMIT_S
+            versions.set_version(tx, row.id, version.number, message=words, next_at=tx.now + wait)
+            done.again_s = min(done.again_s, wait)
+            return
+        versions.add_replica(tx, row.id, version.number, made.id, made.name)
+        done.replicas[made.id] = version.number
+
+    def _weigh(self, tx: Tx, held: Held, weights: Mapping[int, tuple[int, int]]) -> None:
+        for row in held.versions:
+            weight, mirror = weights.get(row.number, (0, 0))
+            if (row.weight, row.mirror) != (weight, mirror) and row.retired_at is None:
+                versions.set_version(tx, held.row.id, row.number, weight=weight, mirror=mirror)
+
+    def _say(self, tx: Tx, held: Held) -> None:
+        """Why the service is as it is."""
+        waiting = [
+            job for one in held.replicas if (job := submit.by_id(tx.conn, one.id)) and job.phase == Phase.PENDING
+        ]
+        reason, message = routing.condition(held, waiting)
+        if (held.row.reason, held.row.message) != (reason, message) and held.row.deleted_at is None:
+            versions.set_service(tx, held.row.id, reason=reason, message=message)
+
+    def _cancel(self, tx: Tx, replicas: list[str]) -> None:
+        self.fence(tx)
+        for job_id in replicas:
+            job = submit.by_id(tx.conn, job_id)
+            if job is not None:
+                submit.cancel(tx, job, actor="system", why="its service takes it away")
+
+    # -- the gateway
+
+    async def _publish(self) -> None:
+        """Tell the gateway how things are now; who waits meanwhile is told of with the next."""
+        if self.publisher is None:
+            return
+        async with self._publishing:
+            dirty = self._dirty
+            if self._published >= dirty:
+                return
+            await self.publisher.publish(await self.store.read(self.gateway))
+            self._published = dirty
+
+    def gateway(self, conn: Connection) -> Gateway:
+        """All routes, from the rows."""
+        found = [versions.hold(conn, row) for row in versions.listing(conn, None)]
+        services = tuple(routing.service(one, versions.key_rows(conn, one.row.id)) for one in found)
+        return Gateway(
+            self.place.host,
+            self.place.port,
+            0,
+            services,
+            self.place.tls_cert,
+            self.place.tls_key,
+        )
+
+    async def fresh_counts(self) -> Mapping[tuple[str, str, int], Counts]:
+        """What the gateway has counted, now; empty where it does not answer."""
+        if self.publisher is not None:
+            self.counts = await self.publisher.counts()
+        return self.counts
+
+    # -- where nodes are
+
+    async def _resolve(self, service_id: str) -> None:
+        """The addresses of the nodes that this service's replicas run on; Envoy takes numbers."""
+
+        def nodes(conn: Connection) -> list[tuple[str, str | None]]:
+            held = versions.held(conn, service_id)
+            rows = [submit.by_id(conn, one.id) for one in held.replicas] if held is not None else []
+            return [(jobs.node_of(row), row.engine) for row in rows if row is not None]
+
+        for node, engine in await self.store.read(nodes):
+            if node and node not in self._addresses:
+                self._addresses[node] = "127.0.0.1" if engine is None else await self._lookup(node, engine)
+
+    async def _lookup(self, node: str, engine_name: str) -> str:
+        engine = self.room.engines.find(engine_name)
+        host = node.removeprefix(str(getattr(engine, "node_prefix", "")))
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.warning("node %s has no address here: %s", node, error)
+            return ""
+        return str(found[0][4][0])

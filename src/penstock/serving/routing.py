@@ -1,0 +1,76 @@
+"""From a service's rows to its route in the gateway, and to the words that say how it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from penstock.base.reasons import Reason
+from penstock.serving.gateway.spec import Backend, Match, RateLimit, ServiceRoute, VersionRoute
+from penstock.serving.state import ReplicaPhase, Role
+from penstock.serving.versions import Held
+
+NOBODY = "0" * 64  # a digest that no key has: keys are asked for, and there is none yet
+
+
+def service(held: Held, keys: Sequence[Row[Any]]) -> ServiceRoute:
+    exposed = held.spec.exposed
+    own = Match(prefix=f"/{held.row.project}/{held.row.name}/")
+    matches = (own, *(Match(one.host or "", one.path) for one in exposed.routes))
+    limit = exposed.rate_limit
+    return ServiceRoute(
+        held.row.project,
+        held.row.name,
+        matches,
+        tuple(route for one in held.versions if (route := _version(held, one)).backends),
+        exposed.timeout,
+        exposed.retries,
+        RateLimit(limit.requests, limit.per) if limit is not None else None,
+        (tuple(key.digest for key in keys) or (NOBODY,)) if exposed.api_keys else (),
+    )
+
+
+def _version(held: Held, version: Row[Any]) -> VersionRoute:
+    backends = tuple(
+        Backend(one.id, one.address, one.port, one.grpc_port)
+        for one in held.replicas
+        if one.version == version.number and one.phase == ReplicaPhase.READY and one.address
+    )
+    return VersionRoute(version.number, backends, version.weight, version.mirror)
+
+
+def condition(held: Held, waiting: Sequence[Row[Any]] = ()) -> tuple[str, str]:
+    """A reason and a sentence. ``waiting``: jobs of replicas that are in line."""
+    stable = held.stable
+    ready = sum(one.phase == ReplicaPhase.READY for one in held.replicas)
+    wanted = held.wanted
+    failing = next((one for one in held.versions if one.failures and one.role != Role.RETIRED), None)
+    if failing is not None and (failing.role == Role.CANDIDATE or ready < wanted):
+        return Reason.ReplicaLost, f"version {failing.number}: {failing.message}"
+    if waiting and ready < wanted:
+        return waiting[
+            0
+        ].reason, f"{ready} of {wanted} replicas are ready; {waiting[0].name} waits: {waiting[0].message}"
+    if stable is not None and stable.next_at is not None and stable.message and ready < wanted:
+        return Reason.WaitingForResources, stable.message
+    if held.rollout is not None:
+        return Reason.Progressing, f"version {held.rollout.candidate}: {held.rollout.message}"
+    if wanted == 0 and not ready:
+        return Reason.Scaled, "to none: the next request starts a replica"
+    if ready >= wanted:
+        return Reason.ReplicaReady, f"{ready} of {wanted} replicas are ready"
+    return Reason.Progressing, f"{ready} of {wanted} replicas are ready"
+
+
+def phase(held: Held) -> str:
+    """One word for a table."""
+    ready = sum(one.phase == ReplicaPhase.READY for one in held.replicas)
+    if held.row.deleted_at is not None:
+        return "Deleting"
+    if held.rollout is not None:
+        return "RollingOut"
+    if ready >= held.wanted:
+        return "Ready" if held.wanted else "Idle"
+    return "Degraded" if ready else "Starting"

@@ -1,0 +1,164 @@
+"""A real server: from `penstock serve` to replicas that are ready, lost, replaced, rolled out, scaled and gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.base.errors import Conflict, InvalidInput, NotFound
+from tests.system.house import House, until
+
+SERVER = """\
+import http.server, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = sys.argv[2].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    do_POST = do_GET
+    def log_message(self, *words): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with House("--gateway-port", str(port)) as made:
+        Path(made.data_dir, "server.py").write_text(SERVER)
+        os.chmod(Path(made.data_dir, "server.py"), 0o644)
+        yield made
+        for service in made.client.services.list():
+            with contextlib.suppress(NotFound):  # the last of its replicas ended just now
+                made.client.services.delete(service.name)
+        until(lambda: not list(made.client.services.list()), "services do not end")
+
+
+def spec(house: House, word: str = "one", **more: Any) -> dict[str, Any]:
+    command = [sys.executable, f"{house.data_dir}/server.py", "{port}", word]
+    return {"runtime": "command", "command": command, "resources": {"cpus": 0.1}, "drain": "1s", **more}
+
+
+def status(house: House, name: str) -> dict[str, Any]:
+    return dict(house.client.services.get(name).status)
+
+
+def ready(house: House, name: str, count: int) -> list[dict[str, Any]]:
+    """The replicas, once so many are ready and no other is left."""
+
+    def look() -> list[dict[str, Any]] | None:
+        found = [one for version in status(house, name)["versions"] for one in version["replicas"]]
+        return found if [one["phase"] for one in found] == ["Ready"] * count else None
+
+    found: list[dict[str, Any]] = until(look, f"{name} has not {count} ready replicas: {status(house, name)}")
+    return found
+
+
+def test_a_service_is_served_scaled_and_mended_and_outlives_the_server(house: House) -> None:
+    services = house.client.services
+    services.create("one", spec(house))
+    [first] = ready(house, "one", 1)
+    assert set(first["stages"]) == {"queued", "started", "loaded", "warmed"}
+    with pytest.raises(Conflict):
+        services.create("one", spec(house))
+    services.scale("one", 2)
+    both = ready(house, "one", 2)
+    job = house.client.jobs.get(first["job"])
+    assert job["labels"] == {"penstock.serving/service": "one", "penstock.serving/version": "1"}
+
+    house.end(signal.SIGKILL)
+    house.start()
+    services = house.client.services
+    assert {one["job"] for one in ready(house, "one", 2)} == {one["job"] for one in both}
+
+    house.client.jobs.cancel(first["job"])  # by hand: its service has another in its place
+    after = until(
+        lambda: (found := ready(house, "one", 2)) and first["job"] not in {one["job"] for one in found} and found,
+        "the cancelled replica was not replaced",
+    )
+    assert both[1]["job"] in {one["job"] for one in after}
+
+    services.scale("one", 0)
+    until(lambda: status(house, "one")["phase"] == "Idle", "it has replicas still")
+    services.delete("one")
+    until(lambda: _gone(house, "one"), "it is there still")
+
+
+def _gone(house: House, name: str) -> bool:
+    try:
+        house.client.services.get(name)
+    except NotFound:
+        return True
+    return False
+
+
+def test_a_replica_that_is_killed_is_replaced_and_told_of(house: House) -> None:
+    house.client.services.create("killed", spec(house))
+    [first] = ready(house, "killed", 1)
+    [pid] = [one for one in _processes("penstock.serving.replica") if '"service":"killed"' in one[1]]
+    os.kill(pid[0], signal.SIGKILL)
+    until(lambda: ready(house, "killed", 1)[0]["job"] != first["job"], "it was not replaced")
+    reasons = [event["reason"] for event in house.client.events.list(kind="InferenceService", name="killed")]
+    assert "ReplicaLost" in reasons
+    assert not [one for one in _processes("server.py") if f" {first['port']} " in one[1]], "its runtime lives on"
+    house.client.services.delete("killed")
+
+
+def _processes(word: str) -> list[tuple[int, str]]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in text:
+            found.append((int(path.parent.name), text))
+    return found
+
+
+def test_a_version_that_never_comes_up_says_why(house: House) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit(7)", "{port}"]
+    house.client.services.create("broken", spec(house) | {"command": command})
+    found = until(
+        lambda: [one for one in status(house, "broken")["versions"] if one["failures"] >= 2], "nothing has failed"
+    )
+    assert "exit" in found[0]["message"].lower()
+    house.client.services.delete("broken")
+
+
+def test_bad_specifications_are_refused_with_their_paths(house: House) -> None:
+    services = house.client.services
+    with pytest.raises(InvalidInput) as error:
+        services.create("bad", {"model": "model.onnx"})
+    assert [problem.path for problem in error.value.details] == ["spec.model"]
+    with pytest.raises(InvalidInput):
+        services.create("bad", {"model": "/m.onnx", "replicas": 1, "autoscaling": {"max": 2}})
+    with pytest.raises(InvalidInput):
+        services.create("bad", {"model": "../m.onnx", "snapshot": "0" * 64})
+    with pytest.raises(NotFound):
+        services.get("bad")
+
+
+def test_keys_are_shown_once(house: House) -> None:
+    services = house.client.services
+    services.create("keyed", spec(house, replicas=0, exposed={"api_keys": True}))
+    key = services.add_key("keyed", "web")["key"]
+    assert key.startswith("pk-")
+    assert [one["name"] for one in services.keys("keyed")] == ["web"]
+    assert key not in str(services.keys("keyed"))
+    services.remove_key("keyed", "web")
+    assert services.keys("keyed") == []
+    services.delete("keyed")

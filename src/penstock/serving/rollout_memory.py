@@ -65,6 +65,11 @@ def from_json(body: Mapping[str, Any]) -> Kept:
     return Kept(_analysis(body["analysis"]), **rest, points=tuple(Point(*point) for point in body["points"]))
 
 
+def points(body: Mapping[str, Any]) -> list[dict[str, object]]:
+    """What is drawn of a memory, with names; nothing of one that is empty."""
+    return [dict(zip(Point.__slots__, point, strict=True)) for point in body.get("points", ())]
+
+
 def _analysis(body: Mapping[str, Any]) -> Memory:
     return Memory(
         at=body["at"],

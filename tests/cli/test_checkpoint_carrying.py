@@ -143,5 +143,7 @@ def test_what_is_refused(tmp_path: Path, cli: Cli) -> None:
     assert not os.path.exists(c)
     save(tmp_path / "own", 1)
     assert cli("checkpoint", "export", str(tmp_path / "own"), c, "--max-shard", "many").code == InvalidInput.exit_code
+    none = cli("checkpoint", "export", str(tmp_path / "own"), c, "--max-shard", "0")
+    assert none.code == InvalidInput.exit_code and "--max-shard must be more than 0" in none.err
     ran = cli("checkpoint", "export", str(tmp_path / "own"), str(tmp_path / "empty/../own"), "--format", "dcp")
     assert "is a folder with something in it" in ran.err

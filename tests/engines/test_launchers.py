@@ -20,6 +20,7 @@ from penstock.engines.launchers import (
     brings_launcher,
     device_env,
     effective_launcher,
+    flight_env,
     hostfile,
     node_env,
     processes_per_node,
@@ -229,7 +230,21 @@ def test_node_variables() -> None:
         "PET_MONITOR_INTERVAL": "0.1", "PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "2",
         "PET_RDZV_BACKEND": "c10d", "PET_RDZV_CONF": "is_host=0,read_timeout=300",
         "PET_RDZV_ENDPOINT": "127.0.0.1:4711", "PET_RDZV_ID": "01J.1", "PET_SHUTDOWN_TIMEOUT": "7",
-        "PYTHONUNBUFFERED": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "X": "y",
+        "PYTHONUNBUFFERED": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": "/d/jobs/01J/flight/2-", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": "/d/jobs/01J/flight/2-",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1", "X": "y",
+    }  # fmt: skip
+
+
+def test_the_flight_recorder_is_on_where_ranks_meet_and_the_user_says_nothing_else() -> None:
+    assert flight_env(launch(nodes=1, procs=1, launcher="none")) == {}
+    assert flight_env(launch(nodes=1, procs=1, launcher="none", command=("torchrun", "train.py")))
+    assert flight_env(launch(env={"TORCH_FR_BUFFER_SIZE": "0"})).keys() == {
+        "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE", "TORCH_NCCL_DUMP_ON_TIMEOUT"
+    }  # fmt: skip
+    old = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "500", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/tmp/x_"}
+    assert flight_env(launch(env=old)).keys() == {
+        "TORCH_NCCL_DEBUG_INFO_PIPE_FILE", "TORCH_NCCL_DUMP_ON_TIMEOUT"
     }  # fmt: skip
 
 

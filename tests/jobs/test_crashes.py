@@ -106,3 +106,21 @@ def test_what_is_told_twice_is_known_once(known: list[Crash], told: list[tuple[i
 def test_a_rank_that_somebody_killed_puts_no_blame_on_its_node() -> None:
     assert isinstance(verdict([crash(3), crash(5)], 3), BadNode)
     assert verdict([crash(3), crash(5, signal=9)], 3) is None
+
+
+def test_hangs_at_one_step_are_told_as_hangs() -> None:
+    words = "no step for 6s: rank 1 on node-0 is in fetch (data.py:7)"
+    known: tuple[Crash, ...] = ()
+    for restart, at in enumerate((100.0, 200.0, 300.0)):
+        killed = Failure(restart, 1, "node-0", None, 9, 19, at, 1.0)
+        known = taken_in(known, 1, [killed], {at - 1.5: words, 1000.0: "another"})
+    assert load(dump(known)) == known
+    assert verdict(known, 3) == Loop(f"it hung 3 times in a row at step 19: {words}")
+    mixed = (*known[:2], crash(19, "node-0", restart=2))
+    assert verdict(mixed, 3) == Loop(f"it failed 3 times (2 of them hangs) in a row at step 19: {words}")
+
+
+def test_a_rank_that_died_of_itself_did_not_hang() -> None:
+    [died] = taken_in((), 1, [Failure(0, 1, "node-0", 1, None, 19, 100.0, 1.0)], {99.0: "no step"})
+    [late] = taken_in((), 1, [Failure(0, 1, "node-0", None, 9, 19, 100.0, 1.0)], {50.0: "no step"})
+    assert died.hung == late.hung == ""

@@ -136,3 +136,10 @@ def test_pydantics_words_are_put_plainly() -> None:
         "must be a whole number",
     ]
     assert problems("name: x\nspec: {command: [echo, 3.10]}\n")[0][2] == "must be text: put quotes around it"
+
+
+@pytest.mark.parametrize("value", ["on", True])
+def test_hang_limit_says_how_long(value: object) -> None:
+    with pytest.raises(ValueError, match="say how long without progress is a hang, such as 10m; or off"):
+        JobSpec.model_validate({"command": ["x"], "hang_limit": value})
+    assert JobSpec.model_validate({"command": ["x"], "hang_limit": False, "on_straggler": False}).on_straggler == "off"

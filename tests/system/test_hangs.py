@@ -121,6 +121,15 @@ def test_off_is_off(place: str) -> None:
         )  # by its log; and by then the other would be told of
         assert found(house, name, "RankHung") is None
         assert house.reach(other, "Failed")["status"]["reason"] == "Hung"
+        silent = house.run(
+            ["sleep", "600"], hang_limit="1s", grace_period="1s"
+        )  # from the beginning: it never says a word
+        asked = house.run(["sh", "-c", "sleep 600"], grace_period="1s")
+        until(lambda: house.job(asked)["status"]["phase"] == "Running", house.log())
+        assert "it has never reported a checkpoint" in house.cli("checkpoint", "save", asked).stdout
+        saved = until(lambda: found(house, asked, "SaveAsked"), house.log())
+        assert "nobody hears this" in saved["message"]
+        assert house.reach(silent, "Failed")["status"]["reason"] == "Hung"
 
 
 @pytest.mark.real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,31 @@ def test_few_in_another_collective() -> None:
     found = find(look(0), look(1), look(2, IN_BARRIER))
     assert found.ranks == (2,)
     assert find(look(0), look(1, IN_BARRIER)).ranks == ()  # of two nobody can say who is wrong
+
+
+def test_one_in_another_collective_than_the_most_of_several() -> None:
+    other = (Frame("broadcast", _C10D, 4000), *IN_BARRIER[1:])
+    found = culprit.find(Evidence((look(0), look(1), look(2, IN_BARRIER), look(3, other)), 4, {}))
+    assert (found.ranks, found.clue) == ((2, 3), Clue.ANOTHER)
+
+
+def test_two_ranks_in_two_collectives_are_told_and_neither_is_named() -> None:
+    found = culprit.find(Evidence((look(0), look(1, IN_BARRIER)), 2, {0: 5, 1: 5}))
+    assert (found.ranks, found.clue) == ((), Clue.ANOTHER)
+    assert found.words == (
+        "its ranks are in different collectives: rank 0 is in all_reduce, called by train (train.py:20); "
+        "rank 1 is in barrier, called by train (train.py:31)"
+    )
+    assert culprit.find(Evidence((look(0), look(1, IN_BARRIER)), 2, {0: 6, 1: 5})).ranks == (1,)
+
+
+def test_another_collective_under_the_same_number_by_the_flight_recorder() -> None:
+    called = {0: "nccl:all_reduce", 1: "nccl:all_reduce", 2: "nccl:broadcast"}
+    group = Group("0/default", dict.fromkeys(called, 40), dict.fromkeys(called, 1.0), called)
+    flight_ = Flight(frozenset(called), (group,))
+    found = culprit.find(Evidence(tuple(look(rank) for rank in range(3)), 3, {}, flight_))
+    assert (found.ranks, found.clue) == ((2,), Clue.ANOTHER)
+    assert "rank 2 is in nccl:broadcast, the others in nccl:all_reduce" in found.words
 
 
 def test_fewest_steps_where_nothing_else_tells() -> None:
@@ -179,3 +205,12 @@ def test_an_interpreter_that_is_leaving_is_no_hang() -> None:
     assert culprit.working(gone)
     assert not culprit.working(look(0, (), state="T", why_no_stack=NO_FRAMES))
     assert f'"{NO_FRAMES}"' in Path(probe.__file__).read_text()
+
+
+def test_a_dump_of_an_earlier_life_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    dump = tmp_path / "1-0"
+    assert not probe._newer(str(dump), os.getpid())
+    dump.write_bytes(b"x")
+    assert probe._newer(str(dump), os.getpid())
+    os.utime(dump, (1.0, 1.0))
+    assert not probe._newer(str(dump), os.getpid())

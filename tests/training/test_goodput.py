@@ -30,6 +30,7 @@ def some_life(draw: st.DrawFn) -> Life:
         draw(st.none() | st.integers(0, 50)),
         draw(spans),
         draw(spans),
+        draw(spans),
         draw(st.integers(0, 3000)),
         draw(st.integers(1, 10)),
     )
@@ -195,6 +196,20 @@ def test_a_hang_is_the_time_since_the_last_step() -> None:
     told = {"at": 15.0, "reason": "RankHung", "data": {"attempt": 1}}
     [same] = history.lives(row(0, 20_000, "Failed"), [told], steps(0, 9, 100))
     assert same == life
+
+
+def test_a_hang_that_was_only_told_of_is_one_from_the_first_and_until_it_ends() -> None:
+    told = {"at": 15.0, "reason": "RankHung", "data": {"attempt": 1, "answer": "tell"}}
+    [runs] = history.lives(row(0, None, "Started"), [told], steps(0, 9, 100))
+    parts = checked(Lives(0, 20_000, False, (runs,))).parts()
+    assert parts[Part.HANG] == 20_000 - 1100 and parts[Part.OTHER] == 0
+    assert history.from_json(history.to_json(runs)) == runs
+    assert history.from_json(history.to_json(runs)[:12]).hangs == ()  # as it was kept before
+    [resumed] = history.lives(row(0, None, "Started"), [told], [*steps(0, 9, 100), *steps(10, 19, 30_000)])
+    parts = checked(Lives(0, 31_000, False, (resumed,))).parts()
+    assert parts[Part.HANG] == 30_000 - 1000 - 100 and parts[Part.STEPS] == 1000 + 1000 + 100
+    [never] = history.lives(row(0, None, "Started"), [told], [])
+    assert checked(Lives(0, 20_000, False, (never,))).parts()[Part.UNMEASURED] == 20_000
 
 
 def test_what_reports_no_steps_is_not_measured() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,10 +53,27 @@ def test_the_pause_of_a_restart_is_no_measure() -> None:
 
 
 def test_a_start_may_take_long_and_a_second_start_twice_as_long_as_the_first() -> None:
-    assert not plan.judge([], [100.0], FIVE, 100 + 599).stalled
-    assert plan.judge([], [100.0], FIVE, 100 + 600).stalled
+    assert not plan.judge([], [100.0], AUTO, 100 + 599).stalled
+    assert plan.judge([], [100.0], AUTO, 100 + 600).stalled
     slow = [Point(100.0 + 900, 0, 0)]
     assert not plan.judge(slow, [100.0, 2000.0], FIVE, 2000 + 1700).stalled
+
+
+def test_a_limit_that_is_stated_holds_from_the_beginning() -> None:
+    assert not plan.judge([], [100.0], FIVE, 104.9).stalled
+    assert plan.judge([], [100.0], FIVE, 105).stalled
+    assert plan.judge([], [100.0], Policy(3600.0), 100 + 3599).due == 3700.0
+
+
+def test_a_start_is_no_hang_while_a_rank_is_not_there_or_does_anything() -> None:
+    stuck, reads = Evidence((_STUCK,), 1, {}), Evidence((replace(_STUCK, io=100),), 1, {})
+    starting = Means(1, in_place=True, live=True, starting=True)
+    assert plan.answer(FIVE, stuck, 6.0, starting) is Answer.IN_PLACE
+    assert plan.answer(FIVE, reads, 6.0, starting) is Answer.WAIT
+    assert plan.answer(FIVE, reads, 601.0, starting) is Answer.IN_PLACE
+    assert plan.answer(FIVE, stuck, 6.0, replace(starting, whole=False)) is Answer.WAIT
+    assert plan.answer(FIVE, Evidence((), 2, {}), 6.0, replace(starting, whole=False, live=False)) is Answer.WAIT
+    assert plan.answer(FIVE, reads, 6.0, replace(starting, starting=False)) is Answer.IN_PLACE
 
 
 def test_the_automatic_rule_waits_minutes() -> None:

@@ -21,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.worker import report
 from penstock.worker.report import LINE_LIMIT, Channel, _line, event_line, open_channel
 
 
@@ -243,3 +244,13 @@ def test_an_event_of_any_size_fits_the_pipe(data: dict[str, Any]) -> None:
     line = event_line(1.0, 0, "checkpoint", data)
     assert len(line) <= LINE_LIMIT
     assert not line or json.loads(line)["event"] == "checkpoint"
+
+
+def test_where_only_ancestors_may_look_a_rank_lets_others_see_it(tmp_path: Path) -> None:
+    scope = tmp_path / "ptrace_scope"
+    assert not report._let_look(str(scope))
+    for word in ("0", "2", "3"):
+        scope.write_text(word + "\n")
+        assert not report._let_look(str(scope))
+    scope.write_text("1\n")
+    assert report._let_look(str(scope)) is Path("/proc/sys/kernel/yama").exists()  # a kernel without Yama says EINVAL

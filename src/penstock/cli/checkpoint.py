@@ -157,6 +157,8 @@ def _written(path: str, arguments: Namespace) -> tuple[int, int]:
         limit = parse_memory(arguments.max_shard)
     except ValueError as error:
         raise InvalidInput(f"--max-shard: {error}") from error
+    if limit <= 0:
+        raise InvalidInput("--max-shard must be more than 0", hint="5Gi is usual; leave it out for one file.")
     return export_folder(entry.path, manifest, arguments.out, arguments.part, limit)
 
 
@@ -205,8 +207,8 @@ def _with_torch(*argv: str) -> dict[str, Any]:
 
 
 def _save(call: Invocation, job: str) -> int:
-    call.client.jobs.save_now(job)
-    call.output.line(f"{job}: asked to save; where it uses penstock.checkpoint, it does so at its next step")
+    answer = call.client.jobs.save_now(job)
+    call.output.line(f"{job}: asked to save; {answer['words'] or 'it does so at its next step'}")
     return 0
 
 

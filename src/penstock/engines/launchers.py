@@ -19,6 +19,8 @@ from penstock.engines.spec import Launch, RankGroup
 LAUNCHERS = ("none", "torchrun", "accelerate", "deepspeed")
 MONITOR_INTERVAL_S = 0.1  # how often a torch agent looks at its ranks: a killed rank is seen within this
 RDZV_READ_TIMEOUT_S = 300  # how long a node waits for node rank 0, which may still be unpacking its snapshot
+FLIGHT_PIPE = "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"
+_TRACE_SIZE, _TRACE_FILE = "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"  # before torch 2.8
 _PYTHON = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 _LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1")
 # Programs, and modules run with ``-m``, that start ranks by themselves.
@@ -183,7 +185,25 @@ def node_env(
         "MASTER_PORT": str(rdzv_port),
         "NODE_RANK": str(group.node_rank),
     }
-    return defaults | dict(launch.env) | contract | _pet_env(launch, group, rdzv_host, endpoint, size)
+    return defaults | flight_env(launch) | dict(launch.env) | contract | _pet_env(launch, group, rdzv_host, endpoint, size)
+
+
+def flight_dir(launch: Launch) -> str:
+    """Where ranks leave what their Flight Recorders hold."""
+    return f"{launch.job_dir}/flight"
+
+
+def flight_env(launch: Launch) -> dict[str, str]:
+    """torch's Flight Recorder on, its dumps into the job's folder, and a pipe by which a dump is asked for: of jobs of several
+    ranks, and only what their own ``env`` says nothing about. By the names of torch >= 2.8, for older ones make newer ones warn.
+    """
+    if world_size(launch) == 1 and not brings_launcher(launch.command):
+        return {}
+    begin = f"{flight_dir(launch)}/{launch.attempt}-"
+    found = {} if _TRACE_SIZE in launch.env else {"TORCH_FR_BUFFER_SIZE": "2000"}
+    found |= {} if _TRACE_FILE in launch.env else {"TORCH_FR_DUMP_TEMP_FILE": begin}
+    found |= {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1", FLIGHT_PIPE: begin}
+    return {name: value for name, value in found.items() if name not in launch.env}
 
 
 def worker_env(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from penstock.engines.spec import Failure
@@ -17,6 +18,7 @@ from penstock.engines.spec import Failure
 KEPT = 32  # failures that a job's row remembers
 SILENT_S = 600.0  # a start without a report that lasted longer may have come far
 BUS_ERROR = 7
+_TOLD_S = 15.0  # from the word that a rank hangs to its end
 SENT = frozenset({9, 15})  # signals that somebody sends: a person, or who found that a rank hung; no node does
 _HARDWARE = re.compile(r"\bXid\b|uncorrectable (ECC|NVLink)|hardware error|Bus error", re.IGNORECASE)
 
@@ -35,6 +37,7 @@ class Crash:
     at: float
     ran_s: float
     lines: tuple[str, ...] = ()
+    hung: str = ""  # what was said of the hang for which it was ended
 
     @property
     def reached(self) -> int:
@@ -75,17 +78,38 @@ class BadNode:
     why: str
 
 
-def taken_in(known: Sequence[Crash], attempt: int, failures: Iterable[Failure]) -> tuple[Crash, ...]:
-    """With those of an attempt that were not known yet, in the order of time, the newest ``KEPT``."""
+def taken_in(
+    known: Sequence[Crash], attempt: int, failures: Iterable[Failure], hangs: Mapping[float, str] = MappingProxyType({})
+) -> tuple[Crash, ...]:
+    """With those of an attempt that were not known yet, in the order of time, the newest ``KEPT``. ``hangs``: when its ranks
+    were ended because they hung, and what was said.
+    """
     there = {(crash.attempt, crash.restart) for crash in known}
     new = [
         Crash(
-            attempt, one.restart, one.rank, one.node, one.exit_code, one.signal, one.step, one.at, one.ran_s, one.lines
+            attempt,
+            one.restart,
+            one.rank,
+            one.node,
+            one.exit_code,
+            one.signal,
+            one.step,
+            one.at,
+            one.ran_s,
+            one.lines,
+            _hang(one, hangs),
         )
         for one in failures
         if (attempt, one.restart) not in there
     ]
     return tuple([*known, *sorted(new, key=lambda crash: crash.restart)][-KEPT:])
+
+
+def _hang(one: Failure, hangs: Mapping[float, str]) -> str:
+    """Of a rank that was killed just then."""
+    if one.signal not in SENT:
+        return ""
+    return next((words for at, words in hangs.items() if 0 <= one.at - at + _TOLD_S <= 2 * _TOLD_S), "")
 
 
 def row_of(crashes: Sequence[Crash]) -> Sequence[Crash]:
@@ -131,6 +155,9 @@ def _loop_message(row: Sequence[Crash]) -> str:
     where = f" on {last.node}" if last.node else ""
     steps = sorted({crash.reached for crash in row})
     place = last.place if len(steps) == 1 else f"{last.place}, never past {row[0].place.removeprefix('at ')}"
+    if hangs := sum(bool(crash.hung) for crash in row):
+        what = f"hung {len(row)} times" if hangs == len(row) else f"failed {len(row)} times ({hangs} of them hangs)"
+        return f"it {what} in a row {place}: {next(crash.hung for crash in reversed(row) if crash.hung)}"
     words = f"it failed {len(row)} times in a row {place}: {last.who}{where} {last.end}"
     return "\n".join([words + (":" if last.lines else ""), *(f"  {line}" for line in last.lines)])
 

@@ -19,6 +19,7 @@ from penstock.jobs import avoided, crashes, submit
 from penstock.jobs.avoided import Avoided
 from penstock.jobs.crashes import BadNode, Loop
 from penstock.jobs.spec import JobSpec
+from penstock.store import events
 from penstock.store.store import Tx
 
 AVOIDED_S = 6 * 3600.0  # then it may have been mended
@@ -66,11 +67,20 @@ def take_in(
     restarts = max(seen.restarts, attempt.restarts)
     if ended_at is not None and seen.reason in _OWN and all(one.restart != restarts for one in told):
         told = (*told, _unexplained(attempt, seen, restarts, ended_at))
-    new = crashes.taken_in(known, attempt.number, told)
+    new = crashes.taken_in(known, attempt.number, told, _hangs(tx, row, attempt.number) if told else {})
     if new == known:
         return None
     submit.update(tx, row.id, failures=json.dumps(crashes.dump(new)))
     return crashes.verdict(new, JobSpec.model_validate_json(row.spec).crash_loop)
+
+
+def _hangs(tx: Tx, row: Row[Any], attempt: int) -> dict[float, str]:
+    """When ranks of the attempt were ended because they hung, and what was said of it."""
+    told = events.page(
+        tx.conn, kind="Job", subject_id=row.id, reason=Reason.RankHung, newest_first=True, limit=crashes.KEPT
+    )
+    mine = [event for event in told if event.data.get("attempt") == attempt and event.data.get("restarted")]
+    return {event.at: event.message.partition("; its ranks are started")[0] for event in mine}
 
 
 def _unexplained(attempt: Row[Any], seen: Observation, restarts: int, ended_at: float) -> Failure:

@@ -36,6 +36,8 @@ def _hang_limit(value: Any) -> float:
     """``off`` is 0; without quotes it is False in YAML."""
     if value is False or value == "off":
         return 0.0
+    if value is True or value == "on":
+        raise ValueError("say how long without progress is a hang, such as 10m; or off")
     found = parse_duration(value)
     if found <= 0:
         raise ValueError("must be more than 0, or off")

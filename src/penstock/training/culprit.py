@@ -1,7 +1,7 @@
 """Which rank holds the others up, from how each of them looks. Pure; ``unknown`` is an answer.
 
 The clues in their order: a rank that is stopped, or in the kernel's uninterruptible sleep; one whose process is gone; one
-that has done fewer collectives than its peers; one whose stack is elsewhere while the others wait in a collective; one that
+that has done fewer collectives than its peers; one that has begun another one than most; one whose stack is elsewhere while the others wait in a collective; one that
 has reported fewer steps. Each is believed only where it leaves somebody who waits: all ranks together are no culprit.
 """
 
@@ -46,13 +46,24 @@ def working(look: Look) -> bool:
     return not waits(look) and look.cpu >= BUSY_CORES
 
 
+def stirs(look: Look) -> bool:
+    """Whether it does anything: enough while it starts, which is files and computing."""
+    return look.io > 0 or look.moved or look.cpu >= STEPPING_CORES or working(look)
+
+
 def find(evidence: Evidence) -> Culprit:
     """Who it is, in words that fit on a line."""
     looks = sorted(evidence.looks, key=lambda look: look.rank)
-    for clue in (_stopped(looks, evidence.world), _gone(looks, evidence), _behind(evidence), _apart(looks, evidence)):
+    for clue in (
+        _stopped(looks, evidence.world),
+        _gone(looks, evidence),
+        _behind(evidence),
+        _another(evidence.flight),
+        _apart(looks, evidence),
+    ):
         if clue is not None:
             return clue
-    return _slowest(evidence) or Culprit((), Clue.NONE, _unknown(looks, evidence))
+    return _slowest(evidence) or _differ(looks) or Culprit((), Clue.NONE, _unknown(looks, evidence))
 
 
 def _stopped(looks: Sequence[Look], world: int) -> Culprit | None:
@@ -80,6 +91,27 @@ def _behind(evidence: Evidence) -> Culprit | None:
     if not ranks:
         return None
     return Culprit(ranks, Clue.FLIGHT, f"{_named(ranks)} done fewer collectives than its peers (Flight Recorder)")
+
+
+def _another(flight: Flight) -> Culprit | None:
+    """Who has begun another collective than most of its communicator, under one number."""
+    for group in flight.groups:
+        called = {rank: group.called[rank] for rank in sorted(group.last) if group.called.get(rank)}
+        few = _few(list(called), list(called.values()))
+        if few is not None and not _late(group):
+            ranks, most = few
+            words = f"{_is(ranks)} in {called[ranks[0]]}, the others in {most} (Flight Recorder)"
+            return Culprit(ranks, Clue.ANOTHER, words)
+    return None
+
+
+def _few(ranks: Sequence[int], places: Sequence[str]) -> tuple[tuple[int, ...], str] | None:
+    """Those few that are not where most are, at the most half of all; and where most are."""
+    counts = Counter(places).most_common(2)
+    if len(counts) < 2 or counts[0][1] == counts[1][1]:
+        return None
+    few = tuple(rank for rank, place in zip(ranks, places, strict=True) if place != counts[0][0])
+    return (few, counts[0][0]) if len(few) * 2 <= len(ranks) else None
 
 
 def behind(flight: Flight) -> tuple[int, ...]:
@@ -112,25 +144,44 @@ def _apart(looks: Sequence[Look], evidence: Evidence) -> Culprit | None:
         there = f"in {where(others[0].frames)} while {_rest(waiting)} in {where(waiting[0].frames)}"
         return Culprit(_ranks(others), Clue.APART, f"{_called(others)} {there}", _blamed(others, looks))
     if waiting and not others:
-        return _odd(waiting, [where(look.frames) for look in waiting], "in another collective: in")
+        places = [where(look.frames) for look in waiting]
+        return _odd(waiting, places, Clue.ANOTHER, "in another collective: in")
     if not seen and len(looks) > 1:
         asleep = [look for look in looks if look.wait in _ASLEEP]
         if asleep and len(asleep) * 2 <= len(looks):
             return Culprit(_ranks(asleep), Clue.APART, f"{_called(asleep)} asleep ({asleep[0].wait}), the others wait")
-        return _odd(
-            looks, [f"{look.wait or look.state}" for look in looks], "elsewhere in the kernel than the others: in"
-        )
+        places = [f"{look.wait or look.state}" for look in looks]
+        return _odd(looks, places, Clue.APART, "elsewhere in the kernel than the others: in")
     return None
 
 
-def _odd(looks: Sequence[Look], places: Sequence[str], words: str) -> Culprit | None:
+def _odd(looks: Sequence[Look], places: Sequence[str], clue: Clue, words: str) -> Culprit | None:
     """Those few who are not where most are."""
-    most, count = Counter(places).most_common(1)[0]
-    few = [look for look, place in zip(looks, places, strict=True) if place != most]
-    if not few or len(few) >= count:
+    found = _few([look.rank for look in looks], places)
+    if found is None:
         return None
-    place = next(place for place in places if place != most)
-    return Culprit(_ranks(few), Clue.APART, f"{_called(few)} {words} {place}, {count} others in {most}")
+    ranks, most = found
+    few = [look for look in looks if look.rank in ranks]
+    place = places[list(looks).index(few[0])]
+    return Culprit(ranks, clue, f"{_called(few)} {words} {place}, {len(looks) - len(few)} others in {most}")
+
+
+def _differ(looks: Sequence[Look]) -> Culprit | None:
+    """As many in one collective as in another: who is wrong nobody can say, but what is."""
+    calls = {look.rank: call for look in looks if (call := _call(look.frames))}
+    if len(set(calls.values())) < 2 or len(calls) < len(looks):
+        return None
+    firsts = {call: look for look in reversed(looks) for call in (calls[look.rank],)}
+    told = "; ".join(
+        f"{_is([rank for rank in calls if calls[rank] == call])} in {where(firsts[call].frames)}"
+        for call in list(dict.fromkeys(calls.values()))[:_NAMED]
+    )
+    return Culprit((), Clue.ANOTHER, f"its ranks are in different collectives: {told}")
+
+
+def _call(frames: Sequence[Frame]) -> str:
+    """The collective that a rank has called, by torch's name."""
+    return next((frame.name for frame in frames[:_INNERMOST] if frame.file.endswith("/distributed_c10d.py")), "")
 
 
 def _slowest(evidence: Evidence) -> Culprit | None:
@@ -197,6 +248,10 @@ def _called(looks: Sequence[Look]) -> str:
 
 def _named(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]} has" if len(ranks) == 1 else f"ranks {_listed(ranks)} have"
+
+
+def _is(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {_listed(ranks)} are"
 
 
 def _rest(waiting: Sequence[Look]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from penstock.base.text import one_line
 from penstock.training import dumps
 from penstock.training.state import Flight, Group
 
@@ -20,9 +21,12 @@ def load(data: bytes) -> Mapping[str, Any]:
     return found
 
 
-def reduce(dump: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
-    """Of each communicator: the newest collective's number, and when it was begun."""
-    last: dict[str, tuple[int, float]] = {}
+Begun = tuple[int, float, str]  # a collective's number, when it was begun, what it is
+
+
+def reduce(dump: Mapping[str, Any]) -> dict[str, Begun]:
+    """Of each communicator its newest collective."""
+    last: dict[str, Begun] = {}
     for entry in dump.get("entries") or ():
         if not isinstance(entry, Mapping) or entry.get("is_p2p"):
             continue
@@ -31,18 +35,20 @@ def reduce(dump: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
             continue
         name = "/".join(map(str, group)) if isinstance(group, list | tuple) else str(group)
         if name not in last or number > last[name][0]:
-            last[name] = (number, begun / 1e9)
+            last[name] = (number, begun / 1e9, one_line(str(entry.get("profiling_name") or ""), 60))
     return last
 
 
-def gather(ranks: Iterable[tuple[int, Mapping[str, tuple[int, float]]]]) -> Flight:
+def gather(ranks: Iterable[tuple[int, Mapping[str, Begun]]]) -> Flight:
     """All ranks' reduced dumps together."""
     heard: set[int] = set()
     last: dict[str, dict[int, int]] = {}
     begun: dict[str, dict[int, float]] = {}
+    called: dict[str, dict[int, str]] = {}
     for rank, groups in ranks:
         heard.add(rank)
-        for name, (number, at) in groups.items():
+        for name, (number, at, what) in groups.items():
             last.setdefault(name, {})[rank] = number
             begun.setdefault(name, {})[rank] = at
-    return Flight(frozenset(heard), tuple(Group(name, last[name], begun[name]) for name in sorted(last)))
+            called.setdefault(name, {})[rank] = what
+    return Flight(frozenset(heard), tuple(Group(name, last[name], begun[name], called[name]) for name in sorted(last)))

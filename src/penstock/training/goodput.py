@@ -21,7 +21,7 @@ class Part(StrEnum):
     STARTUP = "startup"  # from the first launch to the first step
     RESTART = "restart"  # from a failure, noticed late perhaps, to the first step of the next life, without waiting
     WAITING = "waiting"  # nothing of it ran: queue, back-off
-    HANG = "hang"  # from the last progress to the end of a life that was ended as hung
+    HANG = "hang"  # from the last progress to the end of a life that was ended as hung, or to its next step
     UNMEASURED = "unmeasured"  # it ran, and reported no steps
     OTHER = "other"  # pauses between steps, and what follows the last
 
@@ -58,6 +58,7 @@ class Life:
     saved: int | None = None  # the newest step that was committed in it
     stalls: tuple[tuple[int, int], ...] = ()  # (since, length)
     pauses: tuple[tuple[int, int], ...] = ()  # likewise
+    hangs: tuple[tuple[int, int], ...] = ()  # likewise: hangs that were told of, and not ended
     pace: int = 0
     stride: int = 1  # steps between reports
 
@@ -162,6 +163,7 @@ def _life(life: Life, span: tuple[int, int], kept: int, kind: _Kind) -> list[Seg
     if not knots:
         part = Part.HANG if life.end is End.HUNG and kind.measured else kind.start
         found = [Segment(begin, end, part, life.attempt)]
+        found = _painted(found, _pieces(life.hangs, span), Part.HANG) if kind.measured else found
         return _painted(found, _pieces(life.stalls, span), Part.CHECKPOINT) if kind.measured else found
     first = _first(life)
     first = knots[0].step if first is None else min(first, knots[0].step)
@@ -173,6 +175,7 @@ def _life(life: Life, span: tuple[int, int], kept: int, kind: _Kind) -> list[Seg
         found += _work(one.at, two.at, (one.step + 1, two.step), kept, life.attempt)
     found = _painted(found, _pieces(life.pauses, span), Part.OTHER)
     found += _tail(life, (knots[-1], end), kept, kind)
+    found = _painted(found, _pieces(life.hangs, span), Part.HANG)
     return _painted(found, _pieces(life.stalls, span), Part.CHECKPOINT)
 
 

@@ -22,6 +22,7 @@ MAX_LIVES = 100  # of an attempt: more are a crash loop, and counted as one
 _PAUSE = 5  # times the median step: a pause, no slow step
 _PAUSE_MS = 1000
 _LATE_MS = 300
+_FOREVER = 1 << 50  # milliseconds
 _STOPPED = frozenset(
     {Reason.Cancelled, Reason.Preempted, Reason.Reclaimed, Reason.NodeDrained, Reason.IdleReclaimed, Reason.TimeLimit}
 )
@@ -83,13 +84,24 @@ def lives(
     for run in runs(attempt, events):
         for piece in _restarts(run, attempt["number"], events):
             found += _split(piece, attempt["number"], steps, told)
-    hangs = [
-        ms(e["at"]) for e in events if e["reason"] == Reason.RankHung and e["data"].get("attempt") == attempt["number"]
-    ]
-    found = [_hung(life, hangs) for life in found]
+    hangs = [e for e in events if e["reason"] == Reason.RankHung and e["data"].get("attempt") == attempt["number"]]
+    found = [_hung(_told_hangs(life, hangs), [ms(e["at"]) for e in hangs]) for life in found]
     if len(found) > MAX_LIVES:
         found = [replace(found[0], ended=found[-MAX_LIVES].began, end=End.FAILED), *found[1 - MAX_LIVES :]]
     return tuple(found)
+
+
+def _told_hangs(life: Life, hangs: Iterable[Mapping[str, Any]]) -> Life:
+    """Those that nobody ended: from the last report, or the step that was then under way, to the next or the life's end."""
+    spans = []
+    for at in (ms(event["at"]) for event in hangs if event["data"].get("answer") == "tell"):
+        if not life.began <= at <= (_FOREVER if life.ended is None else life.ended):
+            continue
+        since = max((knot.at for knot in life.knots if knot.at <= at), default=life.began)
+        until = min((knot.at for knot in life.knots if knot.at > at), default=None)
+        step = life.pace * life.stride
+        spans.append((since + step, _FOREVER) if until is None else (since, max(until - step - since, 0)))
+    return replace(life, hangs=tuple(dict.fromkeys(spans)))
 
 
 def _hung(life: Life, hangs: Iterable[int]) -> Life:
@@ -251,12 +263,14 @@ def to_json(life: Life) -> list[Any]:
     pauses = [n for since, length in life.pauses for n in (since - life.began, length)]
     loaded = None if life.loaded_at is None else life.loaded_at - life.began
     ended = None if life.ended is None else life.ended - life.began
+    hangs = [n for since, length in life.hangs for n in (since - life.began, length)]
     rest = [life.first, loaded, life.saved, life.pace, life.stride]
-    return [life.attempt, life.began, ended, life.end.value, *rest, knots, stalls, pauses]
+    return [life.attempt, life.began, ended, life.end.value, *rest, knots, stalls, pauses, hangs]
 
 
 def from_json(row: Sequence[Any]) -> Life:
-    attempt, began, ended, end, first, loaded, saved, pace, stride, knots, stalls, pauses = row
+    attempt, began, ended, end, first, loaded, saved, pace, stride, knots, stalls, pauses = row[:12]
+    hangs = row[12] if len(row) > 12 else ()  # rows of before hangs were kept apart
     return Life(
         attempt,
         began,
@@ -268,6 +282,7 @@ def from_json(row: Sequence[Any]) -> Life:
         saved,
         tuple((began + since, length) for since, length in _two(stalls)),
         tuple((began + since, length) for since, length in _two(pauses)),
+        tuple((began + since, length) for since, length in _two(hangs)),
         pace,
         stride,
     )

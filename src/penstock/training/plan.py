@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from penstock.training.culprit import working
+from penstock.training.culprit import stirs, working
 from penstock.training.state import Evidence, Point
 
 MEDIANS = 20.0
 LONGEST = 2.0
 AUTO_LIMIT_S = 600.0  # of jobs that state none, at the least
-START_LIMIT_S = 600.0  # from a start to its first report, where the job states no longer limit
+START_LIMIT_S = 600.0  # from a start to its first report, where the job states no limit
 WORKING_LIMIT_S = 600.0  # of ranks that are seen to work, though nothing is reported
 WORKING_LIMITS = 10.0
 POINTS = 4000  # the newest that are judged
@@ -37,7 +37,8 @@ class Policy:
 
     @property
     def start_s(self) -> float:
-        return max(START_LIMIT_S, self.floor_s)
+        """To a life's first sign: a limit that the user has stated holds from the beginning."""
+        return START_LIMIT_S if self.limit_s is None else self.limit_s
 
     @property
     def working_s(self) -> float:
@@ -135,14 +136,18 @@ class Means:
     restarts_left: int
     in_place: bool  # the job's launcher starts ranks again by itself
     live: bool  # there is a rank to end
+    starting: bool = False  # no sign of this life was seen yet
+    whole: bool = True  # every rank was seen
     sure: bool = True  # ranks are seen to wait for one another, or one is stopped: silence alone is no hang
 
 
 def answer(policy: Policy, evidence: Evidence, stalled_s: float, means: Means) -> Answer:
     """A job without restarts ends as Hung where its user gave a limit; by the automatic rule it is told of alone, and so is one
-    of which only silence is known.
+    of which only silence is known. A start is given its time as long as a rank is not there yet, or does anything at all.
     """
     if stalled_s < policy.working_s and any(working(look) for look in evidence.looks):
+        return Answer.WAIT
+    if means.starting and stalled_s < START_LIMIT_S and (not means.whole or any(map(stirs, evidence.looks))):
         return Answer.WAIT
     if not policy.restart or (policy.limit_s is None and (means.restarts_left <= 0 or not means.sure)):
         return Answer.TELL

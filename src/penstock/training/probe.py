@@ -136,8 +136,18 @@ def _dump(pid: int, rank: int) -> dict[str, Any] | None:
     pipe = environ.get(b"TORCH_NCCL_DEBUG_INFO_PIPE_FILE", b"").decode()
     if pipe:
         _ask(f"{pipe}{rank}.pipe", f"{begin}{rank}")
-    data = _read(f"{begin}{rank}")
+    data = _read(f"{begin}{rank}") if _newer(f"{begin}{rank}", pid) else b""  # not what an earlier life has left there
     return _reduced(data) if 0 < len(data) <= _DUMP_BYTES else None
+
+
+def _newer(path: str, pid: int) -> bool:
+    """Whether a file was written since the process began."""
+    try:
+        with open("/proc/stat", "rb") as file:
+            boot = next(int(line.split()[1]) for line in file if line.startswith(b"btime "))
+        return os.stat(path).st_mtime >= boot + int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK") - 2.0
+    except (OSError, StopIteration, IndexError):
+        return False
 
 
 def _ask(pipe: str, wanted: str) -> None:

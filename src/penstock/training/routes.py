@@ -21,6 +21,8 @@ JOB = "/api/v1/projects/{project}/jobs/{name}"
 DEFAULT_S = 7 * 86_400.0
 _ASK = ': > "${PENSTOCK_CKPT_DIR:?the job has no folder for checkpoints}/save-now"'
 
+_UNKNOWN = "it has never reported a checkpoint: unless its script uses penstock.checkpoint, nobody hears this"
+
 
 class FleetQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,12 +106,12 @@ class _Routes:
         if code:
             words = said.decode(errors="replace").strip() or "the request could not be left in its folder"
             raise Conflict(f"{row.name}: {words}", hint="`penstock logs` shows the job.")
+        known = bool((await self._training.accounts.job(row)).told)
+        words = "asked to save a checkpoint now" + ("" if known else f"; {_UNKNOWN}")
         await self._room.store.write(
-            lambda tx: tx.emit(
-                submit.ref(row), Reason.SaveAsked, "asked to save a checkpoint now", actor=call.actor.user
-            )
+            lambda tx: tx.emit(submit.ref(row), Reason.SaveAsked, words, actor=call.actor.user)
         )
-        return {"asked": True}
+        return {"asked": True, "known": known, "words": "" if known else _UNKNOWN}
 
 
 def _moment(text: str | None, path: str, now: float, otherwise: float) -> float:

@@ -66,7 +66,7 @@ async def look(place: Place, *, with_flight: bool = True) -> Seen:
         "op": "look", "attempt": place.attempt_id, "between_s": BETWEEN_S, "flight": with_flight, "spies": _spies(),
     }  # fmt: skip
     looks: dict[int, Look] = {}
-    dumps: dict[int, Mapping[str, tuple[int, float]]] = {}
+    dumps: dict[int, Mapping[str, flight.Begun]] = {}
     silent: dict[str, str] = {}
     for nodes in (place.nodes[:1], place.nodes[1:]):
         left = [node for node in nodes if any(r not in looks for r in range(place.world) if place.node_of(r) == node)]

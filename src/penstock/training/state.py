@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 NO_FRAMES = "py-spy saw no frames"  # the probe's words, which runs on nodes and imports nothing of ours
@@ -49,11 +49,14 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """How far each rank of a communicator had come in its collectives; ``at``: when the last was begun, epoch seconds."""
+    """How far each rank of a communicator had come in its collectives; ``at``: when the last was begun, epoch seconds;
+    ``called``: what that was.
+    """
 
     name: str
     last: Mapping[int, int]  # sequence number by rank
     at: Mapping[int, float]
+    called: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Clue(StrEnum):
     STOPPED = "stopped"
     GONE = "gone"
     FLIGHT = "fewer collectives"
+    ANOTHER = "another collective"
     APART = "not in the collective"
     STEPS = "fewest steps"
     NONE = "unknown"

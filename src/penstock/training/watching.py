@@ -204,7 +204,7 @@ class TrainingWatch:
             verdict.limit_s if verdict.started else watched.policy.floor_s
         )  # a start has a limit of its own
         if verdict.stalled:
-            await self._stalled(engine, watched, verdict, last_steps(points, max(lives)))
+            await self._stalled(engine, watched, verdict, last_steps(points, max(lives)), born=max(lives))
 
     async def _by_log(self, engine: Engine, watched: Watched, born: float, now: float) -> Verdict:
         """Of a job that reports nothing. Before its first line it has as long as a start may take."""
@@ -216,7 +216,9 @@ class TrainingWatch:
             return Verdict(now - born >= policy.start_s, born, policy.start_s, started=False, pace=plan.Pace())
         return plan.silent(max(line, watched.sign), watched.longest_s, policy, now)
 
-    async def _stalled(self, engine: Engine, watched: Watched, verdict: Verdict, steps: Mapping[int, int]) -> None:
+    async def _stalled(
+        self, engine: Engine, watched: Watched, verdict: Verdict, steps: Mapping[int, int], born: float
+    ) -> None:
         """Look at the ranks; a word in the meantime, and it is no hang."""
         one = watched.one
         place = stacks.Place(engine, one.attempt_id, one.run_dir, one.nodes, one.spec.procs)
@@ -228,7 +230,8 @@ class TrainingWatch:
         found = culprit.find(evidence)
         in_place = one.spec.effective_launcher() in RESTARTS_IN_PLACE and not found.nodes  # there it would be in vain
         sure = place.world > 1 and (found.clue in SURE or any(map(culprit.waits, seen.looks)))
-        means = Means(one.restarts_left, in_place, bool(seen.looks), sure)
+        starting, whole = verdict.since <= born, len(seen.looks) == place.world
+        means = Means(one.restarts_left, in_place, bool(seen.looks), starting, whole, sure)
         answer = plan.answer(watched.policy, evidence, now - verdict.since, means)
         if watched.policy.limit_s is None and not sure and not verdict.started:
             answer = Answer.WAIT  # of a job that never reported silence alone is not worth a word
@@ -239,7 +242,8 @@ class TrainingWatch:
                 one.name,
                 now - verdict.since,
             )
-            watched.longest_s = max(watched.longest_s, now - verdict.since)
+            if not starting:
+                watched.longest_s = max(watched.longest_s, now - verdict.since)
             self._later(watched)
             return
         await self._act(place, watched, findings.Finding(verdict, evidence, found, answer, now))

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from penstock.worker.checkpoint.pacing import Throttle
+from penstock.worker.checkpoint.errors import CheckpointError
+from penstock.worker.checkpoint.pacing import Throttle, interval
 
 
 class Clock:
@@ -85,3 +86,15 @@ def test_a_pause_ends_when_somebody_begins_to_wait() -> None:
     throttle.hurry()
     over.join(10)
     assert not over.is_alive()
+
+
+def test_an_interval_is_steps_or_a_duration() -> None:
+    assert interval(10) == (10, math.inf)
+    assert interval("10m") == (None, 600.0)
+    assert interval("auto") == (None, 600.0)
+
+
+@pytest.mark.parametrize("every", [0, -1, "0", "0s", "often", "", True])
+def test_no_interval_is_refused_by_name(every: int | str) -> None:
+    with pytest.raises(CheckpointError, match="every="):
+        interval(every)

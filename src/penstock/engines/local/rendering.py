@@ -56,6 +56,7 @@ class Renderer:
             "identity": identity,
             "needs": prepared.needs,
             "hostfile": launchers.hostfile(launch) if len(launch.groups) > 1 or launch.procs > 1 else None,
+            "flight": bool(launchers.flight_env(launch)),
             "rendered": [self._group(launch, group, prepared, port, shimmed=shimmed) for group in launch.groups],
         }
         return json.dumps(value, separators=(",", ":")).encode()

@@ -32,6 +32,8 @@ class Setup:
         """Raises LaunchError, or OSError where the machine fails."""
         self.who = child.identity(self.launch["identity"])
         self._own_folder(f"{self.launch['job_dir']}/checkpoints")
+        if self.launch.get("flight"):
+            self._own_folder(f"{self.launch['job_dir']}/flight")
         if self.launch["snapshot"]:
             self._unpack()
         elif self.cwd == self.work:

@@ -261,6 +261,13 @@ def _marked(launch: Launch) -> Launch:
     )
 
 
+# A rank of torch that cannot make its pipe fails: where the file system takes none, it is not told to.
+_FLIGHT = (
+    'p_one=$p_dir/flight/.$p_node_rank.${p_rank:-0}; mkdir -p "$p_dir/flight" 2>/dev/null; '
+    f'mkfifo "$p_one" 2>/dev/null && rm -f "$p_one" || unset {launchers.FLIGHT_PIPE}'
+)
+
+
 def _exports(launch: Launch, url: str | None) -> list[str]:
     """All variables of the process that becomes the rank, by node rank and rank where they differ."""
     begin = ["p_node=$SLURMD_NODENAME", 'p_resume_from=; [ -z "$p_resume" ] || p_resume_from=$p_dir/checkpoints']
@@ -290,6 +297,8 @@ def _variables(launch: Launch, url: str | None, size: Size | None) -> list[str]:
             for local in range(launch.procs)
         ]
         lines += _cases("p_rank", workers)
+    if launchers.FLIGHT_PIPE in launchers.flight_env(launch):
+        lines.append(_FLIGHT)
     return lines
 
 

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import torch
 
-from penstock.base.quantities import parse_duration
 from penstock.worker import contract
 from penstock.worker.checkpoint import folder, saving
 from penstock.worker.checkpoint.apart import promote_apart, prune_apart
@@ -30,7 +29,7 @@ from penstock.worker.checkpoint.manifest import Manifest
 from penstock.worker.checkpoint.memory import available, cores, short_of_memory, stand_back
 from penstock.worker.checkpoint.nodes import Nodes, here
 from penstock.worker.checkpoint.options import Figures, Options
-from penstock.worker.checkpoint.pacing import Throttle
+from penstock.worker.checkpoint.pacing import Throttle, interval
 from penstock.worker.checkpoint.parts import (
     Captured,
     Part,
@@ -87,8 +86,7 @@ class Checkpointer:
         self._position = Position("loader", loader) if loader is not None else None
         self._on_gpu = any(p.is_cuda for m in modules.values() for p in m.parameters())
         self._ranks = Ranks()
-        self._every_steps = every if isinstance(every, int) else None
-        self._interval = math.inf if isinstance(every, int) else 600.0 if every == "auto" else parse_duration(every)
+        self._every_steps, self._interval = interval(every)
         self._auto = every == "auto"
         if self._auto and options.mtbf is None:
             raise CheckpointError('every="auto" needs Options(mtbf=...): the mean time between failures, in seconds')

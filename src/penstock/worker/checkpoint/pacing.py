@@ -14,6 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from penstock.base.quantities import parse_duration
+from penstock.worker.checkpoint.errors import CheckpointError
+
 _FIRST: Final = 1 / 8  # the share of time in which the drain is at work, until steps have told more
 _LEAST: Final = 1 / 32
 _TOO_MUCH: Final = 0.07  # a slow-down of the steps above which the share is halved
@@ -22,6 +25,23 @@ _WINDOW: Final = 0.25  # seconds of steps that are judged together
 _STEPS: Final = 4
 _IDLE: Final = 1.0  # seconds, or as many steps' time as _STEPS, without a step: the loop does something else
 _LOOK: Final = 0.1  # seconds after which a pause looks whether it is still wanted
+
+
+def interval(every: int | str) -> tuple[int | None, float]:
+    """``every`` as steps, or None, and as seconds between saves."""
+    if isinstance(every, int) and not isinstance(every, bool):
+        if every < 1:
+            raise CheckpointError(f"every={every}: must be at least one step")
+        return every, math.inf
+    if every == "auto":
+        return None, 600.0
+    try:
+        found = parse_duration(every)
+    except ValueError as error:
+        raise CheckpointError(f"every={every!r}: {error}", hint='Or "auto", or a number of steps.') from None
+    if found <= 0:
+        raise CheckpointError(f"every={every!r}: must be more than no time")
+    return None, found
 
 
 class Throttle:

@@ -185,7 +185,9 @@ def node_env(
         "MASTER_PORT": str(rdzv_port),
         "NODE_RANK": str(group.node_rank),
     }
-    return defaults | flight_env(launch) | dict(launch.env) | contract | _pet_env(launch, group, rdzv_host, endpoint, size)
+    return (
+        defaults | flight_env(launch) | dict(launch.env) | contract | _pet_env(launch, group, rdzv_host, endpoint, size)
+    )
 
 
 def flight_dir(launch: Launch) -> str:

@@ -25,7 +25,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "C": ("slurm_contract", "slurm_engine", "slurm_render", "slurm_soak"),
     "D": ("checkpoint", "training", "training_restart", "training_data"),
-    "E": ("serving_rollout",),
+    "E": (
+        "serving_gateway",
+        "serving_rollout",
+    ),
 }
 
 

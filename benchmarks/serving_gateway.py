@@ -71,16 +71,22 @@ class World:
     mirrors: dict[int, int] = field(default_factory=dict)
     all: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    async def start(self, version: int, delay_ms: float = 2.0) -> One:
-        process = subprocess.Popen([*UPSTREAM, "replica", str(version), str(delay_ms)], stdout=subprocess.PIPE, text=True)
+    def spawn(self, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen([*UPSTREAM, *words], stdout=subprocess.PIPE, text=True)
         self.all.append(process)
+        return process
+
+    async def start(self, version: int, delay_ms: float = 2.0) -> One:
+        process = self.spawn("replica", str(version), str(delay_ms))
         assert process.stdout is not None
         port = int(await asyncio.to_thread(process.stdout.readline))
         return One(process, Backend(f"r{port}", "127.0.0.1", port))
 
     async def publish(self) -> None:
         routes = tuple(
-            VersionRoute(version, tuple(one.backend for one in there), self.weights[version], self.mirrors.get(version, 0))
+            VersionRoute(
+                version, tuple(one.backend for one in there), self.weights[version], self.mirrors.get(version, 0)
+            )
             for version, there in sorted(self.versions.items())
         )
         service = ServiceRoute("default", "digits", (Match("", "/default/digits/"),), routes)
@@ -88,9 +94,8 @@ class World:
 
     async def load(self) -> tuple[subprocess.Popen[str], Path]:
         file = self.folder / f"load-{len(self.all)}"
-        target = [str(self.gateway.port), "/default/digits/v2/models/digits/infer", str(CONNECTIONS), str(file)]
-        process = subprocess.Popen([*UPSTREAM, "load", *target], stdout=subprocess.PIPE, text=True)
-        self.all.append(process)
+        path = "/default/digits/v2/models/digits/infer"
+        process = self.spawn("load", str(self.gateway.port), path, str(CONNECTIONS), str(file))
         assert process.stdout is not None
         await asyncio.to_thread(process.stdout.readline)
         return process, file
@@ -221,7 +226,9 @@ async def measured(folder: Path) -> list[Bar]:
         async with asyncio.timeout(150):
             seen, made_good = await turmoil(world)
         took = time.monotonic() - began
-        say(f"turmoil: {len(seen.version)} requests in {took:.0f} s, {seen.failed} failed, {made_good:.0f} tries made good")
+        say(
+            f"turmoil: {len(seen.version)} requests in {took:.0f} s, {seen.failed} failed, {made_good:.0f} tries made good"
+        )
         late = await switches(world)
         share, of, mirrored = await shares(world)
     finally:
@@ -237,7 +244,13 @@ async def measured(folder: Path) -> list[Bar]:
     return [
         Bar("requests failed in the turmoil", seen.failed, 0, "", note=f"{what}; {tries}"),
         Bar("requests in the turmoil", len(seen.version), REQUESTS, "", "at least"),
-        Bar("a change seen by all traffic", max(late) * 1000, 100, "ms", note=spread([1000 * one for one in late], " ms")),
+        Bar(
+            "a change seen by all traffic",
+            max(late) * 1000,
+            100,
+            "ms",
+            note=spread([1000 * one for one in late], " ms"),
+        ),
         Bar("canary's share less 10 points", abs(share - SHARE / 100), 1, "points", note=f"{share:.2f} % of {of}"),
         Bar("mirrored share", mirrored, 100, "%", "at least", note=f"of {of} requests"),
     ]

@@ -100,7 +100,11 @@ class Load:
     def __init__(self, port: int, path: str) -> None:
         self.port = port
         body = b'{"inputs": []}'
-        self.request = b"POST %s HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
+        self.request = b"POST %s HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n%s" % (
+            path.encode(),
+            len(body),
+            body,
+        )
         self.sent, self.ended, self.version = array("d"), array("d"), bytearray()
         self.over = False
         self.open = 0
@@ -122,6 +126,9 @@ class Load:
     def stop(self) -> None:
         self.over = True
 
+    def write(self, file: Path) -> None:
+        file.write_bytes(self.sent.tobytes() + self.ended.tobytes() + bytes(self.version))
+
 
 async def load(port: str, path: str, connections: str, file: str) -> None:
     work = Load(int(port), path)
@@ -130,8 +137,8 @@ async def load(port: str, path: str, connections: str, file: str) -> None:
     print("begun", flush=True)
     while work.open:
         await asyncio.sleep(0.01)
-    Path(file).write_bytes(work.sent.tobytes() + work.ended.tobytes() + bytes(work.version))
+    work.write(Path(file))
 
 
 if __name__ == "__main__":
-    uvloop.run({"replica": replica, "load": load}[sys.argv[1]](*sys.argv[2:]))
+    uvloop.run(replica(*sys.argv[2:]) if sys.argv[1] == "replica" else load(*sys.argv[2:]))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import signal
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,134 +20,11 @@ from penstock.serving.gateway.admin import Admin
 from penstock.serving.gateway.process import found
 from penstock.serving.gateway.publish import Publisher
 from penstock.serving.gateway.render import ROUTE_FILE
-from penstock.serving.gateway.spec import Backend, Gateway, Match, RateLimit, ServiceRoute, VersionRoute
+from penstock.serving.gateway.spec import Match, RateLimit, VersionRoute
 from penstock.serving.state import WHOLE
+from tests.serving.gateway.world import Upstream, free_port, is_, looped, service, until, world
 
 pytestmark = pytest.mark.real
-
-
-def looped(test: Callable[[Path], Coroutine[None, None, None]]) -> Callable[[Path], None]:
-    @functools.wraps(test)
-    def run(tmp_path: Path) -> None:
-        asyncio.run(test(tmp_path))
-
-    return run
-
-
-Answer = Callable[[str, Mapping[str, str]], Awaitable[tuple[int, bytes]]]
-
-
-async def _ok(path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-    return 200, b"{}"
-
-
-@dataclass
-class Upstream:
-    """A replica as the gateway sees one; it notes what it is asked."""
-
-    answer: Answer = _ok
-    port: int = 0
-    seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    writers: set[asyncio.StreamWriter] = field(default_factory=set)
-    server: asyncio.Server | None = None
-
-    async def start(self) -> Upstream:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self.server.sockets[0].getsockname()[1]
-        return self
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writers.add(writer)
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if ": " in line)}
-                await reader.readexactly(int(headers.get("content-length", 0)))
-                self.seen.append((head[0].split(" ")[1], headers))
-                status, body = await self.answer(head[0].split(" ")[1], headers)
-                writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
-                await writer.drain()
-        self.writers.discard(writer)
-        writer.close()
-
-    async def die(self) -> None:
-        """As by SIGKILL: its port refuses, its connections are cut."""
-        assert self.server is not None
-        self.server.close()
-        for writer in list(self.writers):
-            writer.transport.abort()
-        await asyncio.sleep(0)
-
-    def backend(self) -> Backend:
-        return Backend(str(self.port), "127.0.0.1", self.port)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def call(port: int, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        more = "".join(f"{key}: {value}\r\n" for key, value in {"host": "gateway", **(headers or {})}.items())
-        writer.write(f"POST {path} HTTP/1.1\r\n{more}connection: close\r\ncontent-length: 2\r\n\r\n{{}}".encode())
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        found = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines[1:] if line)}
-        length = found.get("content-length")
-        body = await reader.read() if length is None else await reader.readexactly(int(length))
-        return int(lines[0].split(" ")[1]), found, body
-    finally:
-        writer.close()
-
-
-@dataclass
-class World:
-    publisher: Publisher
-    base: Gateway
-    upstreams: list[Upstream] = field(default_factory=list)
-
-    @property
-    def port(self) -> int:
-        return self.base.port
-
-    async def upstream(self, answer: Answer = _ok) -> Upstream:
-        self.upstreams.append(await Upstream(answer).start())
-        return self.upstreams[-1]
-
-    async def publish(self, *services: ServiceRoute) -> None:
-        await self.publisher.publish(replace(self.base, services=services))
-
-    async def call(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
-        return await call(self.port, path, headers)
-
-
-@contextlib.asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
-    publisher = Publisher(folder / "gateway", concurrency=1)
-    await publisher.start()
-    base = Gateway("127.0.0.1", free_port(), free_port(), access_log=str(folder / "access.log"))
-    here = World(publisher, base)
-    try:
-        yield here
-    finally:
-        await publisher.stop(grace=1.0)
-        await publisher.close()
-        for upstream in here.upstreams:
-            await upstream.die()
-
-
-def service(*upstreams: Upstream, name: str = "digits", **fields: object) -> ServiceRoute:
-    versions = (VersionRoute(1, tuple(upstream.backend() for upstream in upstreams)),)
-    whole = {"matches": (Match("", f"/default/{name}/"),), "versions": versions, **fields}
-    return ServiceRoute("default", name, **whole)  # type: ignore[arg-type]
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 @looped
@@ -178,7 +53,7 @@ async def test_paths_hosts_shares_mirrors_and_what_is_passed_on(tmp_path: Path) 
         assert (await here.call("/x", {"host": "m.example.com:80"}))[0] == 200
         assert (await here.call("/kept/a"))[0] == 200
         assert {path for path, _ in one.seen + two.seen} == {"/v2/models?a=1", "/x", "/kept/a"}
-        await until(lambda: _is(lambda: len(copy.seen) == 202))
+        await until(lambda: is_(lambda: len(copy.seen) == 202))
         status, headers, body = await here.call("/default/digitsx")
         assert (status, json.loads(body)["error"]) == (404, "no inference service is at this address")
 
@@ -192,13 +67,9 @@ async def test_paths_hosts_shares_mirrors_and_what_is_passed_on(tmp_path: Path) 
         assert counts[("default", "digits", 3)].requests == 202
         assert counts[("default", "digits", 1)].errors == 0
         assert await here.publisher.counts() != {}
-        await until(lambda: _is(lambda: (tmp_path / "access.log").read_text().count("\n") == 203))
+        await until(lambda: is_(lambda: (tmp_path / "access.log").read_text().count("\n") == 203))
         row = json.loads((tmp_path / "access.log").read_text().splitlines()[0])
         assert (row["status"], row["path"], row["traceparent"]) == (200, "/default/digits/v2/models?a=1", parent)
-
-
-async def _is(condition: Callable[[], bool]) -> bool:
-    return condition()
 
 
 @looped
@@ -347,7 +218,7 @@ async def test_envoy_is_adopted_restarted_and_replaced_with_nothing_lost(tmp_pat
             assert second is not None
             assert (second.epoch, second.pid != first.pid) == (1, True)
             os.kill(second.pid, signal.SIGKILL)
-            await until(lambda: _is(lambda: len(told) == 1))
+            await until(lambda: is_(lambda: len(told) == 1))
             await again.process.ensure(Admin(here.base.admin_port))
             assert len(found(tmp_path / "gateway" / "bootstrap.json")) == 1
             assert (await here.call("/default/digits/"))[0] == 200

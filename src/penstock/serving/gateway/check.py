@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,10 @@ RETRY_TOKENS = frozenset({
     "refused-stream", "retriable-status-codes", "retriable-headers", "http3-post-connect-failure",
     "cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
 })  # fmt: skip
+
+_LONG = 366 * 86400.0
+_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
 def check(gateway: Gateway) -> list[Problem]:
@@ -69,17 +74,21 @@ def _service(service: ServiceRoute) -> Iterator[Problem]:
         yield Problem(f"{path}.versions", f"the weights are {weights}: they must sum to {WHOLE}, or all be 0")
     if any(not 0 <= version.mirror <= WHOLE for version in service.versions):
         yield Problem(f"{path}.versions", f"a mirrored share is from 0 to {WHOLE}")
-    if service.timeout <= 0:
-        yield Problem(f"{path}.timeout", "must be more than 0")
-    if service.rate_limit is not None and (service.rate_limit.requests < 1 or service.rate_limit.per < 0.05):
-        yield Problem(f"{path}.rate_limit", "at least 1 request, and at least 50 ms")
+    if not 0.001 <= service.timeout <= _LONG:
+        yield Problem(f"{path}.timeout", f"{service.timeout:g} s: from 1 ms to {_LONG:g} s")
+    if service.rate_limit is not None and not (
+        1 <= service.rate_limit.requests < 1 << 32 and 0.05 <= service.rate_limit.per <= _LONG
+    ):
+        yield Problem(f"{path}.rate_limit", f"at least 1 request, in 50 ms to {_LONG:g} s")
     if any(len(key) != 64 or not set(key.lower()) <= set("0123456789abcdef") for key in service.keys):
         yield Problem(f"{path}.keys", "a key's digest is 64 hexadecimal digits")
     for match in service.matches:
-        if not match.prefix.startswith("/"):
-            yield Problem(f"{path}.matches", f"{match.prefix!r} does not begin with /")
-        if match.host and not set(match.host.lower()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-._*:[]"):
-            yield Problem(f"{path}.matches", f"{match.host!r} is no host")
+        if not _PATH.fullmatch(match.prefix):
+            yield Problem(
+                f"{path}.matches", f"{match.prefix!r} is no path: it begins with / and has A-Z a-z 0-9 . _ ~ -"
+            )
+        if match.host and not _HOST.fullmatch(match.host):
+            yield Problem(f"{path}.matches", f"{match.host!r} is no host (without its port; *.example.com is one)")
     yield from _addresses(service, path)
 
 

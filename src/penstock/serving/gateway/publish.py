@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from penstock.base.errors import EngineFailure, InvalidInput, Unavailable
+from penstock.base.errors import EngineFailure, InvalidInput, PenstockError, Problem, Unavailable
 from penstock.serving.gateway import counters
 from penstock.serving.gateway.admin import Admin
 from penstock.serving.gateway.check import check, check_rendered
@@ -52,6 +52,7 @@ class Publisher:
         self.gateway: Gateway | None = None
         self._files: dict[str, str] = {}  # as they lie on disk
         self._leaving: dict[str, float] = {}  # clusters that no route names, and when they go
+        self._again: set[str] = set()  # what Envoy did not take the last time
         self._turn = asyncio.Lock()
 
     @property
@@ -91,7 +92,7 @@ class Publisher:
             self.gateway = gateway
 
     def _checked(self, gateway: Gateway) -> dict[str, str]:
-        problems = check(gateway)
+        problems = [*check(gateway), *_unreadable(gateway)]
         files = {} if problems else render(gateway, str(self.folder))
         if not problems:
             routes = json.loads(files[ROUTE_FILE])["resources"][0]
@@ -128,9 +129,9 @@ class Publisher:
             self._leaving.pop(name, None)
             self._remove(eds_file(name))
 
-    async def _tell(self, files: Mapping[str, str], paths: Iterable[str]) -> None:
+    async def _tell(self, files: Mapping[str, str], paths: Sequence[str]) -> None:
         """Write what changed, and wait until Envoy goes by it and no new cluster is still warming up."""
-        changed = [path for path in paths if self._files.get(path) != files[path]]
+        changed = [path for path in paths if path in self._again or self._files.get(path) != files[path]]
         before = {path: self._files.get(path) for path in changed}
         refused = await self._refused()
         for path in changed:
@@ -138,11 +139,13 @@ class Publisher:
         names = {_statistic(path): version_of(files[path]) for path in paths if path != CERTIFICATE}
         try:
             await self._confirm(names, refused)
-        except EngineFailure:
+        except PenstockError as error:
             for path, text in before.items():
-                if text is not None:
+                if isinstance(error, EngineFailure) and text is not None:
                     self._write(path, text)
+            self._again.update(paths)
             raise
+        self._again.difference_update(paths)
 
     async def _refused(self) -> int:
         found = await self._admin.stats(r"\.(update_rejected|update_failure)$")
@@ -164,7 +167,8 @@ class Publisher:
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
-        raise Unavailable(f"Envoy has not taken {', '.join(sorted(missing)) or 'new clusters'} in {_CONFIRM_S:g} s")
+        what = ", ".join(sorted(missing)) or "new clusters"
+        raise Unavailable(f"Envoy has not taken {what} in {_CONFIRM_S:g} s: {self.process.last_words()}")
 
     # -------------------------------------------------------------------------------------------------------- files
 
@@ -198,6 +202,12 @@ class Publisher:
         path = self.gateway.access_log if self.gateway is not None else None
         if path is not None and _turned(Path(path)):
             await self._admin.ask("/reopen_logs", method="POST")
+
+
+def _unreadable(gateway: Gateway) -> Iterator[Problem]:
+    for field, path in (("tls_cert", gateway.tls_cert), ("tls_key", gateway.tls_key)):
+        if path is not None and not os.access(path, os.R_OK):
+            yield Problem(field, f"{path} cannot be read")
 
 
 def _turned(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from penstock.serving.gateway import routes
 from penstock.serving.gateway.auth import FILTER_SOURCE
 from penstock.serving.gateway.spec import Backend, Gateway, ServiceRoute, VersionRoute
-from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, cluster_name, comparator_name, eds_file, typed
+from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, cluster_name, comparator_name, eds_file, seconds, typed
 
 BOOTSTRAP, CLUSTERS, LISTENERS, ROUTE_FILE = "bootstrap.json", "cds/all.json", "lds/all.json", "rds/all.json"
 LIMITS, CERTIFICATE = "ecds/rate_limit.json", "sds/gateway.json"
@@ -342,7 +342,7 @@ def _rate_limits(services: Iterable[ServiceRoute]) -> dict[str, Any]:
             "token_bucket": {
                 "max_tokens": service.rate_limit.requests,
                 "tokens_per_fill": service.rate_limit.requests,
-                "fill_interval": f"{max(service.rate_limit.per, 0.05):g}s",
+                "fill_interval": seconds(service.rate_limit.per),
             },
         }
         for service in sorted(services, key=lambda service: service.id)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from penstock.serving.gateway.spec import Gateway, Match, ServiceRoute, VersionRoute
-from penstock.serving.gateway.words import ROUTES, cluster_name, comparator_name, typed
+from penstock.serving.gateway.words import ROUTES, cluster_name, comparator_name, seconds, typed
 
 KEYS, COMPARE = "keys", "compare"
 SERVICE_HEADER = "x-penstock-service"  # names the service where a path cannot: gRPC's is the method's
@@ -132,16 +132,15 @@ def _action(service: ServiceRoute, *, grpc: bool) -> dict[str, Any] | None:
     ]
     if not taking:
         return None
-    quiet = {"idle_timeout": f"{service.timeout + 1:g}s"}
     action: dict[str, Any] = {
         "weighted_clusters": {"clusters": [_weighted(service, one, grpc=grpc) for one in taking]},
         "timeout": "0s",  # answers may stream for as long as something comes
-        **quiet,
+        "idle_timeout": seconds(service.timeout + 1),  # the try's own comes first, and is counted as this version's
         "retry_policy": {
             "retry_on": ",".join(RETRY_ON),
             "num_retries": service.retries,
             "retriable_status_codes": list(RETRIABLE),
-            "per_try_idle_timeout": f"{service.timeout:g}s",
+            "per_try_idle_timeout": seconds(service.timeout),
             "retry_host_predicate": [
                 {
                     "name": "previous_hosts",

@@ -14,6 +14,10 @@ def typed(kind: str, /, **fields: Any) -> dict[str, Any]:
     return {"@type": f"type.googleapis.com/{kind}", **fields}
 
 
+def seconds(value: float) -> str:
+    return f"{value:.3f}s"
+
+
 def cluster_name(service: ServiceRoute, version: int, *, grpc: bool = False) -> str:
     """`project/name/3`; a version's gRPC port is a cluster of its own, `project/name/3/grpc`."""
     return f"{service.id}/{version}" + ("/grpc" if grpc else "")

@@ -13,9 +13,7 @@ from penstock.serving.orders import Folder, Function, Orders, Shadow
 
 backends = st.builds(Backend, st.text(max_size=9), st.just("127.0.0.1"), st.integers(1, 65535), st.integers(0, 65535))
 functions = st.builds(Function, st.text(), st.text(), st.text(), st.none() | st.tuples(st.integers(), st.integers()))
-shadows = st.builds(
-    Shadow, st.integers(1, 9), st.integers(1, 9), st.integers(0, 10_000), function=st.none() | functions
-)
+shadows = st.builds(Shadow, st.integers(1, 9), st.integers(1, 9), function=st.none() | functions)
 orders = st.builds(
     Orders,
     st.just("default"),

@@ -15,7 +15,6 @@ import gc
 import json
 import logging
 import os
-import re
 import resource
 import signal
 import socket
@@ -29,7 +28,7 @@ import uvloop
 
 from penstock.engines.local.kernel import name_process
 from penstock.serving.hold import Line, Ticket
-from penstock.serving.orders import SERVICE_HEADER, VERSION_HEADER, Folder, Orders
+from penstock.serving.orders import SERVICE_HEADER, VERSION_HEADER, Folder, Orders, named
 from penstock.serving.wire import BUFFER, Asked, Broken, NoConnection, Wire, ask, connect, onward
 
 log = logging.getLogger("penstock.activator")
@@ -44,7 +43,6 @@ BACKLOG = 4096
 RETRY_AFTER = b"2"
 SOCKET = "activator.sock"
 ORDERS = "orders"
-_SERVICE = re.compile(r"[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*")
 
 
 @dataclass(eq=False, slots=True)
@@ -92,14 +90,13 @@ class Activator:
 
     def service(self, headers: dict[bytes, bytes]) -> tuple[Service, int]:
         """Whose request it is, and of which version. Raises Refused."""
-        named = headers.get(SERVICE_HEADER.encode(), b"").decode("latin-1")
+        key = named(headers.get(SERVICE_HEADER.encode(), b"").decode("latin-1"))
         version = headers.get(VERSION_HEADER.encode(), b"")
-        if not _SERVICE.fullmatch(named) or not version.isdigit() or len(version) > 9:
+        if key is None or not version.isdigit() or len(version) > 9:
             raise Refused(404, "no service is named: requests come here by the gateway")
-        project, _, name = named.partition("/")
-        found = self._looked((project, name))
+        found = self._looked(key)
         if found is None:
-            raise Refused(404, f"there is no service {named}")
+            raise Refused(404, f"there is no service {'/'.join(key)}")
         return found, int(version)
 
     def _looked(self, key: tuple[str, str]) -> Service | None:
@@ -211,10 +208,7 @@ class Activator:
             await self._answered(wire, request)
         finally:
             self.open -= 1
-        if self.ending or wire.state.our_state is not h11.DONE or wire.state.their_state is not h11.DONE:
-            return False
-        wire.state.start_next_cycle()
-        return True
+        return not self.ending and wire.reusable()
 
     async def _answered(self, wire: Wire, request: h11.Request) -> None:
         headers = dict(request.headers)

@@ -6,17 +6,24 @@ They outlive the server, so nothing is pushed to them: whichever of the three st
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from penstock.serving.gateway.spec import Backend
-from penstock.serving.state import WHOLE
 
 FORMAT = 1
 SERVICE_HEADER = "x-penstock-service"  # the gateway sets it, to PROJECT/NAME, on what it sends to the activator
 VERSION_HEADER = "x-penstock-version"  # likewise: the version that the request was routed to
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def named(service: str) -> tuple[str, str] | None:
+    """Project and name of PROJECT/NAME, as a header says it; None for what can be neither, and no path."""
+    project, _, name = service.partition("/")
+    return (project, name) if _NAME.fullmatch(project) and _NAME.fullmatch(name) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +40,10 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """``share`` of WHOLE of the stable version's requests are asked again of the candidate."""
+    """What the stable version was asked is asked again of the candidate, as far as the gateway tells of it."""
 
     stable: int
     candidate: int
-    share: int = WHOLE
     how: Literal["exact", "tolerance", "top1", "function"] = "tolerance"
     tolerance: float = 1e-3
     function: Function | None = None

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from penstock.serving.orders import Folder
 from penstock.serving.processes import Detached
+from penstock.serving.shadowed import Shadowed, Tally, frozen
 
 HOST = "127.0.0.1"  # the gateway is on this machine
 AGAIN_S = 0.1  # between two tries to hear the activator
 SOCKET = "activator.sock"
-ORDERS = "orders"
+ORDERS, SEEN = "orders", "seen"
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}  # nothing of the server's own: no secrets, no proxies
 
 
@@ -86,6 +87,23 @@ class Activator(_Sidecar):
             with contextlib.suppress(OSError):
                 return await asyncio.open_unix_connection(sock=_unix(self.folder, SOCKET))
             await asyncio.sleep(AGAIN_S)
+
+
+class Comparator(_Sidecar):
+    module = "penstock.serving.comparator"
+    name = "comparator"
+
+    def seen(self) -> Mapping[tuple[str, str], Shadowed]:
+        """What was counted of the candidate that is, or was last, in shadow, by project and service: one read of small files."""
+        found: dict[tuple[str, str], Shadowed] = {}
+        for path in (self.folder / SEEN).glob("*/*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                found[path.parent.name, path.stem] = frozen(Tally.from_json(json.loads(path.read_text())))
+        return found
+
+    def forget(self, project: str, name: str) -> None:
+        """The service is no more."""
+        (self.folder / SEEN / project / f"{name}.json").unlink(missing_ok=True)
 
 
 def _unix(folder: Path, name: str) -> socket.socket:

@@ -108,6 +108,13 @@ class Wire:
             async with asyncio.timeout(1):
                 await self._writer.wait_closed()
 
+    def reusable(self) -> bool:
+        """Whether another request may follow; the connection is then ready for it."""
+        if self.state.our_state is not h11.DONE or self.state.their_state is not h11.DONE:
+            return False
+        self.state.start_next_cycle()
+        return True
+
     def abort(self) -> None:
         self._writer.transport.abort()
 

@@ -249,6 +249,12 @@ def test_counts_outlive_it_and_a_new_candidate_begins_anew(tmp_path: Path) -> No
             await world.tell()
             found = await world.until(lambda one: one.candidate == 3 and one.agreement.agreed == 1)
             assert found.received == 1
+            world.order(candidate, shadow=Shadow(1, 2, share=2500))
+            for _ in range(40):
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await world.tell()
+            found = await world.until(lambda one: one.offered == 40)
+            assert (found.received, found.candidate) == (10, 2)
             world.comparator.orders.put(replace(told, shadow=None))
             await told_in_vain(world)  # nobody is in shadow
             world.comparator.orders.drop("default", "digits")
@@ -305,7 +311,7 @@ def test_a_function_of_the_services_own(tmp_path: Path) -> None:
     python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable
 
     def shadow(name: str, who: tuple[int, int] | None = user) -> Shadow:
-        return Shadow(1, 2, "function", function=Function(f"judges:{name}", str(code), python, who))
+        return Shadow(1, 2, how="function", function=Function(f"judges:{name}", str(code), python, who))
 
     async def story(world: World) -> None:
         async with replica(saying(b'{"label": "cat"}')) as candidate:

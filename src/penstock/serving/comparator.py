@@ -29,6 +29,7 @@ from penstock.serving.judging import Judge, Unjudged
 from penstock.serving.orders import SERVICE_HEADER, Folder, Orders, Shadow, named
 from penstock.serving.reply import Reply, shown
 from penstock.serving.shadowed import Tally
+from penstock.serving.state import WHOLE
 
 log = logging.getLogger("penstock.comparator")
 
@@ -101,6 +102,7 @@ class Service:
         self.orders: Orders | None = None
         self.tally: Tally | None = None
         self.held = 0  # bytes
+        self._due = 0  # of WHOLE: what the share has come to since it last took an exchange
         self._written = ""
 
     @property
@@ -122,6 +124,14 @@ class Service:
                 self.tally = Tally.from_json(json.loads(self._file.read_text()))
         if self.tally is None or (self.tally.version, self.tally.stable_version) != (shadow.candidate, shadow.stable):
             self.tally = Tally(shadow.stable, shadow.candidate)
+
+    def takes(self, share: int) -> bool:
+        """Whether the next exchange is one of the share: evenly, and by no chance."""
+        self._due += share
+        if self._due < WHOLE:
+            return False
+        self._due -= WHOLE
+        return True
 
     def put(self, exchange: Exchange, prefix: str) -> bool:
         """Into the line. Not: there is no room in it."""
@@ -256,9 +266,13 @@ class Comparator(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc ships no 
 
     async def _taken(self, service: Service, messages: AsyncIterator[bytes], prefix: str) -> None:
         """One exchange: read all of it, keep it if there is room. What its stable side broke off is no exchange."""
-        if service.shadow is None or service.tally is None:
+        shadow = service.shadow
+        if shadow is None or service.tally is None:
             return
-        exchange: Exchange = Exchange()
+        service.tally.offered += 1
+        if not service.takes(shadow.share):
+            return
+        exchange = Exchange()
         why = ""
         counted = 0
         ended = False

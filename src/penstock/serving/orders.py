@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penstock.serving.gateway.spec import Backend
+from penstock.serving.state import WHOLE
 
 FORMAT = 1
 SERVICE_HEADER = "x-penstock-service"  # the gateway sets it, to PROJECT/NAME, on what it sends to the activator
@@ -40,10 +41,11 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """What the stable version was asked is asked again of the candidate, as far as the gateway tells of it."""
+    """``share`` of WHOLE of what the stable version was asked is asked again of the candidate."""
 
     stable: int
     candidate: int
+    share: int = WHOLE
     how: Literal["exact", "tolerance", "top1", "function"] = "tolerance"
     tolerance: float = 1e-3
     function: Function | None = None

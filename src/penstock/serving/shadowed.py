@@ -36,12 +36,13 @@ class Side:
 
 @dataclass(slots=True)
 class Tally:
-    """Since the candidate came into shadow. ``received``: exchanges that the gateway told of; each of them is then one of
-    ``compared``, ``failed``, ``unjudged``, ``skipped`` or ``dropped`` (by why), or still at work.
+    """Since the candidate came into shadow. ``offered``: exchanges that the gateway told of; ``received``: those of them that
+    the share in shadow takes. Each of these is then one of ``compared``, ``failed``, ``unjudged``, ``skipped`` or ``dropped`` (by why), or still at work.
     """
 
     stable_version: int
     version: int
+    offered: int = 0
     received: int = 0
     compared: int = 0
     agreed: int = 0
@@ -91,13 +92,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Shadowed:
-    """``received`` is what the gateway told of; of these ``dropped`` were not compared because there were too many, they were
+    """``offered`` is what the gateway told of, ``received`` what the share takes; of these ``dropped`` were not compared because there were too many, they were
     too large, or the candidate had no replica.
     """
 
     stable: int
     candidate: int
     agreement: Agreement
+    offered: int
     received: int
     dropped: Mapping[str, int]
     unjudged: int
@@ -113,6 +115,7 @@ def frozen(tally: Tally) -> Shadowed:
         tally.stable_version,
         tally.version,
         Agreement(tally.compared, tally.agreed, tally.failed, slower, examples),
+        tally.offered,
         tally.received,
         dict(tally.dropped),
         tally.unjudged,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict
 from typing import Any
@@ -168,6 +169,20 @@ def test_promote_goes_on_to_the_next_step() -> None:
     assert (second.phase, second.step, second.wants[CANDIDATE].weight) == (RolloutPhase.PROGRESSING, 1, 5000)
     third = decide(CANARY, after(second, ready=READY, asked="promote"), 3.0)
     assert (third.phase, third.wants) == (RolloutPhase.PROMOTED, {CANDIDATE: Want(2, WHOLE)})
+
+
+def test_an_earlier_version_comes_back_at_once() -> None:
+    case = dataclasses.replace(seen(ready={1: 2, 2: 1}, asked="promote"), stable=2, candidate=1)
+    assert decide(CANARY, dataclasses.replace(case, ready={1: 1, 2: 2}), 1.0).phase is RolloutPhase.PREPARING
+    assert decide(CANARY, case, 1.0).phase is RolloutPhase.PROMOTED
+
+
+def test_counters_that_are_not_told_of_have_not_begun_anew() -> None:
+    counts = {STABLE: Counts(900, 9), CANDIDATE: Counts(100, 1)}
+    first = decide(CANARY, seen(ready=READY, counts=counts), 1.0)
+    second = decide(CANARY, after(first, ready=READY), 2.0)
+    third = from_json(decide(CANARY, after(second, ready=READY, counts=counts), 3.0).memory)
+    assert third.analysis.step == (Counts(), Counts())
 
 
 def test_a_version_whose_replicas_crash_is_taken_back() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput
 from penstock.client.verb import Invocation, Verb, pairs
-from penstock.serving import terminal
+from penstock.serving import rollout_view, terminal
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -140,7 +140,7 @@ def _rollout(call: Invocation, arguments: Namespace) -> int:
     if not found:
         call.output.note(f"{arguments.name} had no rollout yet")
     for one in found:
-        terminal.rollout(call, one)
+        rollout_view.show(call, one)
     return 0
 
 

@@ -97,7 +97,11 @@ class _Case:
 
 
 def decide(rollout: Rollout, seen: RolloutSeen, now: float) -> RolloutDecision:
-    """Total and deterministic. What a person asked for is done when the phase or the step is another."""
+    """Total and deterministic. What a person asked for is done when the phase or the step is another. An earlier version has
+    served before: it comes back as soon as its replicas are ready, whatever the strategy.
+    """
+    if seen.candidate < seen.stable:
+        rollout = rollout.model_copy(update={"strategy": "blue_green", "keep": 0.0, "auto": True})
     if seen.phase in OVER:
         winner = seen.candidate if seen.phase is RolloutPhase.PROMOTED else seen.stable
         return RolloutDecision(seen.phase, seen.step, seen.since, {winner: Want(seen.wanted, WHOLE)}, seen.memory)
@@ -117,10 +121,11 @@ def _look(rollout: Rollout, seen: RolloutSeen, now: float) -> _Case:
     mine = seen.metrics.get(seen.candidate, {})
     spec = rollout.analysis
     kept = from_json(seen.memory) if seen.memory else None
+    known = kept.analysis if kept is not None else analysis.Memory()
     look = Look(
         now,
-        seen.counts.get(seen.candidate, Counts()),
-        seen.counts.get(seen.stable, Counts()),
+        seen.counts.get(seen.candidate, known.candidate),  # one that is not told of has not begun anew
+        seen.counts.get(seen.stable, known.stable),
         seen.agreement or Agreement(),
         mine.get(spec.metric) if spec.metric is not None else None,
         kept is not None and kept.weight == WHOLE,

@@ -8,6 +8,7 @@ from typing import Any
 
 from penstock.client.verb import Column, Invocation
 from penstock.jobs.commands.view import EVENT_COLUMNS, age, because, first_line
+from penstock.serving import rollout_view
 
 Body = Mapping[str, Any]
 _STYLES = {
@@ -108,7 +109,7 @@ def describe(call: Invocation, body: Body) -> None:
         traffic(call, body["traffic"])
     if body["rollouts"]:
         out.line("\nRollout:")
-        rollout(call, body["rollouts"][0])
+        rollout_view.show(call, body["rollouts"][0])
     if body["events"]:
         out.line("\nEvents:")
         out.table(EVENT_COLUMNS, body["events"], call.now)
@@ -120,14 +121,3 @@ def traffic(call: Invocation, rows: Sequence[Body]) -> None:
 
 def keys(call: Invocation, rows: Sequence[Body]) -> None:
     call.output.table(_KEYS, rows, call.now)
-
-
-def rollout(call: Invocation, one: Body) -> None:
-    """How a new version comes in, and on what evidence."""
-    out = call.output
-    out.line(f"version {one['candidate']} in the place of {one['stable']}: {one['phase']}, step {one['step']}")
-    out.line(f"  {one['message']}")
-    for entry in one["evidence"]:
-        what = entry.get("what", "")
-        rest = {name: value for name, value in entry.items() if name not in ("at", "step", "what")}
-        out.line(f"  step {entry.get('step', '')}: {what} {json.dumps(rest) if rest else ''}".rstrip())

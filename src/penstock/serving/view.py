@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.quantities import format_time
-from penstock.serving import routing, versions
+from penstock.serving import rollout_memory, routing, versions
 from penstock.serving.place import KIND, report_of
 from penstock.serving.state import WHOLE, Counts, ReplicaPhase
 from penstock.serving.versions import Held
@@ -81,6 +81,7 @@ def rollout(row: Row[Any]) -> dict[str, Any]:
         "since": format_time(row.since),
         "message": row.message,
         "evidence": json.loads(row.evidence),
+        "points": rollout_memory.points(json.loads(row.memory)),
         "asked": row.asked or None,
         "created_at": format_time(row.created_at),
         "ended_at": format_time(row.ended_at) if row.ended_at is not None else None,

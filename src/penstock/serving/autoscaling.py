@@ -44,7 +44,8 @@ class Why(StrEnum):
 class Tuning:
     """What users are not asked for. benchmarks/serving_replay.py measures these values, and what a change of each costs."""
 
-    steady: float = 60.0  # seconds that load is averaged over
+    steady: float = 60.0  # seconds that load is averaged over, at least; what is averaged over less is a burst
+    starts: float = 4.0  # times the cold start, at least: a shorter burst is over before a replica for it is ready
     quick: float = 6.0  # and for panic
     panic: float = 2.0  # times what is ready
     headroom: float = 0.15  # above the mean load
@@ -151,7 +152,7 @@ def plan(
     config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, now: float, tuning: Tuning = TUNING
 ) -> tuple[Decision, Memory]:
     """Total and deterministic. More load never gives fewer replicas."""
-    memory = _remembered(seen, memory, now, tuning)
+    memory = _remembered(seen, memory, now, max(tuning.steady, tuning.starts * curve.cold_start))
     need = _need(config, curve, seen, memory, tuning)
     memory = _peaked(memory, need.now, now, config.down_after)
     wish, why, memory = _wish(config, curve, seen, need, memory, now, tuning)
@@ -177,10 +178,10 @@ def plan(
     return Decision(bounded, why, _words(why, bounded, seen, need, high), numbers), memory
 
 
-def _remembered(seen: Seen, memory: Memory, now: float, tuning: Tuning) -> Memory:
+def _remembered(seen: Seen, memory: Memory, now: float, window: float) -> Memory:
     """Looks of the steady window, those of one second put together; turns of the hour."""
     seconds = max(seen.seconds, 1e-3)
-    looks = [look for look in memory.looks if now - tuning.steady < look.at <= now]
+    looks = [look for look in memory.looks if now - window < look.at <= now]
     if looks and int(looks[-1].at) == int(now):
         last = looks.pop()
         looks.append(
@@ -197,24 +198,25 @@ def _remembered(seen: Seen, memory: Memory, now: float, tuning: Tuning) -> Memor
     )
 
 
-def _means(looks: tuple[Look, ...], since: float) -> tuple[float, float]:
-    """Arrivals a second and requests in the service, over the looks after ``since``."""
+def _means(looks: tuple[Look, ...], since: float, least: float = 0.0) -> tuple[float, float]:
+    """Arrivals a second and requests in the service, over the looks after ``since``, and over ``least`` seconds."""
     chosen = [look for look in looks if look.at > since]
-    seconds = sum(look.seconds for look in chosen)
+    seconds = max(least, sum(look.seconds for look in chosen))
     return sum(look.arrived for look in chosen) / seconds, sum(look.active for look in chosen) / seconds
 
 
 def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning: Tuning) -> Need:
     point = _point(config, curve)
     now = memory.looks[-1].at
-    rate, _ = _means(memory.looks, -math.inf)
+    rate, _ = _means(memory.looks, -math.inf, tuning.steady)
     quick_rate, quick_active = _means(memory.looks, now - tuning.quick)
     answers = point.throughput / memory.correction if curve.points else 0.0  # 0: nobody knows
     held = quick_active / point.concurrency
     if answers:
         by_rate = rate / answers
         waits = seen.active - point.concurrency * seen.ready
-        then = max(0.0, waits + (rate - answers * seen.ready) * curve.cold_start)
+        helping = (seen.ready + max(seen.ready, seen.replicas)) / 2  # those that start help for half of that time
+        then = max(0.0, waits + (rate - answers * helping) * curve.cold_start)
         clear = by_rate + then / (answers * tuning.horizon)
         need = max(by_rate * (1 + tuning.headroom), min(held, clear))
         quick = max(quick_rate / answers, min(held, clear))
@@ -289,11 +291,17 @@ def _wish(
 
 
 def _missed(curve: Curve, seen: Seen, need: Need, memory: Memory, now: float, tuning: Tuning) -> bool:
-    """The objective is missed by replicas that are at work and all there: one more, then wait and see."""
+    """The objective is missed by replicas that are at work, all there, and had no more in them than the curve allows: then
+    the curve promised too much. One more, and wait and see. What a burst did to the P95 is no reason: it is over.
+    """
+    full = need.per_replica * seen.ready
+    burst = any(look.active > full * look.seconds for look in memory.looks[:-1] if look.at > now - tuning.steady)
     rest = max(curve.cold_start, 0.0) + tuning.steady
     waited = memory.guard_at is None or now - memory.guard_at >= rest
     settled = memory.up_at is None or now - memory.up_at >= rest
-    return need.worst > 1 and need.at_work >= 0.5 and seen.ready >= seen.replicas > 0 and waited and settled
+    return (
+        need.worst > 1 and need.at_work >= 0.5 and not burst and seen.ready >= seen.replicas > 0 and waited and settled
+    )
 
 
 def _down(config: Autoscaling, need: Need, memory: Memory, current: int, now: float) -> tuple[int, Why]:

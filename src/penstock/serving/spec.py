@@ -56,7 +56,7 @@ class Autoscaling(_Part):
     objective: Objective = Objective()
     concurrency: float | None = Field(default=None, gt=0, le=100_000)  # in one replica; default: its profile's
     up_after: Wait = 0.0
-    down_after: Wait = 60.0
+    down_after: Wait = 300.0
     dead_band: float = Field(default=0.1, ge=0, lt=1)
     flaps: int = Field(default=6, ge=0, le=1000)  # changes of direction in an hour
     idle_after: Duration = 300.0

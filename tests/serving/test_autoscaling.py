@@ -140,7 +140,7 @@ def _steady(
     return decisions, memory, replicas
 
 
-CALM = Autoscaling(min=1, max=20, objective=Objective(p95=0.6))
+CALM = Autoscaling(min=1, max=20, objective=Objective(p95=0.6), down_after=60.0)
 
 
 def test_a_steady_load_gets_what_its_rate_needs_and_no_change_more() -> None:

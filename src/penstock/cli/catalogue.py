@@ -42,7 +42,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("promote", "give the candidate all traffic now", "penstock.serving.commands"),
             Entry("rollback", "back to the version before", "penstock.serving.commands"),
             Entry("scale", "how many replicas a service has", "penstock.serving.commands"),
-            Entry("serving", "API keys, traffic, pickles; delete a service", "penstock.serving.commands"),
+            Entry("serving", "API keys, traffic, pickles, replays; delete a service", "penstock.serving.commands"),
         ),
     ),
     (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.base.errors import InvalidInput
 from penstock.client.verb import Invocation, Verb, pairs
 from penstock.serving import rollout_view, terminal
+from penstock.serving.replays import arguments as replay
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -175,7 +176,7 @@ def _told(call: Invocation, body: Any, words: str) -> int:
 
 
 def _serving_arguments(parser: ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", required=True, metavar="traffic|key|pickles|delete")
+    what = parser.add_subparsers(dest="what", required=True, metavar="traffic|key|pickles|replay|delete")
     what.add_parser("traffic", help="what the gateway counted, by version").add_argument("name", metavar="NAME")
     key = what.add_parser("key", help="API keys of a service")
     key.add_argument("do", choices=("create", "list", "delete"))
@@ -183,10 +184,15 @@ def _serving_arguments(parser: ArgumentParser) -> None:
     key.add_argument("key", nargs="?", metavar="KEY", help="the key's name (default: default)")
     pickles = what.add_parser("pickles", help="allow pickled models in a project: reading one runs its code")
     pickles.add_argument("do", choices=("allow", "refuse"))
+    replay.configure(what.add_parser("replay", help="run a trace of requests against policies of autoscaling"))
     what.add_parser("delete", help="end a service; its replicas drain").add_argument("name", metavar="NAME")
 
 
 def _serving(call: Invocation, arguments: Namespace) -> int:
+    if arguments.what == "replay":
+        from penstock.serving.replays import commands  # noqa: PLC0415 - pydantic and the simulator, for this verb alone
+
+        return commands.replay(call, arguments)
     services = call.client.services
     if arguments.what == "delete":
         services.delete(arguments.name)
@@ -240,8 +246,11 @@ The model is carried to the server, its format is told by its content, and each 
     "rollback": Verb("penstock rollback digits", _named, _rollback),
     "scale": Verb("penstock scale digits 3", _scale_arguments, _scale),
     "serving": Verb(
-        "penstock serving key create digits\npenstock serving traffic digits\npenstock serving delete digits",
+        "penstock serving key create digits\npenstock serving traffic digits\npenstock serving delete digits\n"
+        "penstock serving replay requests.csv --curve curve.json --policy penstock,kpa,fixed=4 --objective p95=300ms",
         _serving_arguments,
         _serving,
+        about="`replay` needs no server: it runs a trace of requests against the very planner that scales services, against "
+        "Knative's and Kubernetes' rules, and a fixed number. docs/serving.md says how traces and curves are written.",
     ),
 }

@@ -37,8 +37,10 @@ class Engine:
     sequences: float = 256.0  # at once
 
 
-def engine_of(body: Mapping[str, Any]) -> Engine:
+def engine_of(body: Any) -> Engine:
     """Faults are ValueErrors that say where."""
+    if not isinstance(body, Mapping):
+        raise ValueError("engine: must be a mapping")  # noqa: TRY004 - a fault of what users wrote, as the others
     known = {one.name for one in fields(Engine)}
     if unknown := sorted(set(body) - known):
         raise ValueError(f"engine.{unknown[0]}: is none of {', '.join(sorted(known))}")

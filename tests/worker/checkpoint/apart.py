@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from xxhash import xxh3_128_hexdigest
 
 from penstock.base.errors import PenstockError
+from penstock.worker.checkpoint import nodes
 from penstock.worker.checkpoint.public import Options
 from penstock.worker.checkpoint.tensors import as_bytes
 from tests.worker.checkpoint.training import Training
@@ -23,6 +27,7 @@ from tests.worker.checkpoint.training import Training
 def digest(training: Training) -> str:
     moments = training.optimizer.state_dict()["state"].values()
     tensors = [*training.state().values(), *(tensor for values in moments for tensor in values.values())]
+    tensors = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return xxh3_128_hexdigest(b"".join(as_bytes(tensor.contiguous()).tobytes() for tensor in tensors))
 
 
@@ -33,6 +38,12 @@ def main() -> int:
     fresh = said.pop("seed", 0)
     keep = said.pop("keep", 3)
     training = Training(seed=fresh)
+    if said.pop("fsdp", False):
+        fully_shard(training.model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        training.optimizer = torch.optim.AdamW(training.model.parameters(), lr=0.01)
+        training.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, 50)
+    if said.get("stranger") == dist.get_rank():
+        nodes.shared_secret = lambda _rank: bytes(32)
     told: dict[str, Any] = {}
     try:
         options = Options(

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from penstock.worker.checkpoint import folder
 from penstock.worker.checkpoint.reading import verify
+from tests.worker.checkpoint.s3_server import KEY, S3Server
 
 pytestmark = pytest.mark.real
 
@@ -109,6 +111,27 @@ def test_a_lost_node_is_loaded_from_its_neighbour(tmp_path: Path) -> None:
     assert (shrunk[0]["start"], shrunk[0]["loaded"]) == (6, again[0]["end"])
 
 
+def test_shards_of_fsdp_are_kept_by_the_neighbour_too(tmp_path: Path) -> None:
+    first = run(tmp_path, 4, neighbour=True, fsdp=True)
+    assert [told.get("error") for told in first] == [None, None], first
+    for node in (0, 1):
+        assert files(newest(tmp_path, node)) == ["rank-00000.safetensors", "rank-00001.safetensors"]
+    shutil.rmtree(tmp_path / "node-1")
+    again = run(tmp_path, 6, seed=1, neighbour=True, fsdp=True)
+    assert [(told["start"], told["loaded"]) for told in again] == [(4, told["end"]) for told in first], again
+    (tmp_path / "y").mkdir()
+    shutil.copytree(tmp_path / "node-0", tmp_path / "y/node-0")
+    shrunk = run(tmp_path / "y", 6, ranks=1, seed=3, fsdp=True)
+    assert (shrunk[0]["start"], shrunk[0]["loaded"]) == (6, again[0]["end"])
+
+
+def test_who_does_not_know_the_jobs_secret_keeps_and_sends_nothing(tmp_path: Path) -> None:
+    told = run(tmp_path, 4, neighbour=True, stranger=1)
+    for one in told:
+        assert "is no rank of this job: it does not know the job's secret" in one["error"], told
+    assert not (tmp_path / "node-0").exists() or folder.entries(str(tmp_path / "node-0")) == []
+
+
 def test_without_a_copy_a_lost_node_is_named(tmp_path: Path) -> None:
     run(tmp_path, 4)
     shutil.rmtree(tmp_path / "node-0")
@@ -129,6 +152,27 @@ def test_a_tier_gets_the_whole_and_gives_it_back(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / f"node-{node}")
     again = run(tmp_path, 6, seed=1, tiers=[str(tier)])
     assert [(told["start"], told["loaded"]) for told in again] == [(6, told["end"]) for told in first]
+
+
+def test_a_tier_in_s3_gets_the_whole_and_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCESS_KEY_ID", KEY[0]), ("SECRET_ACCESS_KEY", KEY[1]), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with closing(S3Server("rclone", tmp_path / "s3")) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        base, tier = tmp_path / "n", "s3://models/run/9"
+        first = run(base, 6, tiers=[tier])
+        assert [told.get("error") for told in first] == [None, None], first
+        parts = {path.split("/")[-2] for path in server.puts() if "rank-" in path}
+        assert parts == {"rank-00000.safetensors", "rank-00001.safetensors"}
+        assert any(path.endswith("/manifest.json") for path in server.puts())
+        shutil.rmtree(base / "node-1")
+        one_left = run(base, 6, seed=1, tiers=[tier])
+        assert [(told["start"], told["loaded"]) for told in one_left] == [(6, told["end"]) for told in first], one_left
+        for node in (0, 1):
+            shutil.rmtree(base / f"node-{node}")
+        again = run(base, 8, seed=2, tiers=[tier])
+        assert [(told["start"], told["loaded"]) for told in again] == [(6, told["end"]) for told in first], again
+        assert newest(base, 1).name.startswith("7-")
 
 
 def test_a_node_that_cannot_write_is_named_and_nobody_commits(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ load wants and a node lacks are sent by one that has them, and verified by who r
 
 from __future__ import annotations
 
+import hmac
 import os
 import shutil
 import socket
@@ -43,6 +44,7 @@ from penstock.worker.checkpoint.ranks import Ranks
 from penstock.worker.checkpoint.reading import read_files
 from penstock.worker.checkpoint.writing import Source, sync_folder, write_shard, write_small
 
+_LEFT_AT: Final = "penstock/checkpoint/secret"
 HELD: Final = "held.json"  # which files of the checkpoint this node answers for
 
 
@@ -74,12 +76,27 @@ class Nodes:
         self._groups: list[Any] = [
             dist.new_group(backend="gloo", timeout=limit) if several else None for _ in ("saves", "copies")
         ]
+        for index in range(len(self._groups) if several else 0):
+            self._prove(shared_secret(self.rank), index)
 
     def close(self) -> None:
         for group in self._groups:
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
         self._groups = [None, None]
+
+    def _prove(self, secret: bytes, of: int) -> None:
+        """That at the other end of each connection is a rank of this job: the one that has its secret, and answers for this
+        meeting alone. A connection lasts as long as its group. Raises CheckpointError.
+        """
+        nonces = b"".join(self.gather(os.urandom(16), of))
+        said = self.gather(_proof(secret, nonces, of, self.rank), of)
+        for rank, proof in enumerate(said):
+            if not hmac.compare_digest(proof, _proof(secret, nonces, of, rank)):
+                raise CheckpointError(
+                    f"what answers as rank {rank} is no rank of this job: it does not know the job's secret",
+                    hint="Something else has connected to the training's ports.",
+                )
 
     def gather(self, value: Any, of: int = 0) -> list[Any]:
         """What every rank says. Raises SaveFailed where one is gone."""
@@ -321,6 +338,23 @@ class Nodes:
             except (OSError, CheckpointError) as error:
                 fault = str(error)
         return not any(self.gather(fault))
+
+
+def shared_secret(rank: int) -> bytes:
+    """Random, made by rank 0 and left in the store by which the process group has met; where there is none, told by rank 0."""
+    made = os.urandom(32) if rank == 0 else b""
+    store = dist.distributed_c10d._get_default_store()  # noqa: SLF001 - it has no public name
+    if store is None:  # MPI meets without one
+        box: list[Any] = [made]
+        dist.broadcast_object_list(box, src=0)
+        return bytes(box[0])
+    if rank == 0 and not store.check([_LEFT_AT]):  # a second checkpointer of the process group uses the first one's
+        store.set(_LEFT_AT, made.hex())
+    return bytes.fromhex(store.get(_LEFT_AT).decode())
+
+
+def _proof(secret: bytes, nonces: bytes, of: int, rank: int) -> bytes:
+    return hmac.digest(secret, b"penstock checkpoint %d %d " % (of, rank) + nonces, "sha256")
 
 
 def here(manifest: Manifest, path: str) -> Manifest:

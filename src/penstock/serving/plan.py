@@ -129,10 +129,12 @@ def _surplus(live: Sequence[Replica], want: int) -> list[Replica]:
 
 
 def weights(seen: Snapshot, routes: Mapping[int, Sequence[str]]) -> dict[int, tuple[int, int]]:
-    """Of versions with a replica that takes requests; they sum to WHOLE where there is one. A version that is to have all
-    requests and has no replica yet leaves them where they can be answered.
+    """Of versions with a replica that takes requests; they sum to WHOLE. A version that is to have all requests and has no
+    replica yet leaves them where they can be answered. Where nobody can answer, the stable one has them: they wait for it.
     """
     able = [version.number for version in seen.versions if routes.get(version.number)]
+    if not able:
+        return {version.number: (WHOLE, 0) for version in seen.versions if version.role is Role.STABLE}
     wanted = {number: seen.wants.get(number, Want(0)) for number in able}
     total = sum(want.weight for want in wanted.values())
     if total == 0:  # nobody who is to have requests can answer any: whoever can does, the stable one first

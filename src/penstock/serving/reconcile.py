@@ -7,38 +7,30 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from sqlalchemy.engine import Connection
 
 from penstock.base.errors import InvalidInput
 from penstock.base.reasons import Reason
-from penstock.base.resource import Actor
+from penstock.base.resource import Actor, Ref
 from penstock.jobs import submit
 from penstock.jobs.room import Room
 from penstock.jobs.state import Phase
 from penstock.reconcile.loop import Loop
-from penstock.serving import jobs, plan, routing, versions
+from penstock.serving import jobs, plan, rolling, routing, scaling, versions
 from penstock.serving.gateway.spec import Gateway
+from penstock.serving.orders import Orders
 from penstock.serving.place import KIND, Place, report_of
-from penstock.serving.state import Counts, Replica, ReplicaPhase, Role, RolloutPhase, Want
+from penstock.serving.state import Counts, Replica, ReplicaPhase, Role
+from penstock.serving.traffic import Traffic
 from penstock.serving.versions import Held
 from penstock.store.events import EventRow
 from penstock.store.store import Tx
 
 log = logging.getLogger("penstock.serving")
 EVERY_S = 10.0  # a look though nothing was heard
-SOON_S = 0.2
+COUNT_S = 1.0
 ANYWHERE = "0.0.0.0"  # noqa: S104 - where replicas on other machines listen: their gateway is elsewhere
-
-
-class Publisher(Protocol):
-    """The gateway: Envoy's process and its files."""
-
-    async def start(self) -> None: ...
-    async def publish(self, told: Gateway) -> None: ...  # returns when requests go so
-    async def counts(self) -> Mapping[tuple[str, str, int], Counts]: ...
-    async def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -48,6 +40,7 @@ class Done:
     cancel: list[str] = field(default_factory=list)  # replicas that drain: their jobs end once the routes are published
     again_s: float = EVERY_S
     gone: bool = False
+    watched: bool = False
     replicas: dict[str, int] = field(default_factory=dict)
 
 
@@ -58,22 +51,22 @@ class ServiceReconciler:
         self.loop = loop
         self.fence = fence
         self.place = place
-        self.publisher: Publisher | None = None
-        self.counts: Mapping[tuple[str, str, int], Counts] = {}
+        self.traffic = Traffic(place, self._woken, self._restarted)
+        self.watched: set[str] = set()  # services that are looked at each second, for their traffic
+        self._ids: dict[tuple[str, str], str] = {}
         self._service_of: dict[str, str] = {}  # by replica
         self._told: dict[str, object] = {}  # the phase that a replica reported last
         self._addresses: dict[str, str] = {}  # of nodes
         self._publishing = asyncio.Lock()
         self._dirty = 0
         self._published = -1
-        loop.reconcilers["service"] = self.reconcile
+        loop.reconcilers |= {"service": self.reconcile, "traffic": self.count}
 
     # -- what wakes it
 
     async def take_over(self) -> None:
         """Look at every service: after a start, and after leadership came back."""
-        if self.publisher is not None:
-            await self.publisher.start()
+        await self.traffic.start()
         self._published = -1
         for service_id in await self.store.read(versions.ids):
             self.loop.enqueue("service", service_id)
@@ -95,9 +88,26 @@ class ServiceReconciler:
             self._told[job_id] = told
             self.loop.enqueue("service", service)
 
+    def _woken(self, project: str, name: str) -> None:
+        service = self._ids.get((project, name))
+        if service is not None:
+            self.loop.enqueue("service", service)
+
+    async def _restarted(self, words: str) -> None:
+        ref = Ref("Gateway", "gateway")
+        await self.store.write(lambda tx: tx.emit(ref, Reason.GatewayRestarted, words, actor="system"))
+
+    async def count(self, _key: object) -> float | None:
+        """Once a second while somebody's traffic decides something."""
+        if not self.watched:
+            return None
+        await self.traffic.count(self.store.clock())
+        for service_id in self.watched:
+            self.loop.enqueue("service", service_id)
+        return COUNT_S
+
     async def close(self) -> None:
-        if self.publisher is not None:
-            await self.publisher.close()
+        await self.traffic.close()
 
     # -- one look
 
@@ -109,11 +119,19 @@ class ServiceReconciler:
             self._service_of.pop(job_id)
             self._told.pop(job_id, None)
         self._service_of |= dict.fromkeys(done.replicas, key)
+        self._watch(key, watched=done.watched)
         self._dirty += 1
         await self._publish()
         if done.cancel:
             await self.store.write(lambda tx: self._cancel(tx, done.cancel))
         return None if done.gone else done.again_s
+
+    def _watch(self, service_id: str, *, watched: bool) -> None:
+        if watched and service_id not in self.watched:
+            self.watched.add(service_id)
+            self.loop.enqueue("traffic", "all")
+        elif not watched:
+            self.watched.discard(service_id)
 
     def _look(self, tx: Tx, service_id: str) -> Done:
         """All of it in one transaction: what is planned is what is written."""
@@ -121,8 +139,12 @@ class ServiceReconciler:
         held = versions.held(tx.conn, service_id)
         if held is None:
             return Done(gone=True)
+        self._ids[held.row.project, held.row.name] = service_id
         held = self._observe(tx, held)
-        wants = self._wants(tx, held)
+        if held.spec.autoscaling is not None and held.row.deleted_at is None:
+            held = scaling.scale(tx, held, self.traffic)
+        wants = rolling.wants(tx, held, self.traffic.counts, self.room.progress)
+        held = versions.held(tx.conn, service_id) or held  # a rollout that ended has changed roles
         snapshot = plan.Snapshot(
             tuple(map(versions.version_of, held.versions)),
             tuple(map(versions.replica_of, held.replicas)),
@@ -141,6 +163,7 @@ class ServiceReconciler:
             versions.forget(tx, held.row)
             return Done(gone=True)
         self._say(tx, after)
+        done.watched = after.spec.autoscaling is not None or after.rollout is not None
         done.replicas = {one.id: one.version for one in after.replicas}
         return done
 
@@ -187,37 +210,6 @@ class ServiceReconciler:
         data = {"version": now.version, "job": now.name, "stages": dict(now.stages)}
         message = f"{now.name} of version {now.version}" + (f": {stages}" if stages else "")
         tx.emit(versions.ref(held.row), Reason.ReplicaReady, message, actor="system", data=data)
-
-    def _wants(self, tx: Tx, held: Held) -> Mapping[int, Want]:
-        """What each version is to have; a rollout's planner says so while one is under way."""
-        wanted = held.wanted
-        stable = held.stable
-        if held.rollout is None:
-            return {} if stable is None else {stable.number: Want(wanted, 10_000)}
-        return self._rolling(tx, held, wanted)
-
-    def _rolling(self, tx: Tx, held: Held, wanted: int) -> Mapping[int, Want]:
-        """The candidate takes over once it has what the stable version had."""
-        rollout = held.rollout
-        if rollout is None:
-            return {}
-        ready = {
-            number: sum(one.version == number and one.phase == ReplicaPhase.READY for one in held.replicas)
-            for number in (rollout.stable, rollout.candidate)
-        }
-        have = ready[rollout.candidate]
-        if rollout.asked == "rollback":
-            versions.end_rollout(tx, held.row, rollout, RolloutPhase.ROLLED_BACK, f"by {rollout.asked_by}")
-            return {rollout.stable: Want(wanted, 10_000)}
-        if have >= wanted:
-            versions.end_rollout(tx, held.row, rollout, RolloutPhase.PROMOTED, "all of its replicas are ready")
-            return {rollout.candidate: Want(wanted, 10_000)}
-        total = max(have + ready[rollout.stable], 1)
-        weight = 10_000 * have // total
-        return {
-            rollout.stable: Want(max(wanted - have, 0), 10_000 - weight),
-            rollout.candidate: Want(min(wanted, have + 1), weight),
-        }
 
     def _apply(self, tx: Tx, held: Held, action: plan.Action, done: Done) -> None:
         if isinstance(action, plan.Start):
@@ -295,33 +287,25 @@ class ServiceReconciler:
 
     async def _publish(self) -> None:
         """Tell the gateway how things are now; who waits meanwhile is told of with the next."""
-        if self.publisher is None:
-            return
         async with self._publishing:
             dirty = self._dirty
             if self._published >= dirty:
                 return
-            await self.publisher.publish(await self.store.read(self.gateway))
+            await self.traffic.publish(*await self.store.read(self.gateway))
             self._published = dirty
 
-    def gateway(self, conn: Connection) -> Gateway:
-        """All routes, from the rows."""
+    def gateway(self, conn: Connection) -> tuple[Gateway, dict[tuple[str, str], Orders]]:
+        """All routes, and what the activator is told, from the rows."""
         found = [versions.hold(conn, row) for row in versions.listing(conn, None)]
-        services = tuple(routing.service(one, versions.key_rows(conn, one.row.id)) for one in found)
-        return Gateway(
-            self.place.host,
-            self.place.port,
-            0,
-            services,
-            self.place.tls_cert,
-            self.place.tls_key,
-        )
+        activator = self.traffic.activator.address
+        services = tuple(routing.service(one, versions.key_rows(conn, one.row.id), activator) for one in found)
+        place = self.place
+        told = Gateway(place.host, place.port, self.traffic.admin_port, services, place.tls_cert, place.tls_key)
+        return told, {(one.row.project, one.row.name): routing.orders(one) for one in found}
 
     async def fresh_counts(self) -> Mapping[tuple[str, str, int], Counts]:
         """What the gateway has counted, now; empty where it does not answer."""
-        if self.publisher is not None:
-            self.counts = await self.publisher.counts()
-        return self.counts
+        return await self.traffic.count(self.store.clock())
 
     # -- where nodes are
 

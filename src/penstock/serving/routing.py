@@ -9,13 +9,14 @@ from sqlalchemy.engine import Row
 
 from penstock.base.reasons import Reason
 from penstock.serving.gateway.spec import Backend, Match, RateLimit, ServiceRoute, VersionRoute
+from penstock.serving.orders import Orders
 from penstock.serving.state import ReplicaPhase, Role
 from penstock.serving.versions import Held
 
 NOBODY = "0" * 64  # a digest that no key has: keys are asked for, and there is none yet
 
 
-def service(held: Held, keys: Sequence[Row[Any]]) -> ServiceRoute:
+def service(held: Held, keys: Sequence[Row[Any]], activator: tuple[str, int] | None) -> ServiceRoute:
     exposed = held.spec.exposed
     own = Match(prefix=f"/{held.row.project}/{held.row.name}/")
     matches = (own, *(Match(one.host or "", one.path) for one in exposed.routes))
@@ -24,11 +25,27 @@ def service(held: Held, keys: Sequence[Row[Any]]) -> ServiceRoute:
         held.row.project,
         held.row.name,
         matches,
-        tuple(route for one in held.versions if (route := _version(held, one)).backends),
+        tuple(route for one in held.versions if (route := _version(held, one)).backends or route.weight),
         exposed.timeout,
         exposed.retries,
         RateLimit(limit.requests, limit.per) if limit is not None else None,
         (tuple(key.digest for key in keys) or (NOBODY,)) if exposed.api_keys else (),
+        activator if held.wanted or held.spec.autoscaling is not None else None,
+        health=held.spec.health if held.spec.command else "",
+    )
+
+
+def orders(held: Held) -> Orders:
+    """What the activator is told of it."""
+    spec = held.spec
+    return Orders(
+        held.row.project,
+        held.row.name,
+        {route.version: route.backends for one in held.versions if (route := _version(held, one)).backends},
+        spec.hold.requests,
+        spec.hold.time,
+        spec.exposed.timeout,
+        max_body=spec.max_body,
     )
 
 

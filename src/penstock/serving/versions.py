@@ -24,6 +24,7 @@ from penstock.serving.tables import keys, replicas, rollouts, services, versions
 from penstock.store.store import Tx
 
 OVER = (RolloutPhase.PROMOTED.value, RolloutPhase.ROLLED_BACK.value)
+BACK = "back"  # asked of a rollout that goes to the version before: at once, with no tests
 KEPT = 20  # retired versions and ended rollouts that are shown
 
 

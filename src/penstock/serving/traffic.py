@@ -1,0 +1,122 @@
+"""What carries the requests, as the control plane has it: the gateway and the activator, both of which outlive it; what they are
+told, and what they have counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from penstock.base.errors import PenstockError
+from penstock.serving.gateway.publish import Publisher
+from penstock.serving.gateway.spec import Gateway
+from penstock.serving.orders import Orders
+from penstock.serving.place import Place
+from penstock.serving.processes import Detached
+from penstock.serving.sidecars import Activator
+from penstock.serving.state import Counts, Histogram
+
+log = logging.getLogger("penstock.serving")
+Key = tuple[str, str, int]
+LOOPBACK = "127.0.0.1"
+WINDOW_S = 60.0  # that times of answers are taken over
+HEARD_S = 2.0  # what the activator said longer ago is not so any more
+NOTHING = Counts()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Of one service, all of its versions: in it now, come since the last look, and how long answers took of late."""
+
+    active: float = 0.0
+    arrived: float = 0.0
+    seconds: float = 1.0
+    latency: Histogram = field(default_factory=Histogram)
+
+
+class Traffic:
+    """``woken(project, name)`` is called when somebody waits for a first replica; ``restarted`` when Envoy had died."""
+
+    def __init__(
+        self, place: Place, woken: Callable[[str, str], None], restarted: Callable[[str], Awaitable[None]]
+    ) -> None:
+        home = Path(place.folder)
+        self.publisher = Publisher(home / "gateway", restarted=restarted)
+        self.activator = Activator(home / "sidecars")
+        self.admin_port = Detached(home / "sidecars", "gateway-admin").port(LOOPBACK)
+        self.counts: Mapping[Key, Counts] = {}
+        self._held: dict[tuple[str, str], tuple[float, int]] = {}  # when the activator said so, and how many
+        self._woken = woken
+        self._past: deque[tuple[float, Mapping[Key, Counts]]] = deque()
+        self._looked: dict[tuple[str, str], tuple[float, float]] = {}  # when, and requests that had come by then
+        self._orders: dict[tuple[str, str], Orders] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Adopt what runs, start what does not."""
+        self._orders.clear()
+        await self.publisher.start()
+        if not self._tasks:
+            self._tasks = [asyncio.ensure_future(self.activator.keep()), asyncio.ensure_future(self._hear())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await self.publisher.close()
+
+    async def publish(self, told: Gateway, orders: Mapping[tuple[str, str], Orders]) -> None:
+        """Returns when requests go so. The activator is told first: it may be asked as soon as Envoy knows."""
+        for key, one in orders.items():
+            if self._orders.get(key) != one:
+                self.activator.orders.put(one)
+                self._orders[key] = one
+        await self.publisher.publish(told)
+        for key in [key for key in self._orders if key not in orders]:
+            self.activator.orders.drop(*key)
+            del self._orders[key]
+            self._held.pop(key, None)
+
+    async def count(self, now: float) -> Mapping[Key, Counts]:
+        """Ask the gateway, and keep the last minute."""
+        try:
+            self.counts = await self.publisher.counts()
+        except PenstockError as error:
+            log.warning("the gateway's counters cannot be read: %s", error)
+            return self.counts
+        self._past.append((now, self.counts))
+        while self._past and self._past[0][0] < now - WINDOW_S:
+            self._past.popleft()
+        return self.counts
+
+    def load(self, project: str, name: str, now: float) -> Load:
+        """Since this was asked last."""
+        key = (project, name)
+        mine = {version: one for version, one in self.counts.items() if version[:2] == key}
+        held = self.held(project, name)
+        active = max(sum(one.active for one in mine.values()), held)
+        came = sum(one.requests for one in mine.values()) + active
+        at, before = self._looked.get(key, (now - 1.0, came - held))
+        self._looked[key] = (now, came)
+        old = self._past[0][1] if self._past else {}
+        latency = Histogram()
+        for version, one in mine.items():
+            latency = latency.plus(one.since(old.get(version, NOTHING)).latency)
+        return Load(active, max(0.0, came - before), max(now - at, 1e-3), latency)
+
+    def held(self, project: str, name: str) -> int:
+        """Requests that wait for a first replica, as the activator says each half second."""
+        at, count = self._held.get((project, name), (0.0, 0))
+        return count if time.monotonic() - at < HEARD_S else 0
+
+    async def _hear(self) -> None:
+        async for demand in self.activator.demands():
+            self._held[demand.project, demand.name] = (time.monotonic(), demand.held)
+            if demand.held:
+                self._woken(demand.project, demand.name)

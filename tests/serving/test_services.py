@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 
 from penstock.base.errors import Conflict, InvalidInput, NotFound
 from tests.system.house import House, until
+
+pytestmark = pytest.mark.real  # Envoy carries the requests
 
 SERVER = """\
 import http.server, sys
@@ -162,3 +166,54 @@ def test_keys_are_shown_once(house: House) -> None:
     services.remove_key("keyed", "web")
     assert services.keys("keyed") == []
     services.delete("keyed")
+
+
+def ask(house: House, name: str) -> tuple[int, str]:
+    """Through the gateway."""
+    url = house.client.services.get(name).status["url"]
+    try:
+        with urllib.request.urlopen(f"{url}/x", timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:  # before the first service nothing listens, and after the last nothing any more
+        return 0, ""
+
+
+def test_requests_go_to_the_stable_version_and_a_canary_that_is_promoted_and_taken_back(house: House) -> None:
+    services = house.client.services
+    services.create("canary", spec(house, "one"))
+    ready(house, "canary", 1)
+    assert until(lambda: ask(house, "canary")[0] == 200 and ask(house, "canary"), "no answer") == (200, "one")
+    rollout = {"strategy": "canary", "steps": [{"weight": 20, "pause": True}]}
+    services.replace("canary", spec(house, "two", rollout=rollout))
+    until(lambda: status(house, "canary")["rollout"]["phase"] in ("Progressing", "Paused"), "no step began")
+    both = {version["number"]: version["weight"] for version in status(house, "canary")["versions"]}
+    assert both == {1: 80.0, 2: 20.0}
+
+    house.end(signal.SIGKILL)  # in mid-rollout: traffic goes on, and so does the rollout
+    [url] = [f"http://127.0.0.1:{house.flags[1]}/default/canary/x"]
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        assert answer.read() in (b"one", b"two")
+    house.start()
+    services = house.client.services
+    assert {v["number"]: v["weight"] for v in status(house, "canary")["versions"]} == both
+
+    services.promote("canary")
+    until(lambda: services.rollouts("canary")[0]["phase"] == "Promoted", f"{services.rollouts('canary')[0]}")
+    until(lambda: ask(house, "canary") == (200, "two"), "the candidate does not serve")
+    services.rollback("canary")
+    until(lambda: ask(house, "canary") == (200, "one"), "the version before does not serve")
+    until(lambda: len(status(house, "canary")["versions"]) == 1, "two versions are left")
+    services.delete("canary")
+
+
+def test_a_request_wakes_a_service_that_has_no_replica(house: House) -> None:
+    services = house.client.services
+    services.create(
+        "zero", spec(house, "awake", autoscaling={"min": 0, "max": 1, "idle_after": "3s", "down_after": "1s"})
+    )
+    until(lambda: ask(house, "zero") == (200, "awake"), "the route is not there")
+    until(lambda: not status(house, "zero")["replicas"]["all"], "it has replicas still", 30)
+    assert ask(house, "zero") == (200, "awake")
+    services.delete("zero")

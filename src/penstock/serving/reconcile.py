@@ -66,7 +66,6 @@ class ServiceReconciler:
 
     async def take_over(self) -> None:
         """Look at every service: after a start, and after leadership came back."""
-        await self.traffic.start()
         self._published = -1
         for service_id in await self.store.read(versions.ids):
             self.loop.enqueue("service", service_id)

@@ -59,20 +59,41 @@ class Traffic:
 
     async def start(self) -> None:
         """Adopt what runs, start what does not."""
-        self._orders.clear()
-        await self.publisher.start()
         if not self._tasks:
+            self._orders.clear()
+            await self.publisher.start()
             self._tasks = [asyncio.ensure_future(self.activator.keep()), asyncio.ensure_future(self._hear())]
 
     async def close(self) -> None:
+        await self._let_go()
+        await self.publisher.close()
+
+    async def _stop(self) -> None:
+        """The last service is gone."""
+        await self._let_go()
+        for key in self._orders:
+            self.activator.orders.drop(*key)
+        self._orders.clear()
+        await self.publisher.stop()
+        await self.activator.stop()
+
+    async def _let_go(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        await self.publisher.close()
 
     async def publish(self, told: Gateway, orders: Mapping[tuple[str, str], Orders]) -> None:
-        """Returns when requests go so. The activator is told first: it may be asked as soon as Envoy knows."""
+        """Returns when requests go so. The activator is told first: it may be asked as soon as Envoy knows. Without a service
+        nothing runs.
+        """
+        if not told.services:
+            await self._stop()
+        else:
+            await self._tell(told, orders)
+
+    async def _tell(self, told: Gateway, orders: Mapping[tuple[str, str], Orders]) -> None:
+        await self.start()
         for key, one in orders.items():
             if self._orders.get(key) != one:
                 self.activator.orders.put(one)

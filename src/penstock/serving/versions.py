@@ -368,7 +368,7 @@ def _return_to(tx: Tx, before: Held, number: int, actor: str) -> None:
     begin_rollout(tx, row, stable.number, number, actor=actor)
     under_way = hold(tx.conn, row).rollout
     if under_way is not None:
-        tx.conn.execute(update(rollouts).where(rollouts.c.id == under_way.id).values(asked="promote", asked_by=actor))
+        tx.conn.execute(update(rollouts).where(rollouts.c.id == under_way.id).values(asked=BACK, asked_by=actor))
 
 
 def scale(tx: Tx, row: Row[Any], count: int, *, actor: str) -> None:

@@ -27,6 +27,9 @@ _DRAIN_S, _PARENT_S = 5, 10  # a hot restart: how long the old one answers what 
 _LOG_BYTES = 16 << 20
 _BACK_OFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LOCK_FD = 9
+# Envoy asks to be told to end with its parent (PR_SET_PDEATHSIG, where hot restarts are possible). So its parent is gone before
+# it begins: a shell's child that waits for the shell's end, and is nobody's then but init's.
+_ORPHANED = '(while kill -0 $$ 2>&-; do sleep 0.005; done; exec "$@" >&2) & echo $!'
 
 
 def binary() -> Path:
@@ -207,13 +210,22 @@ class Process:
             "--drain-time-s", str(_DRAIN_S), "--parent-shutdown-time-s", str(_PARENT_S),
             "--restart-epoch", str(epoch), *more,
         ]  # fmt: skip
-        out = (os.POSIX_SPAWN_OPEN, 1, str(where), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        reader, writer = os.pipe()
         actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), out, (os.POSIX_SPAWN_DUP2, 1, 2),
-            (os.POSIX_SPAWN_DUP2, lock, _LOCK_FD),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, str(where), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, lock, _LOCK_FD),
         ]  # fmt: skip
         default = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGCHLD]
-        return os.posix_spawn(path, command, {}, file_actions=actions, setsid=True, setsigdef=default, setsigmask=[])
+        words = ["/bin/sh", "-c", _ORPHANED, "sh", *command]
+        shell = os.posix_spawn(
+            words[0], words, {}, file_actions=actions, setsid=True, setsigdef=default, setsigmask=[]
+        )
+        os.close(writer)
+        with open(reader, "rb") as told:
+            pid = int(told.readline())
+        os.waitpid(shell, 0)
+        return pid
 
     def _note(self, pid: int, epoch: int) -> None:
         self.running = Running(pid, _began(pid) or 0, epoch)

@@ -343,7 +343,7 @@ class Nodes:
 def shared_secret(rank: int) -> bytes:
     """Random, made by rank 0 and left in the store by which the process group has met; where there is none, told by rank 0."""
     made = os.urandom(32) if rank == 0 else b""
-    store = dist.distributed_c10d._get_default_store()  # noqa: SLF001 - it has no public name
+    store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001 - it has no public name
     if store is None:  # MPI meets without one
         box: list[Any] = [made]
         dist.broadcast_object_list(box, src=0)

@@ -11,6 +11,7 @@ import uvloop
 
 from penstock.base.errors import InvalidInput
 from penstock.base.quantities import parse_duration, parse_memory
+from penstock.serving.otlp import parse_address
 from penstock.serving.runtimes.onnx.errors import Refused
 from penstock.serving.runtimes.onnx.plan import Policy
 from penstock.serving.runtimes.onnx.repository import check_name
@@ -44,7 +45,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--grace", type=_seconds, default=30.0, metavar="TIME", help="after SIGTERM, for what is under way"
     )
+    made.add_argument("--otlp", type=_address, metavar="HOST:PORT", help="where spans are sent (OTLP over HTTP)")
     return made
+
+
+def _address(text: str) -> tuple[str, int]:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _named(text: str) -> tuple[tuple[str, str], str]:
@@ -95,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"cannot listen on {given.host} port {given.http}: {error.strerror}", file=sys.stderr)
         return 6
-    options = Options(given.models, dict(given.model), given.host, given.http, given.grpc, limits, given.grace)
+    options = Options(
+        given.models, dict(given.model), given.host, given.http, given.grpc, limits, given.grace, given.otlp
+    )
     return uvloop.run(run(options, sock))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from penstock.serving.runtimes.onnx import protocol, rest
 from penstock.serving.runtimes.onnx.errors import Refused, invalid, unavailable
+from penstock.serving.runtimes.onnx.spans import follow
 from penstock.serving.runtimes.onnx.tensors import DTYPES, Tensor, check, check_content, join, shape_of
 from penstock.serving.runtimes.onnx.version import Version, arranged
 from penstock.serving.runtimes.onnx.web import SERVER, Web, server_timing
@@ -156,10 +158,14 @@ class Remote:
             raise unavailable(f"{self.web.held} bytes of requests are under way already")
         self.web.held += size
         try:
+            begun = time.time_ns()
             outputs, timing = await version.infer(tensors, wanted, timeout, lambda: False)
         finally:
             self.web.held -= size
-        if any(key == "traceparent" for key, _ in context.invocation_metadata() or ()):
+        parent = next((value for key, value in context.invocation_metadata() or () if key == "traceparent"), None)
+        if self.web.exporter is not None:
+            follow(self.web.exporter, parent, version.label, (begun, time.time_ns()), timing)
+        if parent is not None:
             context.set_trailing_metadata((("server-timing", server_timing(timing)),))
         by_name = {out.name: out for out in outputs}
         told = [by_name[name] for name in wanted or by_name]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from uvicorn import Config, Server
 
+from penstock.serving.otlp import Exporter
 from penstock.serving.runtimes.onnx.connection import Connection
 from penstock.serving.runtimes.onnx.remote import Remote
 from penstock.serving.runtimes.onnx.repository import Repository
@@ -35,6 +36,7 @@ class Options:
     grpc: int | None
     limits: Limits
     grace: float
+    otlp: tuple[str, int] | None = None  # where spans are sent
 
 
 class _Uvicorn(Server):
@@ -72,6 +74,9 @@ async def run(options: Options, sock: socket.socket) -> int:
     repository = Repository(options.folder, options.named, options.limits)
     repository.start_all()
     web = Web(repository)
+    if options.otlp is not None:
+        web.exporter = Exporter(*options.otlp, "penstock-onnx")
+        web.exporter.start()
     config = Config(
         web,
         http=Connection,
@@ -110,5 +115,7 @@ async def run(options: Options, sock: socket.socket) -> int:
         stops.append(remote.stop(options.grace))
     await asyncio.gather(*stops)
     await repository.close(options.grace)
+    if web.exporter is not None:
+        await web.exporter.close()
     log.info("stopped")
     return 0

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from penstock.base.version import VERSION
+from penstock.serving.otlp import Exporter
 from penstock.serving.runtimes.onnx import rest
 from penstock.serving.runtimes.onnx.connection import CYCLE
 from penstock.serving.runtimes.onnx.errors import Refused, invalid, not_found, unavailable
 from penstock.serving.runtimes.onnx.queue import Timing
 from penstock.serving.runtimes.onnx.repository import Repository
+from penstock.serving.runtimes.onnx.spans import follow
 from penstock.serving.runtimes.onnx.statistics import Seen, page
 
 log = logging.getLogger("penstock.onnx")
@@ -44,6 +47,7 @@ class Web:
         self.patience = repository.limits.request_timeout
         self.most_held = max(4 * self.max_body, 256 << 20)
         self.held = 0
+        self.exporter: Exporter | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,7 +92,10 @@ class Web:
                 version.invalid()
                 raise
             gone = _no if cycle is None else lambda: cycle.disconnected
+            begun = time.time_ns()
             outputs, timing = await version.infer(asked.tensors, asked.outputs, asked.timeout, gone)
+            if self.exporter is not None:
+                follow(self.exporter, found.get(b"traceparent"), version.label, (begun, time.time_ns()), timing)
         finally:
             self.held -= held
         body, length = rest.render(version, asked, outputs)

@@ -109,12 +109,13 @@ class Shadowed:
 
 
 def frozen(tally: Tally) -> Shadowed:
+    """What a candidate failed to answer does not agree: it is among what was compared."""
     slower = tally.candidate.seconds - tally.stable.seconds
     examples = (*tally.first, *tally.newest)
     return Shadowed(
         tally.stable_version,
         tally.version,
-        Agreement(tally.compared, tally.agreed, tally.failed, slower, examples),
+        Agreement(tally.compared + tally.failed, tally.agreed, tally.failed, slower, examples),
         tally.offered,
         tally.received,
         dict(tally.dropped),

@@ -121,7 +121,7 @@ class Agreement:
 
     compared: int = 0
     agreed: int = 0
-    failed: int = 0  # the shadow answered with an error where the stable one did not
+    failed: int = 0  # of those compared: the shadow answered with an error where the stable one did not
     slower_s: float = 0.0  # summed difference of latencies
     examples: tuple[Mapping[str, object], ...] = ()  # bounded: request, both answers, what differs
 

@@ -218,9 +218,7 @@ class Process:
         ]  # fmt: skip
         default = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGCHLD]
         words = ["/bin/sh", "-c", _ORPHANED, "sh", *command]
-        shell = os.posix_spawn(
-            words[0], words, {}, file_actions=actions, setsid=True, setsigdef=default, setsigmask=[]
-        )
+        shell = os.posix_spawn(words[0], words, {}, file_actions=actions, setsid=True, setsigdef=default, setsigmask=[])
         os.close(writer)
         with open(reader, "rb") as told:
             pid = int(told.readline())

@@ -16,6 +16,7 @@ class Place:
     host: str
     port: int
     folder: str
+    jobs: str  # the jobs' folders
     python: str  # of replicas on this machine
     tls_cert: str | None = None
     tls_key: str | None = None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import pwd
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +22,7 @@ from penstock.jobs.state import Phase
 from penstock.reconcile.loop import Loop
 from penstock.serving import jobs, plan, rolling, routing, scaling, versions
 from penstock.serving.gateway.spec import Gateway
-from penstock.serving.orders import Orders
+from penstock.serving.orders import Function, Orders
 from penstock.serving.place import KIND, Place, report_of
 from penstock.serving.state import Counts, Replica, ReplicaPhase, Role
 from penstock.serving.traffic import Traffic
@@ -142,7 +145,7 @@ class ServiceReconciler:
         held = self._observe(tx, held)
         if held.spec.autoscaling is not None and held.row.deleted_at is None:
             held = scaling.scale(tx, held, self.traffic)
-        wants = rolling.wants(tx, held, self.traffic.counts, self.room.progress)
+        wants = rolling.wants(tx, held, self.traffic, self.room.progress)
         held = versions.held(tx.conn, service_id) or held  # a rollout that ended has changed roles
         snapshot = plan.Snapshot(
             tuple(map(versions.version_of, held.versions)),
@@ -296,11 +299,25 @@ class ServiceReconciler:
     def gateway(self, conn: Connection) -> tuple[Gateway, dict[tuple[str, str], Orders]]:
         """All routes, and what the activator is told, from the rows."""
         found = [versions.hold(conn, row) for row in versions.listing(conn, None)]
-        activator = self.traffic.activator.address
-        services = tuple(routing.service(one, versions.key_rows(conn, one.row.id), activator) for one in found)
+        sides = self.traffic.activator.address, self.traffic.comparator.address
+        services = tuple(routing.service(one, versions.key_rows(conn, one.row.id), *sides) for one in found)
         place = self.place
         told = Gateway(place.host, place.port, self.traffic.admin_port, services, place.tls_cert, place.tls_key)
-        return told, {(one.row.project, one.row.name): routing.orders(one) for one in found}
+        return told, {(one.row.project, one.row.name): routing.orders(one, self._judge(one)) for one in found}
+
+    def _judge(self, held: Held) -> Function | None:
+        """A service's own function lies with its model, in the candidate's work folder, and runs as the candidate does."""
+        target, version = held.spec.rollout.compare.function, routing.in_shadow(held)
+        if target is None or version is None:
+            return None
+        mine = [one.id for one in held.replicas if one.version == version.number]
+        folder = os.path.join(self.place.jobs, mine[0], "work") if mine else "/nonexistent"
+        user = None
+        if version.unix_user is not None:
+            with contextlib.suppress(KeyError):
+                entry = pwd.getpwnam(version.unix_user)
+                user = (entry.pw_uid, entry.pw_gid)
+        return Function(target, folder, self.place.python, user)
 
     async def fresh_counts(self) -> Mapping[tuple[str, str, int], Counts]:
         """What the gateway has counted, now; empty where it does not answer."""

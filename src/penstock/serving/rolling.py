@@ -13,7 +13,8 @@ from penstock.base.reasons import Reason
 from penstock.serving import rollout, versions
 from penstock.serving.place import report_of
 from penstock.serving.spec import Analysis, Rollout
-from penstock.serving.state import WHOLE, Counts, ReplicaPhase, RolloutDecision, RolloutPhase, RolloutSeen, Want
+from penstock.serving.state import WHOLE, ReplicaPhase, RolloutDecision, RolloutPhase, RolloutSeen, Want
+from penstock.serving.traffic import Traffic
 from penstock.serving.versions import Held
 from penstock.store.store import Tx
 
@@ -25,7 +26,7 @@ AT_ONCE = Rollout(strategy="blue_green", keep=1.0, analysis=Analysis(error_rate=
 def wants(
     tx: Tx,
     held: Held,
-    counts: Mapping[tuple[str, str, int], Counts],
+    traffic: Traffic,
     progress: Mapping[str, Mapping[str, Any]],
 ) -> Mapping[int, Want]:
     """What each version is to have; the planner says so while a rollout is under way."""
@@ -33,7 +34,7 @@ def wants(
     if held.rollout is None:
         return {} if stable is None else {stable.number: Want(held.wanted, WHOLE)}
     how = AT_ONCE if held.rollout.asked == versions.BACK else held.spec.rollout
-    decided = rollout.decide(how, seen_of(held, held.rollout, counts, progress), tx.now)
+    decided = rollout.decide(how, seen_of(held, held.rollout, traffic, progress), tx.now)
     _keep(tx, held, held.rollout, decided)
     return decided.wants
 
@@ -41,11 +42,12 @@ def wants(
 def seen_of(
     held: Held,
     row: Row[Any],
-    counts: Mapping[tuple[str, str, int], Counts],
+    traffic: Traffic,
     progress: Mapping[str, Mapping[str, Any]],
 ) -> RolloutSeen:
     both = (row.stable, row.candidate)
-    key = (held.row.project, held.row.name)
+    key, counts = (held.row.project, held.row.name), traffic.counts
+    shadowed = traffic.shadowed(*key, row.candidate) if held.spec.rollout.strategy == "shadow" else None
     candidate = next((one for one in held.versions if one.number == row.candidate), None)
     return RolloutSeen(
         row.stable,
@@ -59,7 +61,7 @@ def seen_of(
             for number in both
         },
         {number: counts[*key, number] for number in both if (*key, number) in counts},
-        None,
+        shadowed.agreement if shadowed is not None else None,
         {number: _means(held, number, progress) for number in both},
         candidate.failures if candidate is not None else 0,
         "" if row.asked == versions.BACK else row.asked,

@@ -185,10 +185,13 @@ class _Routes:
         return await self.store.write(work)
 
     async def rollouts(self, call: Call) -> dict[str, Any]:
-        def work(conn: Connection) -> dict[str, Any]:
-            return {"items": view.history(conn, versions.find(conn, call.path["project"], call.path["name"]))}
-
-        return await self.store.read(work) | {"next_cursor": None}
+        project, name = call.path["project"], call.path["name"]
+        items = await self.store.read(lambda conn: view.history(conn, versions.find(conn, project, name)))
+        control = self.serving.loaded
+        if items and control is not None:
+            found = control.traffic.shadowed(project, name, items[0]["candidate"])
+            items[0]["shadow"] = view.shadow(found) if found is not None else None
+        return {"items": items, "next_cursor": None}
 
     async def traffic(self, call: Call) -> dict[str, Any]:
         row = await self.store.read(lambda conn: versions.find(conn, call.path["project"], call.path["name"]))

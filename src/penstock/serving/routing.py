@@ -9,14 +9,17 @@ from sqlalchemy.engine import Row
 
 from penstock.base.reasons import Reason
 from penstock.serving.gateway.spec import Backend, Match, RateLimit, ServiceRoute, VersionRoute
-from penstock.serving.orders import Orders
+from penstock.serving.orders import Function, Orders, Shadow
 from penstock.serving.state import ReplicaPhase, Role
 from penstock.serving.versions import Held
 
 NOBODY = "0" * 64  # a digest that no key has: keys are asked for, and there is none yet
 
 
-def service(held: Held, keys: Sequence[Row[Any]], activator: tuple[str, int] | None) -> ServiceRoute:
+Address = tuple[str, int]
+
+
+def service(held: Held, keys: Sequence[Row[Any]], activator: Address, comparator: Address) -> ServiceRoute:
     exposed = held.spec.exposed
     own = Match(prefix=f"/{held.row.project}/{held.row.name}/")
     matches = (own, *(Match(one.host or "", one.path) for one in exposed.routes))
@@ -31,13 +34,23 @@ def service(held: Held, keys: Sequence[Row[Any]], activator: tuple[str, int] | N
         RateLimit(limit.requests, limit.per) if limit is not None else None,
         (tuple(key.digest for key in keys) or (NOBODY,)) if exposed.api_keys else (),
         activator if held.wanted or held.spec.autoscaling is not None else None,
+        comparator if in_shadow(held) is not None else None,
         health=held.spec.health if held.spec.command else "",
     )
 
 
-def orders(held: Held) -> Orders:
-    """What the activator is told of it."""
-    spec = held.spec
+def in_shadow(held: Held) -> Row[Any] | None:
+    """The version that is sent copies."""
+    return next((one for one in held.versions if one.mirror and one.role == Role.CANDIDATE), None)
+
+
+def orders(held: Held, judge: Function | None) -> Orders:
+    """What the activator and the comparator are told of it."""
+    spec, candidate, stable = held.spec, in_shadow(held), held.stable
+    compare = spec.rollout.compare
+    shadow = None
+    if candidate is not None and stable is not None:
+        shadow = Shadow(stable.number, candidate.number, candidate.mirror, compare.how, compare.tolerance, judge)
     return Orders(
         held.row.project,
         held.row.name,
@@ -46,6 +59,7 @@ def orders(held: Held) -> Orders:
         spec.hold.time,
         spec.exposed.timeout,
         max_body=spec.max_body,
+        shadow=shadow,
     )
 
 

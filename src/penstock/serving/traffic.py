@@ -18,7 +18,8 @@ from penstock.serving.gateway.spec import Gateway
 from penstock.serving.orders import Orders
 from penstock.serving.place import Place
 from penstock.serving.processes import Detached
-from penstock.serving.sidecars import Activator
+from penstock.serving.shadowed import Shadowed
+from penstock.serving.sidecars import Activator, Comparator
 from penstock.serving.state import Counts, Histogram
 
 log = logging.getLogger("penstock.serving")
@@ -48,6 +49,7 @@ class Traffic:
         home = Path(place.folder)
         self.publisher = Publisher(home / "gateway", restarted=restarted)
         self.activator = Activator(home / "sidecars")
+        self.comparator = Comparator(home / "sidecars")
         self.admin_port = Detached(home / "sidecars", "gateway-admin").port(LOOPBACK)
         self.counts: Mapping[Key, Counts] = {}
         self._held: dict[tuple[str, str], tuple[float, int]] = {}  # when the activator said so, and how many
@@ -56,6 +58,7 @@ class Traffic:
         self._looked: dict[tuple[str, str], tuple[float, float]] = {}  # when, and requests that had come by then
         self._orders: dict[tuple[str, str], Orders] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._comparing: asyncio.Task[None] | None = None  # while a service has a version in shadow
 
     async def start(self) -> None:
         """Adopt what runs, start what does not."""
@@ -73,14 +76,25 @@ class Traffic:
         await self._let_go()
         for key in self._orders:
             self.activator.orders.drop(*key)
+            self.comparator.forget(*key)
         self._orders.clear()
+        await self._end_comparing()
         await self.publisher.stop()
         await self.activator.stop()
 
+    async def _end_comparing(self) -> None:
+        if self._comparing is not None:
+            self._comparing.cancel()
+            await asyncio.gather(self._comparing, return_exceptions=True)
+            self._comparing = None
+        await self.comparator.stop()
+
     async def _let_go(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._comparing] if self._comparing is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._comparing = None
         self._tasks = []
 
     async def publish(self, told: Gateway, orders: Mapping[tuple[str, str], Orders]) -> None:
@@ -94,6 +108,9 @@ class Traffic:
 
     async def _tell(self, told: Gateway, orders: Mapping[tuple[str, str], Orders]) -> None:
         await self.start()
+        compares = any(one.comparator is not None for one in told.services)
+        if compares and self._comparing is None:
+            self._comparing = asyncio.ensure_future(self.comparator.keep())
         for key, one in orders.items():
             if self._orders.get(key) != one:
                 self.activator.orders.put(one)
@@ -101,8 +118,11 @@ class Traffic:
         await self.publisher.publish(told)
         for key in [key for key in self._orders if key not in orders]:
             self.activator.orders.drop(*key)
+            self.comparator.forget(*key)
             del self._orders[key]
             self._held.pop(key, None)
+        if not compares and self._comparing is not None:
+            await self._end_comparing()
 
     async def count(self, now: float) -> Mapping[Key, Counts]:
         """Ask the gateway, and keep the last minute."""
@@ -130,6 +150,11 @@ class Traffic:
         for version, one in mine.items():
             latency = latency.plus(one.since(old.get(version, NOTHING)).latency)
         return Load(active, max(0.0, came - before), max(now - at, 1e-3), latency)
+
+    def shadowed(self, project: str, name: str, candidate: int) -> Shadowed | None:
+        """What the comparator has counted of that version; None where it was in no shadow."""
+        found = self.comparator.seen().get((project, name))
+        return found if found is not None and found.candidate == candidate else None
 
     def held(self, project: str, name: str) -> int:
         """Requests that wait for a first replica, as the activator says each half second."""

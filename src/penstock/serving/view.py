@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection, Row
 from penstock.base.quantities import format_time
 from penstock.serving import rollout_memory, routing, versions
 from penstock.serving.place import KIND, report_of
+from penstock.serving.shadowed import Shadowed
 from penstock.serving.state import WHOLE, Counts, ReplicaPhase
 from penstock.serving.versions import Held
 
@@ -102,6 +103,25 @@ def traffic(counts: Counts) -> dict[str, Any]:
         "p50": counts.latency.quantile(0.5),
         "p95": counts.latency.quantile(0.95),
         "p99": counts.latency.quantile(0.99),
+    }
+
+
+def shadow(seen: Shadowed) -> dict[str, Any]:
+    """What the comparator saw of a candidate, with example requests."""
+    agreement = seen.agreement
+    return {
+        "compared": agreement.compared,
+        "agreed": agreement.agreed,
+        "failed": agreement.failed,
+        "slower_s": agreement.slower_s,
+        "offered": seen.offered,
+        "received": seen.received,
+        "dropped": dict(seen.dropped),
+        "unjudged": seen.unjudged,
+        "problem": seen.problem,
+        "stable": traffic(seen.stable_counts),
+        "candidate": traffic(seen.candidate_counts),
+        "examples": [dict(one) for one in agreement.examples],
     }
 
 

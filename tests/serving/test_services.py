@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from penstock.base.errors import Conflict, InvalidInput, NotFound
 from tests.system.house import House, until
@@ -217,3 +218,46 @@ def test_a_request_wakes_a_service_that_has_no_replica(house: House) -> None:
     until(lambda: not status(house, "zero")["replicas"]["all"], "it has replicas still", 30)
     assert ask(house, "zero") == (200, "awake")
     services.delete("zero")
+
+
+def test_services_stand_beside_jobs_in_yaml_and_are_applied_all_or_none(house: House, tmp_path: Path) -> None:
+    client = house.client
+    (tmp_path / "model.txt").write_text("weights")
+    command = [sys.executable, f"{house.data_dir}/server.py", "{port}", "{model}"]
+    service = {
+        "runtime": "command",
+        "command": command,
+        "model": "model.txt",
+        "drain": "1s",
+        "resources": {"cpus": 0.1},
+    }
+    documents = [
+        {"kind": "InferenceService", "name": "applied", "spec": service},
+        {"kind": "Job", "name": "beside", "spec": {"command": ["true"]}},
+    ]
+    text = yaml.safe_dump_all(documents)
+    plan = client.apply(text, dry_run=True, base=str(tmp_path))
+    assert [(item["kind"], item["action"]) for item in plan["items"]] == [
+        ("Job", "create"),
+        ("InferenceService", "create"),
+    ]
+    client.apply(text, base=str(tmp_path))
+    ready(house, "applied", 1)
+    found = client.services.get("applied")
+    assert found.spec["model"] == "model.txt"
+    assert until(lambda: ask(house, "applied")[0] == 200 and ask(house, "applied")[1], "no answer").endswith(
+        "/model.txt"
+    )
+    assert [item["action"] for item in client.apply(text, base=str(tmp_path))["items"]] == ["unchanged", "unchanged"]
+
+    service["threads"] = 2
+    client.apply(yaml.safe_dump({"kind": "InferenceService", "name": "applied", "spec": service}), base=str(tmp_path))
+    until(lambda: [v["number"] for v in status(house, "applied")["versions"]] == [2], "it was not rolled out")
+
+    wrong = [documents[1] | {"name": "never"}, {"kind": "InferenceService", "name": "no", "spec": {"replicas": -1}}]
+    with pytest.raises(InvalidInput) as error:
+        client.apply(yaml.safe_dump_all(wrong))
+    assert {problem.path for problem in error.value.details} >= {"[1].spec.replicas"}
+    with pytest.raises(NotFound):
+        client.jobs.get("never")
+    client.services.delete("applied")

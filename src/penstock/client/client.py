@@ -86,9 +86,9 @@ class Client:
     def apply(
         self, text: str | bytes, *, dry_run: bool = False, max_bytes: int | None = None, base: str = "."
     ) -> dict[str, Any]:
-        """Makes jobs as the YAML documents in ``text`` say; all or none.
+        """Makes jobs and inference services as the YAML documents in ``text`` say; all or none.
 
-        Two steps: a dry run tells which work folders the documents name, each is carried to the server as a snapshot,
+        Two steps: a dry run tells which work folders and models the documents name, each is carried to the server as a snapshot,
         and the documents follow. With ``dry_run`` nothing is changed and the plan comes back. Folders that are not
         absolute are beneath ``base``.
         """
@@ -98,6 +98,8 @@ class Client:
             return plan
         folders = sorted({item["workdir"] for item in plan["items"] if item.get("workdir")})
         digests = {folder: self.carry(os.path.join(base, folder), max_bytes) for folder in folders}
+        for model in sorted({item["carry"] for item in plan["items"] if item.get("carry")}):
+            digests[model] = self.services.carry(os.path.join(base, model), max_bytes)["snapshot"]
         return self._apply(body, dry_run=False, snapshots={f: digest or "" for f, digest in digests.items()})
 
     def carry(self, folder: str, max_bytes: int | None = None) -> str | None:

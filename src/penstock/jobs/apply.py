@@ -14,10 +14,10 @@ from penstock.base.reasons import Reason
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint
 from penstock.jobs import admission, submit, view
-from penstock.jobs.room import Room, homeless
+from penstock.jobs.room import Beside, Room, homeless
 from penstock.jobs.spec import JobDocument, JobSpec
 from penstock.jobs.state import FINAL
-from penstock.jobs.yaml import MAX_BYTES, parse_jobs
+from penstock.jobs.yaml import MAX_BYTES, parse
 from penstock.scheduling import live, never
 from penstock.store.store import Tx
 from penstock.tenancy.plan import decide
@@ -37,16 +37,22 @@ def endpoints(room: Room) -> list[Endpoint]:
     async def apply(call: Call) -> dict[str, Any]:
         query: ApplyQuery = call.query
         text = await _text(call)
-        documents = _in_order(
-            [d if d.project else d.model_copy(update={"project": query.project}) for d in parse_jobs(text)]
-        )
+        mine, foreign = parse(text, {kind: one.model for kind, one in room.beside.items()})
+        documents = _in_order([_placed(d, query.project) for d in mine])
         snapshots = _snapshots(call.headers.get("snapshots"))
         documents = [_with_snapshot(d, snapshots) for d in documents]
         _allowed(call.actor, documents)
-        if query.dry_run:
-            items = await room.store.read(lambda conn: _foresee(room, conn, call.actor, documents))
-        else:
-            items = await room.store.write(lambda tx: _carry_out(room, tx, call.actor, documents))
+        others = _by_room(room, call.actor, [_placed(d, query.project) for d in foreign], snapshots)
+
+        def foresee(conn: Connection) -> list[dict[str, Any]]:
+            items = _foresee(room, conn, call.actor, documents)
+            return [*items, *(item for one, its in others for item in one.foresee(conn, call.actor, its))]
+
+        def carry_out(tx: Tx) -> list[dict[str, Any]]:
+            items = _carry_out(room, tx, call.actor, documents)
+            return [*items, *(item for one, its in others for item in one.carry_out(tx, call.actor, its))]
+
+        items = await (room.store.read(foresee) if query.dry_run else room.store.write(carry_out))
         return {"dry_run": query.dry_run, "items": items}
 
     return [
@@ -55,12 +61,29 @@ def endpoints(room: Room) -> list[Endpoint]:
             "/api/v1/apply",
             "jobs.apply",
             apply,
-            "Create or change the jobs of a YAML text",
+            "Create or change the jobs and services of a YAML text",
             query=ApplyQuery,
             takes_bytes=True,
             max_body=4 * MAX_BYTES,
         )
     ]
+
+
+def _placed(document: Any, project: str) -> Any:
+    return document if document.project else document.model_copy(update={"project": project})
+
+
+def _by_room(
+    room: Room, actor: Actor, documents: list[Any], snapshots: dict[str, str]
+) -> list[tuple[Beside, list[Any]]]:
+    """Documents of other rooms' kinds, each with its room. Raises NotFound for a project that is not the actor's."""
+    found = []
+    for kind, one in room.beside.items():
+        its = [document for document in documents if document.kind == kind]
+        if its:
+            one.allowed(actor, its)
+            found.append((one, one.with_carried(its, snapshots)))
+    return found
 
 
 async def _text(call: Call) -> str:

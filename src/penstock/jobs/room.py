@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
+from pydantic import BaseModel
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, NotFound, Problem
@@ -31,6 +32,16 @@ Holds = Callable[[Connection, str, str], bool]
 Refuses = Callable[[Connection, str], str | None]
 
 
+class Beside(Protocol):
+    """A kind of another room that stands in the same YAML as jobs."""
+
+    def model(self) -> type[BaseModel]: ...
+    def allowed(self, actor: Actor, documents: Sequence[Any]) -> None: ...  # raises NotFound
+    def with_carried(self, documents: Sequence[Any], snapshots: Mapping[str, str]) -> list[Any]: ...
+    def foresee(self, conn: Connection, actor: Actor, documents: Sequence[Any]) -> list[dict[str, Any]]: ...
+    def carry_out(self, tx: Tx, actor: Actor, documents: Sequence[Any]) -> list[dict[str, Any]]: ...
+
+
 def _never(_conn: Connection, _project: str) -> str | None:
     return None
 
@@ -50,6 +61,7 @@ class Room:
     as_root: bool = False
     refuses: Refuses = _never  # why a project may submit nothing more (its budget); None where it may
     memory: Memory = field(default_factory=Memory)
+    beside: dict[str, Beside] = field(default_factory=dict)  # by kind
     changes: int = 0  # grows with every commit that was heard of
     ended_attempts: OrderedDict[tuple[str, int], None] = field(default_factory=OrderedDict)  # the last ENDED_KEPT
     _watchers: dict[str, set[asyncio.Event]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
@@ -30,6 +30,7 @@ class Serving:
         self.place = place
         self._control: ServiceReconciler | None = None
         loop.reconcilers["serving"] = self._take_over
+        room.beside[KIND] = _Late(self)
         room.store.listen(self._heard)
 
     @property
@@ -76,3 +77,15 @@ class Serving:
         if self._control is not None:
             await self._control.close()
             await asyncio.sleep(0)
+
+
+class _Late:
+    """Services in a YAML text: loaded when one is in it (jobs/room.py: Beside)."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def __getattr__(self, name: str) -> Any:
+        from penstock.serving.apply import Documents  # noqa: PLC0415 - as above
+
+        return getattr(Documents(self._serving), name)

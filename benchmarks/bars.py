@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "C": ("slurm_contract", "slurm_engine", "slurm_render", "slurm_soak"),
     "D": ("checkpoint", "training", "training_restart", "training_data"),
     "E": (
+        "serving_cold",
         "serving_gateway",
         "serving_replay",
         "serving_rollout",

@@ -340,15 +340,8 @@ def build_house(
 def _serving(settings: Settings, room: Room, reconciler: JobReconciler, late: Later) -> Serving:
     """Inference services: nothing of them runs, or is loaded, before the first one exists."""
     folder = os.path.join(settings.data_dir, "serving")
-    place = Place(
-        settings.gateway_host,
-        settings.gateway_port,
-        folder,
-        reconciler.jobs_dir,
-        sys.executable,
-        settings.tls_cert,
-        settings.tls_key,
-    )
+    where = (settings.gateway_host, settings.gateway_port, folder, reconciler.jobs_dir, sys.executable)
+    place = Place(*where, settings.tls_cert, settings.tls_key)
     serving = Serving(room, reconciler.loop, reconciler.fence, place)
     late.closing.append(serving.close)
 

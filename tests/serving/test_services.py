@@ -224,14 +224,14 @@ def test_services_stand_beside_jobs_in_yaml_and_are_applied_all_or_none(house: H
     client = house.client
     (tmp_path / "model.txt").write_text("weights")
     command = [sys.executable, f"{house.data_dir}/server.py", "{port}", "{model}"]
-    service = {
+    service: dict[str, Any] = {
         "runtime": "command",
         "command": command,
         "model": "model.txt",
         "drain": "1s",
         "resources": {"cpus": 0.1},
     }
-    documents = [
+    documents: list[dict[str, Any]] = [
         {"kind": "InferenceService", "name": "applied", "spec": service},
         {"kind": "Job", "name": "beside", "spec": {"command": ["true"]}},
     ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.resource import Actor
 from penstock.serving import routes
-from penstock.serving.room import Serving
 from penstock.serving.spec import ServiceDocument, ServiceSpec
 from penstock.store.store import Tx
+
+if TYPE_CHECKING:
+    from penstock.serving.room import Serving
 
 
 class Documents:

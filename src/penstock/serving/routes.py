@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.engine import Connection
@@ -17,10 +17,12 @@ from penstock.base.routes import Call, Endpoint
 from penstock.jobs.spec import JobSpec
 from penstock.serving import jobs, versions, view
 from penstock.serving.place import KIND
-from penstock.serving.room import Serving
 from penstock.serving.spec import MAX_REPLICAS, ServiceDocument, ServiceSpec
 from penstock.store.store import Tx
 from penstock.tenancy.plan import decide, visible
+
+if TYPE_CHECKING:
+    from penstock.serving.room import Serving
 
 SERVICES = "/api/v1/projects/{project}/services"
 SERVICE = SERVICES + "/{name}"

@@ -37,6 +37,7 @@ class Settings:
         1800.0  # --gpu-idle-after: GPUs that a job holds and that do nothing for so long are told of
     )
     gateway_host: str = "127.0.0.1"  # --gateway-host: where callers of inference services reach them
+    otlp: tuple[str, int] | None = None  # --otlp: the OpenTelemetry collector that spans of requests are sent to
     gateway_port: int = 7071  # --gateway-port
     log_first_bytes: int = 4 << 20  # kept of each rank's log from its beginning
     log_newest_bytes: int = 16 << 20  # kept of each rank's log at its end

@@ -42,6 +42,8 @@ def _up(call: Invocation, arguments: Namespace) -> int:
         raise InvalidInput("--tls-cert and --tls-key go together")
     if arguments.gpu_idle_after is not None:
         given["gpu_idle_after"] = _duration("--gpu-idle-after", arguments.gpu_idle_after)
+    if arguments.otlp is not None:
+        given["otlp"] = _collector(arguments.otlp)
     given |= {name: True for name in ("insecure", "reset_token") if getattr(arguments, name)}
     given |= {"allowed_hosts": tuple(arguments.allowed_host)} if arguments.allowed_host else {}
     given |= _simulated(arguments)
@@ -54,6 +56,14 @@ def _duration(flag: str, text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise InvalidInput(f"{flag} {text!r}: {error}") from error
+
+
+def _collector(text: str) -> tuple[str, int]:
+    """Raises InvalidInput."""
+    host, _, port = text.removeprefix("http://").rstrip("/").rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise InvalidInput(f"--otlp {text}: name the collector as HOST:PORT (OTLP over HTTP, usually port 4318)")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _simulated(arguments: Namespace) -> dict[str, Any]:
@@ -123,6 +133,7 @@ def _up_arguments(parser: ArgumentParser) -> None:
     add("--reset-token", action="store_true", help="write a new token into the data folder; the old one ends")
     add("--allowed-host", action="append", metavar="NAME", help="a further name to answer to; may be repeated")
     add("--prices", metavar="FILE", help="the price file (YAML); default: the shipped one")
+    add("--otlp", metavar="HOST:PORT", help="the OpenTelemetry collector that spans of served requests are sent to")
     add("--gpu-idle-after", metavar="TIME", help="tell of GPUs that are held and do nothing for so long (default 30m)")
 
 

@@ -15,7 +15,7 @@ from penstock.base.ids import new_id
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import FINAL, Phase
 from penstock.serving.plan import Seen
-from penstock.serving.runtimes.spec import Batching, Options
+from penstock.serving.runtimes.spec import COLLECTOR, Batching, Options
 from penstock.serving.spec import ServiceSpec
 from penstock.serving.state import ReplicaPhase
 from penstock.serving.told import PHASES, STAGES, Told
@@ -37,9 +37,11 @@ class Wanted:
     python: str
     host: str
     at: float
+    otlp: tuple[str, int] | None = None
 
 
-def options(spec: ServiceSpec) -> Options:
+def options(spec: ServiceSpec, otlp: tuple[str, int] | None = None) -> Options:
+    """``otlp``: told to every runtime by OpenTelemetry's own variable, unless the service names another collector."""
     batching = Batching(spec.batching.max, spec.batching.preferred, spec.batching.delay)
     return Options(
         batching,
@@ -50,7 +52,16 @@ def options(spec: ServiceSpec) -> Options:
         spec.command,
         spec.args,
         spec.health,
+        _collector(spec, otlp),
     )
+
+
+def _collector(spec: ServiceSpec, otlp: tuple[str, int] | None) -> dict[str, str]:
+    own = spec.env.get(COLLECTOR)
+    if own is not None or otlp is None:
+        return {} if own is None else {COLLECTOR: own}
+    host, port = otlp
+    return {COLLECTOR: f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"}
 
 
 def job_spec(one: Wanted) -> JobSpec:
@@ -66,7 +77,7 @@ def job_spec(one: Wanted) -> JobSpec:
         one.host,
         spec.drain,
         one.at,
-        options(spec),
+        options(spec, one.otlp),
     )
     return JobSpec(
         command=(one.python, "-m", "penstock.serving.replica", told.to_json()),

@@ -20,6 +20,7 @@ class Place:
     python: str  # of replicas on this machine
     tls_cert: str | None = None
     tls_key: str | None = None
+    otlp: tuple[str, int] | None = None  # the collector of spans
 
 
 def report_of(progress: Mapping[str, Mapping[str, Any]], job_id: str) -> Mapping[str, Any]:

@@ -243,6 +243,7 @@ class ServiceReconciler:
             self.place.python if own else "python",
             "127.0.0.1" if own else ANYWHERE,
             tx.now,
+            self.place.otlp,
         )
         new = submit.NewJob(
             row.project,
@@ -303,6 +304,7 @@ class ServiceReconciler:
         services = tuple(routing.service(one, versions.key_rows(conn, one.row.id), *sides) for one in found)
         place = self.place
         told = Gateway(place.host, place.port, self.traffic.admin_port, services, place.tls_cert, place.tls_key)
+        told = replace(told, otlp=place.otlp)
         return told, {(one.row.project, one.row.name): routing.orders(one, self._judge(one)) for one in found}
 
     def _judge(self, held: Held) -> Function | None:

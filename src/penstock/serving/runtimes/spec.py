@@ -9,6 +9,9 @@ from typing import ClassVar, Literal, Protocol
 
 from penstock.base.errors import Problem
 
+COLLECTOR = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT"  # OpenTelemetry's own word, in Options.env: where a runtime may send its spans
+)
 Speaks = Literal["oip", "openai", "http"]
 
 

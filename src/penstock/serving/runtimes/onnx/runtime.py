@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from penstock.base.errors import Problem
-from penstock.serving.runtimes.spec import Format, Launch, Load, Model, Options, Ports, Request, Speaks
+from penstock.serving.runtimes.spec import COLLECTOR, Format, Launch, Load, Model, Options, Ports, Request, Speaks
 
 _LINE = re.compile(r"^(penstock_infer_\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
+_COLLECTOR = re.compile(r"http://([^/]+:\d{1,5})/?")
 _SIZE = re.compile(r'size="(\d+)"')
 _ZERO: Mapping[str, Any] = {"BOOL": False, "BYTES": ""}
 _MOST_MADE_UP = 1 << 20  # elements of a warming request
@@ -53,7 +54,8 @@ class OnnxRuntime:
             "--max-queue", str(options.max_queue), "--request-timeout", f"{options.request_timeout:f}",
             "--max-body", str(options.max_body), "--grace", f"{self.grace:f}", *options.args,
         )  # fmt: skip
-        return Launch(argv, dict(options.env))
+        collector = _COLLECTOR.fullmatch(options.env.get(COLLECTOR, ""))
+        return Launch((*argv, "--otlp", collector[1]) if collector else argv, dict(options.env))
 
     def ready(self, model: Model | None) -> Request:
         return Request("GET", "/v2/health/ready")

@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "serving_gateway",
         "serving_replay",
         "serving_rollout",
+        "serving_rollout_live",
     ),
 }
 

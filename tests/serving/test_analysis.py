@@ -198,6 +198,15 @@ def test_answers_that_do_not_agree_fail() -> None:
     assert (test.statistic, test.bound) == (0.75, 0.99)
 
 
+def test_a_shadows_errors_agree_with_nothing() -> None:
+    spec = Analysis(error_rate=None, p95_ratio=None)
+    memory = begin(Look(0.0, Counts(), Counts()))
+    for at in range(1, 8):
+        memory = remember(memory, spec, Look(float(at), Counts(), Counts(), Agreement(at * 30, at * 30, at * 10)))
+    [test] = analysis.tests(memory, spec, live=False, shadow=True)
+    assert (test.verdict, test.statistic) == ("fail", 0.75)
+
+
 def test_answers_that_agree_pass_once_there_are_enough() -> None:
     spec = Analysis(error_rate=None, p95_ratio=None)
     memory = begin(Look(0.0, Counts(), Counts()))

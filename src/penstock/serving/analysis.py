@@ -234,10 +234,12 @@ def _judge(memory: Memory, spec: Analysis, candidate: Counts, stable: Counts, al
 
 
 def _compare(memory: Memory, spec: Analysis, now: Agreement) -> Memory:
+    """A shadow's error, where the stable version answered, is an answer that does not agree."""
     before = memory.agreement
-    if now.compared < before.compared or now.agreed < before.agreed:
+    if now.compared < before.compared or now.agreed < before.agreed or now.failed < before.failed:
         before = NO_ANSWERS  # the comparator began anew
-    compared, agreed = now.compared - before.compared, now.agreed - before.agreed
+    compared = now.compared + now.failed - before.compared - before.failed
+    agreed = now.agreed - before.agreed
     after = replace(
         memory,
         agreement=replace(now, examples=()),
@@ -245,7 +247,7 @@ def _compare(memory: Memory, spec: Analysis, now: Agreement) -> Memory:
     )
     if spec.agreement is None or compared <= 0:
         return after
-    found = gains_alone((max(0, compared - agreed), compared), 1.0 - spec.agreement)
+    found = gains_alone((min(max(0, compared - agreed), compared), compared), 1.0 - spec.agreement)
     return replace(after, answers=memory.answers.after(found, needed(spec)))
 
 

@@ -19,7 +19,7 @@ from penstock.serving import analysis
 from penstock.serving.analysis import Look, Test
 from penstock.serving.rollout_memory import Kept, Point, from_json, to_json
 from penstock.serving.spec import Rollout, Step
-from penstock.serving.state import WHOLE, Agreement, Counts, RolloutDecision, RolloutPhase, RolloutSeen, Want
+from penstock.serving.state import WHOLE, Counts, RolloutDecision, RolloutPhase, RolloutSeen, Want
 
 CRASHES = 3  # replicas in a row that never became ready: the version's fault
 STEPS = (Step(weight=10), Step(weight=25), Step(weight=50))  # of a canary that names none
@@ -126,7 +126,7 @@ def _look(rollout: Rollout, seen: RolloutSeen, now: float) -> _Case:
         now,
         seen.counts.get(seen.candidate, known.candidate),  # one that is not told of has not begun anew
         seen.counts.get(seen.stable, known.stable),
-        seen.agreement or Agreement(),
+        seen.agreement or known.agreement,
         mine.get(spec.metric) if spec.metric is not None else None,
         kept is not None and kept.weight == WHOLE,
     )
@@ -336,7 +336,8 @@ def _entry(case: _Case, kept: Kept, reason: Reason, message: str) -> Mapping[str
     }
     if memory.compared[0] and agreement is not None:
         entry["compared"], entry["agreed"] = memory.compared
-        entry["slower_s"] = agreement.slower_s / max(agreement.compared, 1)
+        entry["failed"] = agreement.failed
+        entry["slower_s"] = agreement.slower_s / max(agreement.compared + agreement.failed, 1)
         entry["examples"] = [dict(example) for example in agreement.examples]
     return entry
 

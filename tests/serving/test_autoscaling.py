@@ -192,3 +192,16 @@ def test_a_spent_budget_keeps_what_is_there() -> None:
         told.append(decision)
     assert sum(1 for one in told if one.reason is Why.FLAP_BUDGET) > 300
     assert len(memory.turns) == 2
+
+
+def test_what_was_learned_at_little_load_is_no_bound_on_throughput() -> None:
+    """One request at a time, 100 a second: nobody has seen yet that a replica can do more, so its rate says nothing."""
+    curve = Curve((Point(1, 100, 0.01),), 5.0, "learned")
+    config = Autoscaling(min=1, max=20, objective=Objective(p95=0.1))
+    decision, _ = plan(config, curve, Seen(3, 300, 1.0, 1, 1), Memory(), 0.0)
+    assert decision.replicas == 1
+    measured = replace(curve, source="measured")
+    memory = Memory()
+    for second in range(60):
+        decision, memory = plan(config, measured, Seen(3, 300, 1.0, 1, 1), memory, float(second))
+    assert decision.replicas == 4

@@ -66,8 +66,16 @@ def test_an_unknown_service_is_learned_from_what_its_replicas_did() -> None:
     assert first == Curve((Point(1.1, 9.0, 0.11),), 30.0, "learned")
     again = learned(first, [Point(1.0, 14.0, None), Point(8.0, 30.0, 0.3)])
     blended, other = again.points
-    assert [blended.concurrency, blended.throughput, blended.p95] == pytest.approx([1.08, 10.0, 0.11])
+    assert [blended.concurrency, blended.throughput, blended.p95] == pytest.approx([1.09, 9.5, 0.1132857], rel=1e-6)
     assert other == Point(8.0, 30.0, 0.3)
+
+
+def test_a_p95_of_another_load_and_a_replica_that_gets_worse_are_smoothed() -> None:
+    stale = learned(Curve(), [Point(10.0, 100.0, 8.0)])
+    assert stale.points == (Point(10.0, 100.0, 0.2),)
+    fallen = learned(stale, [Point(40.0, 50.0, 0.8), Point(80.0, 60.0, 0.9)])
+    assert [point.throughput for point in fallen.points] == pytest.approx([70.0] * 3)
+    assert [point.p95 for point in fallen.points] == pytest.approx([0.2, 0.8, 2 * 80 / 60])
 
 
 def test_it_goes_to_json_and_back() -> None:

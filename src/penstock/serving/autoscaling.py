@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from penstock.serving.profile import UNKNOWN, Curve, Point
-from penstock.serving.spec import Autoscaling
+from penstock.serving.spec import Autoscaling, Objective
 
 HOUR = 3600.0
 _BUCKETS = 60  # of the time that stabilisation looks back
@@ -195,6 +195,7 @@ def _remembered(seen: Seen, memory: Memory, now: float, window: float) -> Memory
         looks=tuple(looks),
         turns=tuple(at for at in memory.turns if now - HOUR < at <= now),
         busy_at=now if busy else memory.busy_at,
+        correction=1 + (memory.correction - 1) * math.exp(-seconds / HOUR),
     )
 
 
@@ -206,7 +207,7 @@ def _means(looks: tuple[Look, ...], since: float, least: float = 0.0) -> tuple[f
 
 
 def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning: Tuning) -> Need:
-    point = _point(config, curve)
+    point = working_point(config, curve)
     now = memory.looks[-1].at
     rate, _ = _means(memory.looks, -math.inf, tuning.steady)
     quick_rate, quick_active = _means(memory.looks, now - tuning.quick)
@@ -218,8 +219,9 @@ def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning:
         helping = (seen.ready + max(seen.ready, seen.replicas)) / 2  # those that start help for half of that time
         then = max(0.0, waits + (rate - answers * helping) * curve.cold_start)
         clear = by_rate + then / (answers * tuning.horizon)
-        need = max(by_rate * (1 + tuning.headroom), min(held, clear))
-        quick = max(quick_rate / answers, min(held, clear))
+        need = quick = min(held, clear)
+        if curve.source == "measured" or point.concurrency <= curve.points[-1].concurrency:
+            need, quick = max(need, by_rate * (1 + tuning.headroom)), max(quick, quick_rate / answers)
     else:
         by_rate, clear, need, quick = 0.0, held, held, held
     return Need(
@@ -234,13 +236,15 @@ def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning:
     )
 
 
-def _point(config: Autoscaling, curve: Curve) -> Point:
-    """Where a replica shall work: as users say, as the objective allows, or else as the least that was measured."""
+def working_point(config: Autoscaling, curve: Curve) -> Point:
+    """Where a replica shall work: as users say, or as the objective allows. One that no number of replicas can hold asks for no
+    more of them than none would.
+    """
     if config.concurrency is not None:
         return curve.at(config.concurrency)
     if not curve.points:
         return Point(UNKNOWN, UNKNOWN)
-    return curve.allows(config.objective) or curve.points[0]
+    return curve.allows(config.objective) or curve.allows(Objective()) or curve.points[0]
 
 
 def _worst(config: Autoscaling, seen: Seen, tuning: Tuning) -> float:
@@ -292,7 +296,8 @@ def _wish(
 
 def _missed(curve: Curve, seen: Seen, need: Need, memory: Memory, now: float, tuning: Tuning) -> bool:
     """The objective is missed by replicas that are at work, all there, and had no more in them than the curve allows: then
-    the curve promised too much. One more, and wait and see. What a burst did to the P95 is no reason: it is over.
+    the curve promised too much. One more, and wait and see. What a burst did to the P95 is no reason: it is over. Replicas
+    with less than half of that in them are not what makes it slow.
     """
     full = need.per_replica * seen.ready
     burst = any(look.active > full * look.seconds for look in memory.looks[:-1] if look.at > now - tuning.steady)

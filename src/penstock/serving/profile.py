@@ -18,7 +18,7 @@ from penstock.serving.spec import Objective
 UNKNOWN = 2.0  # requests at once in one replica, as long as nothing at all is known of it
 SLOWER = 3.0  # without an objective an answer may take so many times what it takes a replica that is alone with it
 MOST_POINTS = 64
-_SHARE = 0.2  # of a new measurement, in what was learned before
+_SHARE = 0.1  # of a new look, in what was learned before
 _BUSY = 0.5  # below so many requests in a replica its throughput says nothing about it
 
 
@@ -153,15 +153,7 @@ def fit(batches: Mapping[int, Sequence[float]], cold_start: float = 30.0) -> Cur
     stay below 1.95 batches. One that is alone waits for nobody.
     """
     sizes = sorted(size for size, took in batches.items() if size > 0 and took)
-    groups: list[tuple[float, int]] = []  # mean seconds, how many sizes
-    for size in sizes:
-        took = sorted(batches[size])
-        mean, count = took[len(took) // 2], 1
-        while groups and groups[-1][0] > mean:
-            before, many = groups.pop()
-            mean, count = (before * many + mean * count) / (many + count), many + count
-        groups.append((mean, count))
-    seconds = [mean for mean, count in groups for _ in range(count)]
+    seconds = _rising([sorted(batches[size])[len(batches[size]) // 2] for size in sizes])
     points = tuple(
         Point(float(size), size / took, took if size == 1 else 1.95 * took)
         for size, took in zip(sizes, seconds, strict=True)
@@ -171,17 +163,44 @@ def fit(batches: Mapping[int, Sequence[float]], cold_start: float = 30.0) -> Cur
 
 
 def learned(curve: Curve, looks: Iterable[Point]) -> Curve:
-    """``curve`` after what was seen of replicas at work. What somebody measured stays as it is."""
+    """``curve`` after what was seen of replicas at work: requests at once, answers a second, and the P95 of late.
+
+    What somebody measured stays as it is. A P95 is of the last minute, in which the load may have been another: one that does
+    not go with the look's own numbers (a request among ``c`` others takes about ``c`` by the throughput) is replaced by twice
+    that. Neither throughput nor times may fall as concurrency rises; where they do, neighbours are averaged.
+    """
     if curve.source == "measured":
         return curve
     points = {_step(point.concurrency): point for point in curve.points}
     for look in looks:
         if look.concurrency < _BUSY or look.throughput <= 0:
             continue
-        step = _step(look.concurrency)
+        mean = look.concurrency / look.throughput
+        fits = look.p95 is not None and 0.8 * mean <= look.p95 <= 4 * mean
+        good = look if fits else replace(look, p95=2 * mean)
+        step = _step(good.concurrency)
         known = points.get(step)
-        points[step] = look if known is None else _blended(known, look)
-    return Curve(tuple(points[step] for step in sorted(points)), curve.cold_start, "learned" if points else "assumed")
+        points[step] = good if known is None else _blended(known, good)
+    ordered = [points[step] for step in sorted(points)]
+    rates = _rising([point.throughput for point in ordered])
+    times = _rising([point.p95 or 0.0 for point in ordered])
+    told = (
+        replace(point, throughput=rate, p95=took or None)
+        for point, rate, took in zip(ordered, rates, times, strict=True)
+    )
+    return Curve(tuple(told), curve.cold_start, "learned" if points else "assumed")
+
+
+def _rising(values: Sequence[float]) -> list[float]:
+    """The nearest that never falls: neighbours that do are averaged."""
+    groups: list[tuple[float, int]] = []  # mean, how many
+    for value in values:
+        mean, count = value, 1
+        while groups and groups[-1][0] > mean:
+            before, many = groups.pop()
+            mean, count = (before * many + mean * count) / (many + count), many + count
+        groups.append((mean, count))
+    return [mean for mean, count in groups for _ in range(count)]
 
 
 def _step(concurrency: float) -> int:

@@ -37,6 +37,7 @@ def scale(tx: Tx, held: Held, traffic: Traffic) -> Held:
     decided, memory = autoscaling.plan(config, curve, seen, memory, tx.now)
     told = {
         "at": tx.now,
+        "ready": ready,
         "memory": memory.to_dict(),
         "curve": curve.to_dict(),
         "why": decided.reason,
@@ -58,7 +59,9 @@ def _curve(held: Held, kept: dict[str, Any], load: Load, ready: int) -> Curve:
         curve = curve_of(kept.get("curve", {}))
     cold = max(starts) if starts else curve.cold_start
     curve = Curve(curve.points, max(cold, 0.1), curve.source)
-    if not ready or load.arrived <= 0:
-        return curve
-    seen = Point(load.active / ready, load.arrived / load.seconds / ready, load.latency.quantile(0.95))
+    answered = load.recent
+    if not ready or load.recent_s < 1 or answered.requests < 1 or kept.get("ready") != ready:
+        return curve  # what replicas that come or go did says nothing of one
+    each = load.recent_s * ready
+    seen = Point(answered.seconds / each, answered.requests / each, answered.latency.quantile(0.95))
     return learned(curve, (seen,)) if seen.concurrency > 0 else curve

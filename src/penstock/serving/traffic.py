@@ -26,18 +26,23 @@ log = logging.getLogger("penstock.serving")
 Key = tuple[str, str, int]
 LOOPBACK = "127.0.0.1"
 WINDOW_S = 60.0  # that times of answers are taken over
+RECENT_S = 10.0  # that what a replica does is learned from
 HEARD_S = 2.0  # what the activator said longer ago is not so any more
 NOTHING = Counts()
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Of one service, all of its versions: in it now, come since the last look, and how long answers took of late."""
+    """Of one service, all of its versions: in it now, come since the last look, and how long answers took of late. ``recent``:
+    what was answered in the last ``recent_s``.
+    """
 
     active: float = 0.0
     arrived: float = 0.0
     seconds: float = 1.0
     latency: Histogram = field(default_factory=Histogram)
+    recent: Counts = NOTHING
+    recent_s: float = 0.0
 
 
 class Traffic:
@@ -149,7 +154,21 @@ class Traffic:
         latency = Histogram()
         for version, one in mine.items():
             latency = latency.plus(one.since(old.get(version, NOTHING)).latency)
-        return Load(active, max(0.0, came - before), max(now - at, 1e-3), latency)
+        recent_at, recent = self._recent(mine)
+        return Load(active, max(0.0, came - before), max(now - at, 1e-3), latency, recent, recent_at)
+
+    def _recent(self, mine: Mapping[Key, Counts]) -> tuple[float, Counts]:
+        """Seconds, and what all of these were answered in them."""
+        if len(self._past) < 2:
+            return 0.0, NOTHING
+        newest = self._past[-1][0]
+        at, old = next(one for one in self._past if one[0] >= newest - RECENT_S)
+        ended = [one.since(old.get(version, NOTHING)) for version, one in mine.items()]
+        latency = Histogram()
+        for one in ended:
+            latency = latency.plus(one.latency)
+        requests, seconds = sum(one.requests for one in ended), sum(one.seconds for one in ended)
+        return newest - at, Counts(requests, seconds=seconds, latency=latency)
 
     def shadowed(self, project: str, name: str, candidate: int) -> Shadowed | None:
         """What the comparator has counted of that version; None where it was in no shadow."""

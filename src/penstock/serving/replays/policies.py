@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import replace
 from typing import Protocol
 
-from penstock.serving.autoscaling import TUNING, Memory, Seen, Tuning, plan
-from penstock.serving.profile import UNKNOWN, Curve
+from penstock.serving.autoscaling import TUNING, Memory, Seen, Tuning, plan, working_point
+from penstock.serving.profile import Curve
 from penstock.serving.spec import Autoscaling
 
 SHARE = 0.7  # Knative's container-concurrency-target-percentage
@@ -47,14 +46,6 @@ class Penstock:
         return decision.replicas
 
 
-def target(config: Autoscaling, curve: Curve) -> float:
-    """Requests at once in a replica that hold the objective."""
-    if config.concurrency is not None:
-        return config.concurrency
-    point = curve.allows(config.objective) if curve.points else None
-    return UNKNOWN if point is None else point.concurrency
-
-
 class _Window:
     """Means over the last ``seconds``, of one value a second."""
 
@@ -74,7 +65,7 @@ class Kpa:
     def __init__(self, config: Autoscaling, curve: Curve) -> None:
         self.name = "kpa"
         self._low, self._high = config.min, config.max
-        self._target = SHARE * target(config, curve)
+        self._target = SHARE * working_point(config, curve).concurrency
         self._stable, self._short = _Window(60), _Window(6)
         self._panic: float | None = None
         self._most = 0
@@ -106,7 +97,7 @@ class Hpa:
     def __init__(self, config: Autoscaling, curve: Curve) -> None:
         self.name = "hpa"
         self._low, self._high = max(1, config.min), config.max
-        self._target = SHARE * target(config, curve)
+        self._target = SHARE * working_point(config, curve).concurrency
         self._mean = _Window(15)
         self._asked: deque[tuple[float, int]] = deque()
 
@@ -136,4 +127,4 @@ def policy_of(words: str, config: Autoscaling, curve: Curve, tuning: Tuning = TU
         raise ValueError(f"{words!r} is none of penstock, kpa, hpa, fixed=N")
     if name == "penstock":
         return Penstock(config, curve, tuning)
-    return Kpa(config, curve) if name == "kpa" else Hpa(config, replace(curve))
+    return Kpa(config, curve) if name == "kpa" else Hpa(config, curve)

@@ -1,15 +1,18 @@
 """Open Inference Protocol over HTTP: a body to tensors, answers to a body. JSON, and Triton's binary tensors behind it.
 
+orjson, since the standard library takes 110 us for 512 numbers, as long as a small model: it also knows no NaN.
+
 Pure: bytes in, bytes out; whatever the bytes are, the answer is a value or ``Refused``.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from penstock.serving.runtimes.onnx.errors import Refused, invalid
 from penstock.serving.runtimes.onnx.tensors import (
@@ -28,14 +31,6 @@ MAX_TENSORS = 1000
 _UNSERVED = ("shared_memory_region", "classification", "sequence_id", "sequence_start", "sequence_end")
 
 
-def _constant(text: str) -> Any:
-    raise invalid(f"{text} is not JSON: send such numbers as binary data")
-
-
-_decode = json.JSONDecoder(parse_constant=_constant).decode
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-
-
 @dataclass(slots=True)
 class Asked:
     """An inference request, checked against the model. ``binary``: how the caller wants each output that it named."""
@@ -51,12 +46,8 @@ class Asked:
 def read_json(body: bytes | memoryview) -> dict[str, Any]:
     """A JSON object. Raises Refused."""
     try:
-        found = _decode(str(body, "utf-8"))
-    except UnicodeDecodeError as error:
-        raise invalid(f"the JSON is not UTF-8: byte {error.start}") from error
-    except RecursionError as error:
-        raise invalid("the JSON is nested too deeply") from error
-    except ValueError as error:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
         raise invalid(f"the JSON cannot be read: {error!s:.200}") from error
     if not isinstance(found, dict):
         raise invalid("the JSON is no object")
@@ -192,7 +183,7 @@ def render(version: Version, asked: Asked, outputs: Sequence[Tensor]) -> tuple[b
     answer: dict[str, Any] = {"model_name": version.name, "model_version": version.version, "outputs": told}
     if asked.id:
         answer["id"] = asked.id
-    header = _encode(answer).encode("utf-8", "backslashreplace")
+    header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     if len(parts) == 1:
         return header, None
     parts[0] = header
@@ -200,7 +191,7 @@ def render(version: Version, asked: Asked, outputs: Sequence[Tensor]) -> tuple[b
 
 
 def json_body(value: Any) -> bytes:
-    return _encode(value).encode("utf-8", "backslashreplace")
+    return orjson.dumps(value)
 
 
 def inflate(body: bytes, encoding: str, most: int) -> bytes:

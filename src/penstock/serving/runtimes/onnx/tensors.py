@@ -150,8 +150,8 @@ def flatten(data: object, shape: tuple[int, ...], where: str) -> list[Any]:
     return rows
 
 
-def to_json(tensor: Tensor) -> list[Any]:
-    """Flat JSON values. Refuses what JSON cannot say: NaN, infinities, bytes that are no text."""
+def to_json(tensor: Tensor) -> Any:
+    """Flat values that orjson writes. Refuses what JSON cannot say: NaN, infinities, bytes that are no text."""
     if tensor.datatype == "BYTES":
         try:
             return [bytes(part).decode() for part in elements(tensor.content, tensor.name)]
@@ -163,8 +163,7 @@ def to_json(tensor: Tensor) -> list[Any]:
         raise invalid(
             f"output {tensor.name}: element {at} is {array[at]}, which JSON has no word for: ask for binary_data"
         )
-    listed: list[Any] = array.tolist()
-    return listed
+    return array.tolist() if tensor.datatype == "FP16" else array
 
 
 def rows_of(tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -29,6 +29,7 @@ EXTENSIONS = (
     "binary_tensor_data", "model_configuration", "model_repository", "statistics", "parameters",
 )  # fmt: skip
 SERVER = {"name": "penstock-onnx", "version": VERSION, "extensions": list(EXTENSIONS)}
+_ONE_PIECE = 1 << 16
 _SMALL = 1 << 20  # of a body that is no inference request
 _COMPRESS_FROM = 256  # bytes: a smaller answer grows
 
@@ -64,6 +65,9 @@ class Web:
         if self.stopping:
             headers.append((b"connection", b"close"))
         headers.append((b"content-length", b"%d" % len(body)))
+        cycle = scope.get(CYCLE)
+        if cycle is not None and len(body) < _ONE_PIECE:
+            cycle.transport.hold = not cycle.disconnected and scope["method"] != "HEAD"
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "D": ("checkpoint", "training", "training_restart", "training_data"),
     "E": (
         "serving_cold",
+        "serving_runtime",
         "serving_gateway",
         "serving_replay",
         "serving_rollout",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _SCRIPT = """\
 local file = io.open(os.getenv("WRK_BODY"), "rb")
@@ -96,7 +97,9 @@ def wrk(folder: Path, url: str, body: Body, connections: int, seconds: float) ->
     script.write_text(_SCRIPT)
     told = {"WRK_BODY": str(body.file), "WRK_JSON": "" if body.json is None else str(body.json)}
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "20s", "-s", str(script), url]
-    ran = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, check=True, timeout=seconds + 60)
+    ran = subprocess.run(
+        command, env=os.environ | told, capture_output=True, text=True, check=True, timeout=seconds + 60
+    )
     found: dict[str, Any] = json.loads(ran.stderr.rpartition("RESULT ")[2])
     if found["bad"] or not found["requests"]:
         raise RuntimeError(f"{url}: {found['bad']} of {found['requests']} requests failed")
@@ -129,13 +132,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that the tree holds, pages that several share counted once."""
-    total = 0
-    for member in tree(pid):
-        for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
+    """Bytes of resident memory of the tree."""
+    return sum(int(Path(f"/proc/{member}/statm").read_text().split()[1]) for member in tree(pid)) * _PAGE
 
 
 def raw_us(model: Path, batch: int, width: int, seconds: float = 1.0) -> float:

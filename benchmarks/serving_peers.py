@@ -22,7 +22,7 @@ MLSERVER = ROOT / "build/mlserver"
 MLSERVER_VERSION = "1.7.1"
 START_S = 90.0
 
-_MLSERVER_MODEL = '''\
+_MLSERVER_MODEL = """\
 import numpy
 import onnxruntime
 from mlserver import MLModel
@@ -41,7 +41,7 @@ class OnnxModel(MLModel):
         rows = NumpyCodec.decode_input(payload.inputs[0]).astype(numpy.float32, copy=False)
         found = self.session.run(None, {"x": rows})[0]
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("y", found)])
-'''
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +74,21 @@ def ours(models: Path, port: int) -> Iterator[Peer]:
 
 
 @contextmanager
-def triton(folder: Path, model: Path, width: int, port: int) -> Iterator[Peer]:
+def triton(folder: Path, model: Path, width: int, ports: list[int]) -> Iterator[Peer]:
     """With Triton's own dynamic batching before its Python backend: there is no other in the wheel."""
     unpacked()
     repository = folder / "triton/models"
-    add_model(
-        repository, "mlp", model, [Argument("x", "TYPE_FP32", [width])], [Argument("y", "TYPE_FP32", [10])]
-    )
-    server = TritonServer(repository, (port, port + 1, port + 2))
+    add_model(repository, "mlp", model, [Argument("x", "TYPE_FP32", [width])], [Argument("y", "TYPE_FP32", [10])])
+    server = TritonServer(repository, (ports[0], ports[1], ports[2]))
     try:
         server.wait()
-        yield Peer("tritonserver", server.process.pid, port)
+        yield Peer("tritonserver", server.process.pid, ports[0])
     finally:
         server.stop()
 
 
 @contextmanager
-def mlserver(folder: Path, model: Path, width: int, port: int) -> Iterator[Peer]:
+def mlserver(folder: Path, model: Path, width: int, ports: list[int]) -> Iterator[Peer]:
     """In its own environment. Its workers are off: they would cost it a copy of every request more."""
     install_mlserver()
     place = folder / "mlserver"
@@ -103,11 +101,11 @@ def mlserver(folder: Path, model: Path, width: int, port: int) -> Iterator[Peer]
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 10]}],
     }))  # fmt: skip
     (place / "settings.json").write_text(json.dumps({
-        "host": "127.0.0.1", "http_port": port, "grpc_port": port + 1, "metrics_port": port + 2,
+        "host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1], "metrics_port": ports[2],
         "parallel_workers": 0, "debug": False,
     }))  # fmt: skip
     command = [str(MLSERVER / "bin/mlserver"), "start", str(place)]
-    with _running("MLServer", command, port, os.environ | {"PYTHONPATH": str(place)}) as peer:
+    with _running("MLServer", command, ports[0], os.environ | {"PYTHONPATH": str(place)}) as peer:
         yield peer
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.harness import Bar, alone, percentile, say, spread
-from benchmarks.probe import free_port
+from benchmarks.measure import free_ports
 from benchmarks.serving_load import Body, Round, bodies, load, raw_us, resident
 from benchmarks.serving_peers import Peer, mlserver, ours, triton
 from tests.serving.onnx import models
@@ -32,11 +32,11 @@ def measure() -> list[Bar]:
         folder = Path(name)
         model = models.mlp(folder / "models/mlp/1/model.onnx", SIZES)
         binary, plain = bodies(folder, WIDTH)
-        own = stack.enter_context(ours(folder / "models", free_port()))
+        own = stack.enter_context(ours(folder / "models", free_ports(1)[0]))
         bars.append(against_raw(folder, own, model, binary))
-        with triton(folder, model, WIDTH, free_port()) as peer:
+        with triton(folder, model, WIDTH, free_ports(3)) as peer:
             bars += against_triton(folder, own, peer, binary)
-        with mlserver(folder, model, WIDTH, free_port()) as peer:
+        with mlserver(folder, model, WIDTH, free_ports(3)) as peer:
             bars.append(against_mlserver(folder, own, peer, plain))
         bars.append(unloaded(own))
     return bars
@@ -50,7 +50,9 @@ def against_raw(folder: Path, own: Peer, model: Path, body: Body) -> Bar:
         here = load(folder, own.infer, body, 64, SECONDS, own.pid)
         ratios.append(here.cpu_us / raw)
         costs.append(here.cpu_us)
-        say(f"   64 connections: {here.cpu_us:.0f} us a request, {here.rate:.0f} a second; raw batch 32: {raw:.0f} us a row")
+        say(
+            f"   64 connections: {here.cpu_us:.0f} us a request, {here.rate:.0f} a second; raw batch 32: {raw:.0f} us a row"
+        )
     return Bar(
         "CPU at 64 connections / raw ONNX Runtime", statistics.median(ratios), 2.0, "x",
         note=f"ratio {spread(ratios)}; {spread(costs, ' us')}; Triton was 1.8, MLServer 14.6",

@@ -6,14 +6,17 @@ The wheel has the backend `python` alone, so a model is a `model.py` that runs O
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 UNPACKED = ROOT / "build/tritonserver"
 START_S = 60.0
+WHEEL = "nvidia-pytriton==0.7.0"
+NUMPY = "numpy==1.26.4"  # the last that its stub understands
+BESIDE = ("flatbuffers", "onnxruntime", "packaging", "protobuf")
 
 _MODEL = '''\
 import os
@@ -80,7 +86,10 @@ def add_model(
     shutil.copy(file, folder / "1/model.onnx")
     (folder / "1/model.py").write_text(_MODEL)
     parts = [f'name: "{name}"', 'backend: "python"', f"max_batch_size: {most}", "dynamic_batching {}"]
-    parts += [f"input [{', '.join(one.text() for one in inputs)}]", f"output [{', '.join(one.text() for one in outputs)}]"]
+    parts += [
+        f"input [{', '.join(one.text() for one in inputs)}]",
+        f"output [{', '.join(one.text() for one in outputs)}]",
+    ]
     (folder / "config.pbtxt").write_text("\n".join(parts) + "\n")
     return folder
 
@@ -127,6 +136,29 @@ class TritonServer:
         self._log.close()
 
 
+def unpacked() -> None:
+    """Fetch the wheel by pip and lay out what is needed of it, once. Raises CalledProcessError where pip cannot."""
+    if (UNPACKED / "site/onnxruntime").exists():
+        return
+    shutil.rmtree(UNPACKED, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
+        folder = Path(name)
+        subprocess.run([*pip, "download", "--no-deps", WHEEL, "-d", name], check=True)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            wheel.extractall(folder / "all")
+        made = folder / "made"
+        made.mkdir()
+        (folder / "all/pytriton/tritonserver").rename(made / "tritonserver")
+        (folder / "all/nvidia_pytriton.libs").rename(made / "libs")
+        (made / "tritonserver/bin/tritonserver").chmod(0o755)
+        for stub in (made / "tritonserver/python_backend_stubs").glob("*/*"):
+            stub.chmod(0o755)
+        pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.split("==")[0] in BESIDE]
+        subprocess.run([*pip, "install", "--no-deps", "--target", str(made / "site"), NUMPY, *pins], check=True)
+        made.rename(UNPACKED)
+
+
 def environment() -> dict[str, str]:
     """Its libraries; and its models' own NumPy and ONNX Runtime, since its stub knows NumPy 1 alone."""
     places = [UNPACKED / "libs", Path(sysconfig.get_config_var("LIBDIR")), Path(f"/usr/lib/{_MACHINE}")]
@@ -150,8 +182,6 @@ def _backends(folder: Path) -> Path:
         stubs = UNPACKED / "tritonserver/python_backend_stubs"
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         shutil.copy(stubs / version / "triton_python_backend_stub", made)
-        for program in (made / "triton_python_backend_stub", UNPACKED / "tritonserver/bin/tritonserver"):
-            program.chmod(0o755)
     return made.parent
 
 
@@ -163,3 +193,17 @@ def tritonserver(repository: Path, ports: tuple[int, int, int], *arguments: str,
         yield server
     finally:
         server.stop()
+
+
+def check_libpython() -> None:
+    """Raises OSError where the shared library that its stub needs is not installed."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    beside = Path(sysconfig.get_config_var("LIBDIR")) / name
+    ctypes.CDLL(str(beside) if beside.exists() else name)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        check_libpython()
+    else:
+        unpacked()

@@ -12,6 +12,15 @@ has_postgresql() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgres
 has_slurmdbd() { command -v slurmdbd >/dev/null && command -v mariadbd >/dev/null && command -v mariadb-install-db >/dev/null; }
 has_slurm() { command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && command -v sbatch >/dev/null; }
 has_slurmrestd() { command -v slurmrestd >/dev/null && [ -n "$(find /usr/lib -path '*/slurm*/auth_jwt.so' -print -quit 2>/dev/null)" ]; }
+has_wrk() { command -v wrk >/dev/null; }
+# The binary inside nvidia-pytriton's wheel (pip), which needs this interpreter's shared library (apt).
+libpython=$(.venv/bin/python -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
+if [ ! -d build/tritonserver/site/onnxruntime ]; then
+  echo "make test-deps: fetching a tritonserver by pip" >&2
+  .venv/bin/python -m tests.triton_server >&2 || echo "make test-deps: no tritonserver; its tests are left out" >&2
+fi
+has_libpython() { .venv/bin/python -m tests.triton_server --check 2>/dev/null; }
+left=()
 has_sshd() { [ -x /usr/sbin/sshd ] && command -v ssh >/dev/null; }
 
 declare -A packages=(
@@ -21,17 +30,24 @@ declare -A packages=(
   [slurmdbd]="slurmdbd mariadb-server"
   [slurmrestd]="slurmrestd slurm-wlm-jwt-plugin"
   [sshd]="openssh-server openssh-client"
+  [wrk]="wrk"
+  [libpython]="$libpython"
 )
+if [ ! -d build/tritonserver/site/onnxruntime ]; then
+  left=(tritonserver) # pip could not
+elif ! has_libpython && ! apt-cache show "$libpython" >/dev/null 2>&1; then
+  left=(tritonserver libpython) # an interpreter that apt knows nothing of
+fi
 missing=() wanted=()
-for need in chromium postgresql slurm slurmdbd slurmrestd sshd; do
-  if ! "has_$need"; then
+for need in chromium postgresql slurm slurmdbd slurmrestd sshd wrk libpython; do
+  if [[ " ${left[*]} " != *" $need "* ]] && ! "has_$need"; then
     missing+=("$need")
     read -ra names <<<"${packages[$need]}"
     wanted+=("${names[@]}")
   fi
 done
 [ "$(id -u)" = 0 ] || missing+=(root) # what only root can do: mount a small disk, run jobs as another user
-leave_out() { printf '%s\n' "$@" >build/left-out; }
+leave_out() { printf '%s\n' "$@" "${left[@]}" >build/left-out; }
 if [ ${#missing[@]} = 0 ]; then leave_out; exit 0; fi
 
 install() {

@@ -124,12 +124,7 @@ class Remote:
         return {"config": _config(version)}
 
     def _statistics(self, name: str, version: str) -> list[dict[str, Any]]:
-        if not name:
-            chosen = list(self.repository.loaded())
-        elif version:
-            chosen = [self.repository.version(name, version)]
-        else:
-            chosen = self.repository.versions(name)
+        chosen = self.repository.counted(name, version) if name else list(self.repository.loaded())
         found = [one.statistics.to_dict(one.name, one.version) for one in chosen]
         for entry in found:
             del entry["memory_usage"]
@@ -146,6 +141,7 @@ class Remote:
 
     async def _infer(self, request: Any, context: Context) -> Any:
         version = self.repository.version(request.model_name, request.model_version)
+        version.check_ready()
         try:
             tensors = parse(request, version)
             wanted = version.check_outputs(list(dict.fromkeys(output.name for output in request.outputs)))

@@ -7,13 +7,14 @@ Of a model the newest version is loaded, unless the caller of `load` names other
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from penstock.serving.runtimes.onnx.errors import invalid, not_found, unavailable
+from penstock.serving.runtimes.onnx.errors import Refused, invalid, not_found, unavailable
 from penstock.serving.runtimes.onnx.version import Limits, State, Version, file_id
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -97,6 +98,13 @@ class Repository:
         self.version(name)
         return list(self._loaded[name].values())
 
+    def counted(self, name: str, version: str = "") -> list[Version]:
+        """Whose statistics were asked for. Raises Refused, as Triton does with 400 here and 404 elsewhere."""
+        try:
+            return [self.version(name, version)] if version else self.versions(name)
+        except Refused as error:
+            raise invalid(error.message) from error
+
     def start_all(self) -> None:
         """Begin to load every model's newest version."""
         for name, files in self.found().items():
@@ -122,14 +130,15 @@ class Repository:
             await asyncio.gather(*(one.settled() for one in fresh))
             broken = [one for one in fresh if not one.ready]
             if broken:
+                why = broken[0].reason
                 for one in fresh:
                     await one.close()
                 if not before:
+                    for one in fresh:
+                        one.state, one.reason = State.UNAVAILABLE, why
                     self._loaded[name] = {one.version: one for one in fresh}
                     self._rank(name)
-                    for one in fresh:
-                        one.state = State.UNAVAILABLE
-                raise invalid(f"failed to load '{name}', version {broken[0].version}: {broken[0].reason}")
+                raise invalid(f"failed to load '{name}', version {broken[0].version}: {why}")
             kept = {version: one for version, one in before.items() if version in chosen}
             self._loaded[name] = kept | {one.version: one for one in fresh}
             self._rank(name)
@@ -202,6 +211,14 @@ async def _end(versions: Iterable[Version]) -> None:
     for one in list(versions):
         await one.drain(_DRAIN_S)
         await one.close()
+    _trim()
+
+
+def _trim() -> None:
+    """Give back to the system what the requests of an unloaded model left in this process' heap; glibc's alone has that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _config(parameters: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -137,12 +137,17 @@ class Version:
         self._settled.set()
         self.queue.refuse_all(unavailable(f"{self.label}: {reason}"))
 
+    def check_ready(self) -> None:
+        """Raises Refused where no request can be read: not described yet, or not to come back by itself."""
+        if self.state in (State.UNAVAILABLE, State.UNLOADING) or not self.inputs:
+            self.statistics.failed("refused", 0)
+            raise unavailable(f"{self.label} is not ready: {self.reason or 'it loads'}")
+
     async def infer(
         self, tensors: Sequence[Tensor], outputs: tuple[str, ...], timeout: float, gone: Callable[[], bool]
     ) -> tuple[list[Tensor], Timing]:
         """``tensors`` in the model's order and checked (``arranged``). Raises Refused."""
-        if self.state in (State.UNAVAILABLE, State.UNLOADING):
-            raise unavailable(f"{self.label} is not ready: {self.reason or 'it is unloaded'}")
+        self.check_ready()
         if self.batching:
             request_rows(tensors)
         timeout = min(timeout, self.limits.request_timeout) if timeout > 0 else self.limits.request_timeout

@@ -81,6 +81,7 @@ class Web:
             version = self.repository.version(parts[3], parts[5])
         else:
             raise not_found(f"there is nothing at {scope['path']:.200}")
+        version.check_ready()
         found = _found(scope["headers"])
         body = await self._body(scope, receive, found, self.max_body)
         cycle = scope.get(CYCLE)
@@ -175,18 +176,14 @@ class Web:
         wanted = ""
         if parts[:1] == ["versions"] and len(parts) > 1:
             wanted, parts = parts[1], parts[2:]
-        if parts == ["stats"] and not wanted:
-            return {
-                "model_stats": [one.statistics.to_dict(name, one.version) for one in self.repository.versions(name)]
-            }
+        if parts == ["stats"]:
+            seen = self.repository.counted(name, wanted)
+            return {"model_stats": [one.statistics.to_dict(name, one.version) for one in seen]}
         version = self.repository.version(name, wanted)
-        match parts:
-            case ["ready"]:
-                if not version.ready or self.stopping:
-                    raise unavailable(f"{version.label} is {version.state}: {version.reason or 'the server stops'}")
-                return {"name": name, "ready": True}
-            case ["stats"]:
-                return {"model_stats": [version.statistics.to_dict(name, version.version)]}
+        if parts == ["ready"]:
+            if not version.ready or self.stopping:
+                raise unavailable(f"{version.label} is {version.state}: {version.reason or 'the server stops'}")
+            return {"name": name, "ready": True}
         if not version.inputs:
             raise unavailable(f"{version.label} is {version.state}: {version.reason or 'it loads'}")
         match parts:

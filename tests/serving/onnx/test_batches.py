@@ -106,7 +106,7 @@ def test_a_caller_that_hangs_up_takes_nobody_along(server: Onnx) -> None:
                 link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 link.sendall(head + body)
             return True
-        return server.infer("double", x=("FP32", [1, 4], [1, 2, 3, 4])).json["outputs"][0]["data"] == [2, 4, 6, 8]
+        return bool(server.infer("double", x=("FP32", [1, 4], [1, 2, 3, 4])).json["outputs"][0]["data"] == [2, 4, 6, 8])
 
     for _ in range(5):
         assert all(at_once(server, 16, call))

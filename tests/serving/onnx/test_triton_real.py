@@ -80,7 +80,7 @@ def test_http_answers_as_triton_does(both: tuple[Ports, Ports], check: str) -> N
         with by_http.InferenceServerClient(f"127.0.0.1:{http}") as client:
             answers.append(HTTP_CHECKS[check](client))
     if isinstance(answers[0], np.ndarray):
-        np.testing.assert_allclose(*answers, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-5)
     else:
         assert answers[0] == answers[1]
 
@@ -106,7 +106,7 @@ def test_grpc_answers_as_triton_does(both: tuple[Ports, Ports], check: str) -> N
         with by_grpc.InferenceServerClient(f"127.0.0.1:{grpc}") as client:
             answers.append(GRPC_CHECKS[check](client))
     if isinstance(answers[0], np.ndarray):
-        np.testing.assert_allclose(*answers, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-5)
     else:
         assert answers[0] == answers[1]
 

@@ -222,6 +222,10 @@ def test_gzip_binary_tensors_and_streams(tmp_path: Path) -> None:
             await world.tell(b"\x1f\x8b broken", headers=packed)
             found = await world.until(lambda one: one.agreement.compared == 3)
             assert found.agreement.agreed == 2
+            early = exchange(b'{"p": 1}')
+            await told(world.channel, [early[0], *early[3:]])  # it was answered before all of it was asked
+            found = await world.until(lambda one: one.agreement.agreed == 3)
+            assert found.stable_counts.seconds < 10
 
     run(tmp_path, story)
 

@@ -125,7 +125,8 @@ def test_nothing_raises(body: bytes, headers: dict[str, str], how: How) -> None:
         (reply(True), reply(1), Rule(), "$: True against 1"),
         (reply({"p": [0.1, 0.9]}), reply({"p": [0.9, 0.1]}), TOP1, "$.p, row 0: the largest is number 1 against number 0"),
         (reply({}), reply({}, 422), Rule(), "status 200 against 422"),
-        (Reply(200, {}, b"abc"), Reply(200, {}, b"ab"), EXACT, "3 bytes against other 2 bytes"),
+        (Reply(200, {}, b"one"), Reply(200, {}, b"two"), EXACT, "text 0, character 0: 'one' against 'two'"),
+        (Reply(200, {}, b"\xff"), Reply(200, {}, b"\xfe\xfe"), EXACT, "1 bytes against other 2 bytes"),
         (reply({}), Reply(200, JSON, b"{"), Rule(), "the candidate's answer cannot be read: it is no JSON"),
     ],
 )  # fmt: skip

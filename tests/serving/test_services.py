@@ -220,6 +220,16 @@ def test_a_request_wakes_a_service_that_has_no_replica(house: House) -> None:
     services.delete("zero")
 
 
+def test_who_waits_for_a_replica_may_wait_longer_than_an_answer_may_take(house: House) -> None:
+    services = house.client.services
+    slow = ["sh", "-c", f"sleep 3; exec {sys.executable} {house.data_dir}/server.py {{port}} late"]
+    whole: dict[str, Any] = {"autoscaling": {"min": 0, "max": 1}, "exposed": {"timeout": "1s"}, "hold": {"time": "30s"}}
+    services.create("late", {**spec(house, **whole), "command": slow})
+    first = until(lambda: found if (found := ask(house, "late"))[0] not in (0, 404) else None, "the route is not there")
+    assert first == (200, "late")
+    services.delete("late")
+
+
 def test_services_stand_beside_jobs_in_yaml_and_are_applied_all_or_none(house: House, tmp_path: Path) -> None:
     client = house.client
     (tmp_path / "model.txt").write_text("weights")

@@ -71,7 +71,15 @@ def read(reply: Reply) -> Answer:
         return _of_json(_parsed(body))
     if kind.startswith("text/"):
         return Text((body.decode("utf-8", "replace"),))
-    return Bytes(body)
+    return Bytes(body) if kind else _untold(body)
+
+
+def _untold(body: bytes) -> Answer:
+    """Nobody says what it is: text, where it is one."""
+    try:
+        return Text((body.decode(),))
+    except ValueError:
+        return Bytes(body)
 
 
 def _parsed(data: bytes) -> Any:

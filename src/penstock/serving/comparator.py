@@ -59,6 +59,7 @@ class Exchange:
         """Whether that was the end of it."""
         if part.kind is Kind.REQUEST_HEADERS:
             self.request = dict(part.headers)
+            self.asked_at = now  # an answer may come before the end of what was asked
         elif part.kind is Kind.RESPONSE_HEADERS:
             self.answer = dict(part.headers)
         elif part.kind is Kind.REQUEST_BODY:

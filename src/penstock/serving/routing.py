@@ -20,16 +20,21 @@ Address = tuple[str, int]
 
 
 def service(held: Held, keys: Sequence[Row[Any]], activator: Address, comparator: Address) -> ServiceRoute:
+    """Who comes while no replica is there may wait as long as is held, and then for the answer: a request goes by the times of
+    the route that it came by.
+    """
     exposed = held.spec.exposed
     own = Match(prefix=f"/{held.row.project}/{held.row.name}/")
     matches = (own, *(Match(one.host or "", one.path) for one in exposed.routes))
     limit = exposed.rate_limit
+    versions = tuple(route for one in held.versions if (route := _version(held, one)).backends or route.weight)
+    served = any(route.weight and route.backends for route in versions)
     return ServiceRoute(
         held.row.project,
         held.row.name,
         matches,
-        tuple(route for one in held.versions if (route := _version(held, one)).backends or route.weight),
-        exposed.timeout,
+        versions,
+        exposed.timeout if served else exposed.timeout + held.spec.hold.time,
         exposed.retries,
         RateLimit(limit.requests, limit.per) if limit is not None else None,
         (tuple(key.digest for key in keys) or (NOBODY,)) if exposed.api_keys else (),

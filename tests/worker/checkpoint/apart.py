@@ -24,6 +24,12 @@ from penstock.worker.checkpoint.tensors import as_bytes
 from tests.worker.checkpoint.training import Training
 
 
+def another_secret(rank: int) -> bytes:
+    """Of a node that is of another job."""
+    del rank
+    return bytes(32)
+
+
 def digest(training: Training) -> str:
     moments = training.optimizer.state_dict()["state"].values()
     tensors = [*training.state().values(), *(tensor for values in moments for tensor in values.values())]
@@ -43,7 +49,7 @@ def main() -> int:
         training.optimizer = torch.optim.AdamW(training.model.parameters(), lr=0.01)
         training.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, 50)
     if said.get("stranger") == dist.get_rank():
-        nodes.shared_secret = lambda _rank: bytes(32)
+        nodes.shared_secret = another_secret
     told: dict[str, Any] = {}
     try:
         options = Options(

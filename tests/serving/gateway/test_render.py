@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.serving.gateway.check import check, check_rendered
-from penstock.serving.gateway.render import BOOTSTRAP, BUCKETS_MS, CLUSTERS, LIMITS, LISTENERS, ROUTE_FILE, render
+from penstock.serving.gateway.render import (
+    BOOTSTRAP,
+    BUCKETS_MS,
+    CLUSTERS,
+    LIMITS,
+    LISTENERS,
+    ROUTE_FILE,
+    inline,
+    render,
+)
 from penstock.serving.gateway.spec import Backend, Gateway, Match, RateLimit, ServiceRoute, VersionRoute
 from penstock.serving.gateway.words import eds_file, version_of_cluster
 from penstock.serving.state import WHOLE
@@ -155,6 +165,18 @@ def test_a_replica_that_comes_or_goes_touches_its_endpoints_alone(gateway: Gatew
             assert all(path.startswith(f"eds/{service.project}.{service.name}.{version.version}") for path in different)
 
 
+@FEWER
+@given(gateways(), st.integers(0, 5))
+def test_of_so_many_files_the_ones_that_are_there_stay(gateway: Gateway, most: int) -> None:
+    every = {path for path in render(gateway, "/f") if path.startswith("eds/")}
+    files = render(gateway, "/f", inline(gateway, (), most))
+    there = {path for path in files if path.startswith("eds/")}
+    assert len(there) == min(most, len(every))
+    again = render(gateway, "/f", inline(gateway, sorted(every)[-most:] if most else [], most))
+    assert {path for path in again if path.startswith("eds/")} == set(sorted(every)[-most:] if most else [])
+    assert len(resources(files, CLUSTERS)) == len(resources(again, CLUSTERS))
+
+
 def test_versions_are_read_back_from_names() -> None:
     assert version_of_cluster("default/digits/12") == ("default", "digits", 12)
     assert version_of_cluster("default/digits/12/grpc") == ("default", "digits", 12)
@@ -169,12 +191,12 @@ def test_the_longest_path_is_asked_first_and_a_path_ends_where_a_word_does() -> 
     files = render(Gateway("127.0.0.1", 8080, 8081, (short, long)), "/f")
     routes = resources(files, ROUTE_FILE)[0]["virtual_hosts"][0]["routes"]
     assert [route["match"] for route in routes] == [
-        {"prefix": "/m/deep/"},
-        {"path": "/m/deep"},
-        {"prefix": "/m/"},
-        {"path": "/m"},
+        {"path_separated_prefix": "/m/deep"},
+        {"path_separated_prefix": "/m"},
     ]
-    assert all(route["route"]["prefix_rewrite"] == "/" for route in routes)
+    rewrite = routes[0]["route"]["regex_rewrite"]
+    for path, rest in {"/m/deep": "/", "/m/deep/": "/", "/m/deep/v2/x": "/v2/x"}.items():
+        assert re.sub(rewrite["pattern"]["regex"], rewrite["substitution"], path) == rest
 
 
 def test_a_service_of_no_weight_says_so_itself() -> None:

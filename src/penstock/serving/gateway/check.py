@@ -133,18 +133,14 @@ def check_rendered(clusters: Iterable[Mapping[str, Any]], routes: Mapping[str, A
     return problems
 
 
-def _named(value: Any) -> set[str]:
-    """Clusters that are named anywhere inside of a route."""
-    if isinstance(value, list):
-        return set().union(*(_named(one) for one in value))
-    if not isinstance(value, Mapping):
-        return set()
-    found = set().union(*(_named(one) for one in value.values()))
-    for key in ("cluster", "cluster_name"):
-        if isinstance(value.get(key), str):
-            found.add(value[key])
-    weighted = value.get("weighted_clusters")
-    return found if weighted is None else found | {one["name"] for one in weighted["clusters"]}
+def _named(route: Mapping[str, Any]) -> set[str]:
+    action = route.get("route", {})
+    found = {one["name"] for one in action.get("weighted_clusters", {}).get("clusters", ())}
+    found |= {one["cluster"] for one in action.get("request_mirror_policies", ())}
+    for config in route.get("typed_per_filter_config", {}).values():
+        copied = config.get("overrides", {}).get("grpc_service", {})
+        found |= {copied["envoy_grpc"]["cluster_name"]} if copied else set()
+    return found
 
 
 def _tokens(route: Mapping[str, Any]) -> set[str]:

@@ -146,7 +146,7 @@ class Process:
             await admin.ask("/healthcheck/fail", method="POST")
             await admin.ask("/drain_listeners?graceful&skip_exit", method="POST")
             async with asyncio.timeout(grace):
-                while set((await admin.stats("^http.gateway.downstream_rq_active$")).values()) != {"0"}:
+                while set((await admin.stats("^http.gateway.downstream_rq_active$")).values()) - {"0"}:
                     await asyncio.sleep(0.05)
         except (Unavailable, TimeoutError):
             pass  # it does not answer, or somebody's request takes too long

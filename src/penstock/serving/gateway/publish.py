@@ -24,6 +24,7 @@ from penstock.serving.gateway.render import (
     LIMITS,
     LISTENERS,
     ROUTE_FILE,
+    inline,
     render,
     response,
     version_of,
@@ -33,6 +34,7 @@ from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, eds_file
 from penstock.serving.state import Counts
 
 _CONFIRM_S = 10.0
+_ASKED = r"\.(version_text|warming_clusters|update_rejected|update_failure)$"
 _LOG_BYTES, _LOGS = 64 << 20, 3
 
 
@@ -50,6 +52,7 @@ class Publisher:
         self.folder = folder.absolute()
         self.process = Process(self.folder, path=path, concurrency=concurrency, restarted=restarted)
         self.gateway: Gateway | None = None
+        self.watches = watches()
         self._files: dict[str, str] = {}  # as they lie on disk
         self._leaving: dict[str, float] = {}  # clusters that no route names, and when they go
         self._again: set[str] = set()  # what Envoy did not take the last time
@@ -85,7 +88,7 @@ class Publisher:
         refuses what it is told, which then is as before.
         """
         async with self._turn:
-            files = self._checked(gateway)
+            files = await asyncio.to_thread(self._checked, gateway)  # 0.1 s for 100 services
             if files.get(BOOTSTRAP) != self._files.get(BOOTSTRAP):
                 await self._begin(files)
             await self._change(files)
@@ -93,7 +96,8 @@ class Publisher:
 
     def _checked(self, gateway: Gateway) -> dict[str, str]:
         problems = [*check(gateway), *_unreadable(gateway)]
-        files = {} if problems else render(gateway, str(self.folder))
+        inlined = inline(gateway, self._files, self.watches)
+        files = {} if problems else render(gateway, str(self.folder), inlined)
         if not problems:
             routes = json.loads(files[ROUTE_FILE])["resources"][0]
             problems = check_rendered(json.loads(files[CLUSTERS])["resources"], routes)
@@ -127,11 +131,15 @@ class Publisher:
         await self._tell(files, [LISTENERS, ROUTE_FILE])
         for name in gone.keys() - kept.keys():
             self._leaving.pop(name, None)
-            self._remove(eds_file(name))
+        for path in self._files.keys() - files.keys() - {eds_file(name) for name in kept}:
+            if path.startswith("eds/"):
+                self._remove(path)
 
     async def _tell(self, files: Mapping[str, str], paths: Sequence[str]) -> None:
         """Write what changed, and wait until Envoy goes by it and no new cluster is still warming up."""
         changed = [path for path in paths if path in self._again or self._files.get(path) != files[path]]
+        if not changed:
+            return
         before = {path: self._files.get(path) for path in changed}
         refused = await self._refused()
         for path in changed:
@@ -148,22 +156,20 @@ class Publisher:
         self._again.difference_update(paths)
 
     async def _refused(self) -> int:
-        found = await self._admin.stats(r"\.(update_rejected|update_failure)$")
-        return sum(int(value) for value in found.values())
+        return _refusals(await self._admin.stats(_ASKED))
 
     async def _confirm(self, wanted: Mapping[str, str], refused: int) -> None:
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + _CONFIRM_S, 0.001
-        pattern = r"\.version_text$|^cluster_manager\.warming_clusters$|\.(update_rejected|update_failure)$"
         missing: dict[str, str] = {}
         while loop.time() < deadline:
-            found = await self._admin.stats(pattern)
-            if sum(int(value) for name, value in found.items() if name.endswith(("rejected", "failure"))) > refused:
+            found = await self._admin.stats(_ASKED)
+            if _refusals(found) > refused:
                 raise EngineFailure(f"Envoy refuses its configuration: {self.process.last_words()}")
             missing = {
                 name: version for name, version in wanted.items() if found.get(name + ".version_text") != version
             }
-            if not missing and found.get("cluster_manager.warming_clusters") == "0":
+            if not missing and found.get("cluster_manager.warming_clusters", "0") == "0":
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
@@ -219,6 +225,21 @@ def _turned(path: Path) -> bool:
             old.replace(path.with_name(f"{path.name}.{number + 1}"))
     path.replace(path.with_name(f"{path.name}.1"))
     return True
+
+
+def _refusals(found: Mapping[str, str]) -> int:
+    return sum(int(value) for name, value in found.items() if name.endswith(("rejected", "failure")))
+
+
+def watches() -> int:
+    """How many endpoint files Envoy may watch. Each costs it an inotify instance, of which a user has 128 unless the
+    machine says otherwise, and without one it aborts. Twice as many are in use while one Envoy takes over from another.
+    """
+    try:
+        limit = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    except (OSError, ValueError):
+        limit = 128
+    return max(0, min((limit - 48) // 2, 2000))
 
 
 def _clusters(text: str) -> dict[str, dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,29 +65,23 @@ def _by_header(service: ServiceRoute) -> list[dict[str, Any]]:
     if not _has_grpc(service):
         return []
     named = {"name": SERVICE_HEADER, "string_match": {"exact": service.id}}
-    return [_route(service, {"prefix": "/", "grpc": {}, "headers": [named]}, None, grpc=True)]
+    return [_route(service, {"prefix": "/", "grpc": {}, "headers": [named]}, "", grpc=True)]
 
 
 def _by_path(service: ServiceRoute, prefix: str, *, keep: bool) -> list[dict[str, Any]]:
     """`/p/n/...` and `/p/n` itself, but not `/p/nothing`."""
-    whole = {"prefix": prefix + "/"}
-    rewrite = "/" if prefix and not keep else None
-    routes = []
-    if _has_grpc(service):
-        routes.append(_route(service, {**whole, "grpc": {}}, rewrite, grpc=True))
-    routes.append(_http(service, whole, rewrite, prefix))
-    if prefix:
-        routes.append(_http(service, {"path": prefix}, rewrite, prefix))
-    return routes
+    match = {"path_separated_prefix": prefix} if prefix else {"prefix": "/"}
+    taken = prefix if prefix and not keep else ""
+    plain = _http(service, match, taken)
+    return [_route(service, {**match, "grpc": {}}, taken, grpc=True), plain] if _has_grpc(service) else [plain]
 
 
-def _http(service: ServiceRoute, match: dict[str, Any], rewrite: str | None, prefix: str) -> dict[str, Any]:
+def _http(service: ServiceRoute, match: dict[str, Any], taken: str) -> dict[str, Any]:
     """Where a service has a comparator, each exchange is copied to it; which of them count, it decides itself."""
-    route = _route(service, match, rewrite)
+    route = _route(service, match, taken)
     if service.comparator is None:
         return route
-    taken = prefix if rewrite is not None else "/"
-    metadata = [{"key": SERVICE_HEADER, "value": service.id}, {"key": PREFIX_HEADER, "value": taken}]
+    metadata = [{"key": SERVICE_HEADER, "value": service.id}, {"key": PREFIX_HEADER, "value": taken or "/"}]
     whole = {"request_header_mode": "SEND", "response_header_mode": "SEND"}
     whole |= {"request_body_mode": "STREAMED", "response_body_mode": "STREAMED"}
     whole |= {"request_trailer_mode": "SKIP", "response_trailer_mode": "SEND"}
@@ -107,14 +102,15 @@ def _share(of_whole: int) -> dict[str, Any]:
     return {"numerator": of_whole, "denominator": "TEN_THOUSAND"}
 
 
-def _route(service: ServiceRoute, match: dict[str, Any], rewrite: str | None, *, grpc: bool = False) -> dict[str, Any]:
+def _route(service: ServiceRoute, match: dict[str, Any], taken: str, *, grpc: bool = False) -> dict[str, Any]:
+    """``taken`` off the path; what is left begins with `/` again."""
     action = _action(service, grpc=grpc)
     route: dict[str, Any] = {"name": service.id, "match": match}
     if action is None:
         text = f'{{"error": "{service.id} has no version that takes requests"}}\n'
         return {**route, "direct_response": {"status": 503, "body": {"inline_string": text}}}
-    if rewrite is not None:
-        action["prefix_rewrite"] = rewrite
+    if taken:
+        action["regex_rewrite"] = {"pattern": {"regex": f"^{re.escape(taken)}(/|$)"}, "substitution": "/"}
     route["route"] = action
     if service.rate_limit is not None:
         route["metadata"] = {"filter_metadata": {"penstock": {"service": service.id}}}  # which of its buckets

@@ -235,8 +235,12 @@ async def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         up = await here.upstream()
         await here.publish(service(up))
-        with pytest.raises(InvalidInput, match="do not hold together"):
-            await here.publish(service(up, timeout=0))
+        was, here.base = here.base, replace(here.base, admin_port=here.port)
+        with pytest.raises(InvalidInput, match="cannot be as it is wanted"):
+            await here.publish(service(up))
+        here.base = was
+        await here.publish(service(up), service(up, name="wrong", timeout=0))
+        assert [problem.path for problem in here.publisher.left_out] == ["services.default/wrong.timeout"]
         with pytest.raises(Unavailable, match="does not answer"):
             await Admin(free_port()).ask("/ready")
         assert (await here.call("/default/digits/"))[0] == 200

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.serving.gateway.check import check, check_rendered
+from penstock.serving.gateway.check import check, check_rendered, settle
 from penstock.serving.gateway.render import (
     BOOTSTRAP,
     BUCKETS_MS,
@@ -103,6 +103,7 @@ def resources(files: dict[str, str], path: str) -> list[dict[str, Any]]:
 def test_what_is_rendered_holds_together(gateway: Gateway) -> None:
     """Text parses, every reference resolves, names are unique, weights are whole, and it is the same again."""
     assert check(gateway) == []
+    assert settle(gateway) == (gateway, [])
     files = render(gateway, "/f")
     assert files == render(replace(gateway, services=gateway.services[::-1]), "/f")
     clusters = resources(files, CLUSTERS)
@@ -258,9 +259,37 @@ BAD: dict[str, tuple[Gateway, str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_does_not_hold_together_is_refused(what: str) -> None:
+def test_what_does_not_hold_together_is_refused_or_left_out(what: str) -> None:
     gateway, message = BAD[what]
-    assert any(message in problem.message for problem in check(gateway)), check(gateway)
+    settled, left_out = settle(gateway)
+    problems = [*check(gateway), *left_out]
+    assert any(message in problem.message for problem in problems), problems
+    assert settle(settled) == (settled, [])
+
+
+def test_a_mistake_costs_no_more_than_it_must() -> None:
+    wrong = VersionRoute(1, (Backend("a", "node-1", 80), Backend("b", "10.0.0.1", 80)))
+    bad = ServiceRoute("default", "bad", (Match("", "/default/bad/"), Match("a b", "/")), (wrong,))
+    worse = replace(bad, name="worse", timeout=0)
+    settled, left_out = settle(replace(one(), services=(bad, worse, *one().services)))
+    assert [service.name for service in settled.services] == ["bad", "digits"]
+    assert [backend.replica for backend in settled.services[0].versions[0].backends] == ["b"]
+    assert settled.services[0].matches == bad.matches[:1]
+    assert len(left_out) == 3
+
+
+def test_nobody_takes_anothers_path_even_by_a_longer_one() -> None:
+    thief = ServiceRoute(
+        "aaa",
+        "thief",
+        tuple(
+            Match("", path) for path in ("/default/digits", "/default/digits/v2/models", "/aaa/thief/", "/mine", "/")
+        ),
+        (VersionRoute(1, (Backend("t", "10.0.0.9", 80),)),),
+    )
+    settled, _ = settle(replace(one(), services=(thief, *one().services)))
+    assert [match.prefix for match in settled.services[0].matches] == ["/aaa/thief/", "/mine", "/"]
+    assert settled.services[1] == one().services[0]
 
 
 def test_a_route_to_nowhere_and_a_token_that_envoy_does_not_know_are_seen() -> None:

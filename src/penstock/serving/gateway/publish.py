@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from penstock.base.errors import EngineFailure, InvalidInput, PenstockError, Problem, Unavailable
 from penstock.serving.gateway import counters
 from penstock.serving.gateway.admin import Admin
-from penstock.serving.gateway.check import check, check_rendered
+from penstock.serving.gateway.check import check, check_rendered, settle
 from penstock.serving.gateway.process import Process
 from penstock.serving.gateway.render import (
     BOOTSTRAP,
@@ -32,6 +33,8 @@ from penstock.serving.gateway.render import (
 from penstock.serving.gateway.spec import Gateway
 from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, eds_file
 from penstock.serving.state import Counts
+
+log = logging.getLogger("penstock.gateway")
 
 _CONFIRM_S = 10.0
 _ASKED = r"\.(version_text|warming_clusters|update_rejected|update_failure)$"
@@ -52,6 +55,7 @@ class Publisher:
         self.folder = folder.absolute()
         self.process = Process(self.folder, path=path, concurrency=concurrency, restarted=restarted)
         self.gateway: Gateway | None = None
+        self.left_out: tuple[Problem, ...] = ()  # of what was published last: whose, and why
         self.watches = watches()
         self._files: dict[str, str] = {}  # as they lie on disk
         self._leaving: dict[str, float] = {}  # clusters that no route names, and when they go
@@ -84,26 +88,31 @@ class Publisher:
     # ------------------------------------------------------------------------------------------------------ publish
 
     async def publish(self, gateway: Gateway) -> None:
-        """Raises InvalidInput, and changes nothing, where the gateway does not hold together; EngineFailure where Envoy
-        refuses what it is told, which then is as before.
+        """What one service has wrong is left out and told of in ``left_out``. Raises InvalidInput, and changes nothing, where
+        nothing can be published; EngineFailure where Envoy refuses what it is told, which then is as before.
         """
         async with self._turn:
-            files = await asyncio.to_thread(self._checked, gateway)  # 0.1 s for 100 services
+            files, left_out = await asyncio.to_thread(self._checked, gateway)  # 0.1 s for 100 services
             if files.get(BOOTSTRAP) != self._files.get(BOOTSTRAP):
                 await self._begin(files)
             await self._change(files)
             self.gateway = gateway
+            for problem in left_out:
+                if problem not in self.left_out:
+                    log.warning("the gateway leaves out %s", problem)
+            self.left_out = tuple(left_out)
 
-    def _checked(self, gateway: Gateway) -> dict[str, str]:
-        problems = [*check(gateway), *_unreadable(gateway)]
-        inlined = inline(gateway, self._files, self.watches)
-        files = {} if problems else render(gateway, str(self.folder), inlined)
-        if not problems:
-            routes = json.loads(files[ROUTE_FILE])["resources"][0]
-            problems = check_rendered(json.loads(files[CLUSTERS])["resources"], routes)
+    def _checked(self, wanted: Gateway) -> tuple[dict[str, str], list[Problem]]:
+        problems = [*check(wanted), *_unreadable(wanted)]
         if problems:
-            raise InvalidInput("the gateway's routes do not hold together", details=problems)
-        return files
+            raise InvalidInput("the gateway cannot be as it is wanted", details=problems)
+        gateway, left_out = settle(wanted)
+        files = render(gateway, str(self.folder), inline(gateway, self._files, self.watches))
+        routes = json.loads(files[ROUTE_FILE])["resources"][0]
+        problems = check_rendered(json.loads(files[CLUSTERS])["resources"], routes)
+        if problems:
+            raise EngineFailure("the gateway's files do not hold together", details=problems)
+        return files, left_out
 
     async def _begin(self, files: Mapping[str, str]) -> None:
         """All is new, or what Envoy reads only as it starts has changed: by a hot restart then."""

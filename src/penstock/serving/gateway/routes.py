@@ -132,20 +132,7 @@ def _action(service: ServiceRoute, *, grpc: bool) -> dict[str, Any] | None:
         "weighted_clusters": {"clusters": [_weighted(service, one, grpc=grpc) for one in taking]},
         "timeout": "0s",  # answers may stream for as long as something comes
         "idle_timeout": seconds(service.timeout + 1),  # the try's own comes first, and is counted as this version's
-        "retry_policy": {
-            "retry_on": ",".join(RETRY_ON),
-            "num_retries": service.retries,
-            "retriable_status_codes": list(RETRIABLE),
-            "per_try_idle_timeout": seconds(service.timeout),
-            "retry_host_predicate": [
-                {
-                    "name": "previous_hosts",
-                    "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
-                }
-            ],
-            "host_selection_retry_max_attempts": 5,
-            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
-        },
+        "retry_policy": _retries(service, grpc=grpc),
     }
     mirrors = (
         [one for one in versions if one.mirror and one.backends] if service.comparator is None and not grpc else []
@@ -159,6 +146,28 @@ def _action(service: ServiceRoute, *, grpc: bool) -> dict[str, Any] | None:
             for one in mirrors
         ]
     return action
+
+
+def _retries(service: ServiceRoute, *, grpc: bool) -> dict[str, Any]:
+    """On another replica each time. The third try goes to the activator, where there is one: the only replica may have died
+    a moment ago, before anybody could know.
+    """
+    others = typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+    policy = {
+        "retry_on": ",".join(RETRY_ON),
+        "num_retries": service.retries,
+        "retriable_status_codes": list(RETRIABLE),
+        "per_try_idle_timeout": seconds(service.timeout),
+        "retry_host_predicate": [{"name": "previous_hosts", "typed_config": others}],
+        "host_selection_retry_max_attempts": 5,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+    }
+    if service.activator is not None and not grpc:
+        after = typed(
+            "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=2
+        )
+        policy["retry_priority"] = {"name": "envoy.retry_priorities.previous_priorities", "typed_config": after}
+    return policy
 
 
 def _weighted(service: ServiceRoute, version: VersionRoute, *, grpc: bool) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import PenstockError
-from penstock.base.quantities import format_time
+from penstock.base.quantities import format_time, parse_time
 from penstock.base.reasons import Reason
 from penstock.engines.several import Engines
 from penstock.jobs import history as jobs_history
@@ -28,17 +27,21 @@ from penstock.jobs.state import FINAL
 from penstock.store import events
 from penstock.store.store import Store
 from penstock.training import history, kept, saves
+from penstock.training import sketch as sketches
 from penstock.training.goodput import Account, Life, Lives, Part, account
 from penstock.training.kept import Summary
 from penstock.training.losses import Facts, facts
+from penstock.training.sketch import Sketch
 
 log = logging.getLogger(__name__)
 ATTEMPTS_READ = 50  # run folders of one job that are read at once: the newest
 FRESH_S = 2.0  # how old what is shown of an attempt that runs may be; of one that is long to read, longer
-FLEET_FRESH_S = 60.0
 FLEET_READ_S = 2.0  # what one look at the fleet may spend on reading
 FLEET_ATTEMPTS = 20_000
+FLEET_READ_AGAIN_S = 900.0  # of a job that runs; in between its last report carries it on
 _CACHED = 2000
+_SKETCHED = 10_000
+_TURN_S = 0.02
 _EVENTS = 1000  # of each reason, the newest
 _TOLD = (Reason.AttemptStarted, Reason.Requeued, Reason.RankExited, Reason.RankRestarted, Reason.RankHung)
 
@@ -81,14 +84,17 @@ class _Cached:
 
 
 class Accounts:
-    """``reporting``: jobs that report just now, the reconciler's own."""
+    """``reporting``: the last report of jobs that report just now, the reconciler's own."""
 
-    def __init__(self, store: Store, engines: Engines, reporting: Container[str]) -> None:
+    def __init__(self, store: Store, engines: Engines, reporting: Mapping[str, Mapping[str, Any]]) -> None:
         self._store = store
         self._engines = engines
         self._reporting = reporting
         self._cache: OrderedDict[tuple[str, int], _Cached] = OrderedDict()
         self._gate = asyncio.Semaphore(2)
+        self._sketches: OrderedDict[str, tuple[float, Sketch]] = OrderedDict()  # when it was read; newest used last
+        self._unread: dict[str, None] = {}  # jobs that the background has still to read
+        self._reader: asyncio.Task[None] | None = None
 
     async def job(self, row: Row[Any], fresh_s: float = FRESH_S) -> Known:
         """Of a job as it stands now. What cannot be read (its engine does not answer) counts as not reported."""
@@ -163,41 +169,95 @@ class Accounts:
         missing = [key for key in missing if key not in have][:50]
         if missing and await self.keep(missing):  # they ended while no server was there
             summaries = await self._store.read_long(lambda conn: kept.since(conn, since, projects, FLEET_ATTEMPTS))
-        sums = _Sums()
-        live = await self._live([r for r in found if r.ended_at is None], sums)
-        for job_id in {one.job_id for one in summaries if one.began_at < since or one.ended_at > until}:
-            row = await self._job(job_id)
-            if row is not None and job_id not in live:
-                live[job_id] = await self.job(row, FLEET_FRESH_S)
+        sums, window = _Sums(), (history.ms(since), history.ms(until))
+        cut = {one.job_id for one in summaries if one.began_at < since or one.ended_at > until}
+        numbers = {r.job_id: r.number for r in found if r.ended_at is None and self._reports(r)}
+        live = await self._live(numbers | dict.fromkeys(cut - numbers.keys()), window, sums)
         for one in summaries:
-            if one.measured and one.job_id not in live:
+            if one.measured and one.job_id not in live and one.job_id not in cut:
                 sums.add((one.project, one.job), one.device, one.weight, {Part(k): v for k, v in one.parts.items()})
-        window = (history.ms(since), history.ms(until))
-        for known in live.values():
-            _add_known(sums, known, window)
-        measured = {one.job_id for one in summaries if one.measured} | {
-            i for i, k in live.items() if k.account.measured
-        }
+        measured = {one.job_id for one in summaries if one.measured} | {i for i, known in live.items() if known}
         _add_unmeasured(sums, [r for r in found if r.job_id not in measured], (since, until), self._store.clock())
         return sums.to_json() | {"since": format_time(since), "until": format_time(until)}
 
-    async def _live(self, rows: Sequence[Row[Any]], sums: _Sums) -> dict[str, Known]:
-        """Of jobs that run, as far as there is time: what was read a short while ago costs nothing."""
-        found: dict[str, Known] = {}
-        began = time.monotonic()
-        for row in rows:
-            cached = (row.job_id, row.number) in self._cache
-            if not row.reports and not cached and row.job_id not in self._reporting:
-                continue
-            await asyncio.sleep(0)  # others have their turn, also where all is known already
-            late = time.monotonic() - began > FLEET_READ_S
-            if late and not cached:
+    def _reports(self, row: Row[Any]) -> bool:
+        return bool(row.reports) or row.job_id in self._reporting
+
+    async def _live(self, wanted: Mapping[str, int | None], window: tuple[int, int], sums: _Sums) -> dict[str, bool]:
+        """Add up jobs by the attempt of theirs that runs; whether each is measured. What was read once is carried on from its
+        last report; of the others as many are read as there is time for, and the rest afterwards, for the next look.
+        """
+        found: dict[str, bool] = {}
+        began, slept = time.monotonic(), time.monotonic()
+        for job_id, number in wanted.items():
+            if time.monotonic() - slept > _TURN_S:  # others have their turn
+                await asyncio.sleep(0)
+                slept = time.monotonic()
+            sketch = self._sketch(job_id, number)
+            parts = None if sketch is None else self._parts(job_id, sketch, window)
+            if parts is None and time.monotonic() - began <= FLEET_READ_S:
+                sketch = await self._read_anew(job_id)
+                parts = None if sketch is None else self._parts(job_id, sketch, window)
+            if sketch is None or parts is None:
+                self._unread[job_id] = None
                 sums.left_out += 1
                 continue
-            job = await self._job(row.job_id)
-            if job is not None:
-                found[row.job_id] = await self.job(job, math.inf if late else FLEET_FRESH_S)
+            found[job_id] = sketch.measured
+            for attempt, each in parts.items() if sketch.measured else ():
+                device, weight = sketch.held[attempt]
+                sums.add((sketch.project, sketch.name), device, weight, each)
+        if self._unread and (self._reader is None or self._reader.done()):
+            self._reader = asyncio.ensure_future(self._read_on())
         return found
+
+    def _parts(self, job_id: str, sketch: Sketch, window: tuple[int, int]) -> dict[int, dict[Part, int]] | None:
+        said = self._reporting.get(job_id) or {}
+        newest = None
+        if isinstance(said.get("step"), int) and said.get("at") is not None:
+            newest = (said["step"], history.ms(parse_time(said["at"])))
+        return sketches.parts(sketch, window, newest, history.ms(self._store.clock()))
+
+    def _sketch(self, job_id: str, number: int | None) -> Sketch | None:
+        """What is known of a job, if it is of the attempt that runs now; what is old is read again, later."""
+        read_at, sketch = self._sketches.get(job_id, (0.0, None))
+        if sketch is None or sketch.number != number:
+            return None
+        self._sketches.move_to_end(job_id)
+        if number is not None and time.monotonic() - read_at > FLEET_READ_AGAIN_S:
+            self._unread[job_id] = None
+        return sketch
+
+    async def _read_anew(self, job_id: str) -> Sketch | None:
+        self._unread.pop(job_id, None)
+        row = await self._job(job_id)
+        if row is None:
+            return None
+        sketch = _sketched(await self.job(row))
+        self._sketches[job_id] = (time.monotonic(), sketch)
+        self._sketches.move_to_end(job_id)
+        while len(self._sketches) > _SKETCHED:
+            self._sketches.popitem(last=False)
+        return sketch
+
+    async def _read_on(self) -> None:
+        """Read what a look has left, half of the time."""
+        while self._unread:
+            began = time.monotonic()
+            try:
+                await self._read_anew(next(iter(self._unread)))
+            except PenstockError as error:
+                log.info("a job's reports are not read yet: %s", error)
+                return
+            await asyncio.sleep(time.monotonic() - began)
+
+    def forget(self, job_id: str) -> None:
+        """Something happened to it that its last report does not tell."""
+        self._sketches.pop(job_id, None)
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,13 +373,16 @@ def _hours(device: str, parts: Mapping[Part, float]) -> dict[str, Any]:
     }
 
 
-def _add_known(sums: _Sums, known: Known, window: tuple[int, int]) -> None:
-    if not known.account.measured:
-        return
-    for attempt in known.attempts:
-        gpus, cpus = jobs_history.held(attempt["groups"])
-        parts = known.account.parts(attempt["number"], window)
-        sums.add((known.job.project, known.job.name), "gpu" if gpus else "cpu", gpus or cpus, parts)
+def _sketched(known: Known) -> Sketch:
+    held = {attempt["number"]: _device(*jobs_history.held(attempt["groups"])) for attempt in known.attempts}
+    number = known.running
+    lives = [life for n in sorted(known.readings) for life in known.readings[n].lives]
+    whose = (known.job.project, known.job.name)
+    return sketches.sketched(whose, number, held, known.account, lives)
+
+
+def _device(gpus: float, cpus: float) -> tuple[str, float]:
+    return ("gpu", gpus) if gpus else ("cpu", cpus)
 
 
 def _add_unmeasured(sums: _Sums, rows: Sequence[Row[Any]], period: tuple[float, float], now: float) -> None:

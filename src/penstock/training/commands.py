@@ -152,7 +152,7 @@ def _fleet(call: Invocation, arguments: Namespace) -> int:
         )
         out.line(f"not measured: {rest['attempts']} attempts that reported no steps{', ' + hours if hours else ''}")
     if found["left_out"]:
-        out.line(f"not read yet: {found['left_out']} jobs that run; ask again")
+        out.line(f"not read yet: {found['left_out']} jobs; ask again in a moment")
     return 0
 
 

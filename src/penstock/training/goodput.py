@@ -107,7 +107,7 @@ def account(job: Lives) -> Account:
     kept = _kept(job)
     measured = any(life.knots for life in job.lives)
     found: list[Segment] = []
-    at, pace = job.submitted, _pace(job.lives)
+    at, pace = job.submitted, usual_pace(job.lives)
     for n, life in enumerate(job.lives):
         begin = min(max(life.began, at), until)
         end = min(max(until if life.ended is None else life.ended, begin), until)
@@ -152,7 +152,7 @@ def _first(life: Life) -> int | None:
     return max(0, life.knots[0].step - life.stride + 1) if life.knots else None
 
 
-def _pace(lives: Iterable[Life]) -> int:
+def usual_pace(lives: Iterable[Life]) -> int:
     known = [life.pace for life in lives if life.pace > 0]
     return median_low(known) if known else 0
 
@@ -207,12 +207,17 @@ def _tail(life: Life, since: tuple[Knot, int], kept: int, kind: _Kind) -> list[S
     if life.end is End.DONE:
         return [Segment(last.at, end, Part.OTHER, life.attempt)]
     if life.end is End.NONE:
-        fresh = min(last.at + max(5 * pace * max(life.stride, 1), 1000), end)
-        return [Segment(last.at, fresh, Part.STEPS, life.attempt), Segment(fresh, end, Part.OTHER, life.attempt)]
+        return tail_of_running(last.at, end, pace, life.stride, life.attempt)
     if life.end is End.STOPPED and life.saved is not None and life.saved >= last.step and kept >= last.step:
         return [Segment(last.at, end, Part.OTHER, life.attempt)]
     rest = Part.HANG if life.end is End.HUNG else Part.OTHER if kind.last else Part.RESTART
     return [Segment(last.at, under_way, Part.LOST, life.attempt), Segment(under_way, end, rest, life.attempt)]
+
+
+def tail_of_running(at: int, end: int, pace: int, stride: int, attempt: int) -> list[Segment]:
+    """Of one that runs, since its last report: what it does now is taken to be a step for so long."""
+    fresh = min(at + max(5 * pace * max(stride, 1), 1000), end)
+    return [Segment(at, fresh, Part.STEPS, attempt), Segment(fresh, end, Part.OTHER, attempt)]
 
 
 def _pieces(spans: Iterable[tuple[int, int]], within: tuple[int, int]) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from penstock.training.accounts import Accounts
 
 log = logging.getLogger(__name__)
+_CHANGES = frozenset({Reason.AttemptEnded, Reason.RankRestarted, Reason.RankHung, Reason.Requeued, Reason.HangEnded})
 _AFTER_S = 1.0  # an attempt's last words are in its folder by then; those that end together are looked at together
 _WAITING = 10_000  # ended attempts that are not looked at yet; of more, the fleet's page finds them later
 
@@ -43,6 +44,8 @@ class Training:
 
     def _heard(self, events: list[EventRow]) -> None:
         for event in events:
+            if self._accounts is not None and event.reason in _CHANGES:
+                self._accounts.forget(event.subject_id)
             if event.reason == Reason.AttemptEnded and len(self._ended) < _WAITING:
                 self._ended[event.subject_id, int(event.data["attempt"])] = None
         if self._ended and (self._task is None or self._task.done()):
@@ -65,6 +68,8 @@ class Training:
         return [key for key in ended if key[0] in found]
 
     async def close(self) -> None:
+        if self._accounts is not None:
+            await self._accounts.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import insert, update
 
 from penstock.base.quantities import format_time
-from penstock.engines.local.logreader import PROGRESS, LocalLogReader
+from penstock.engines.local.folder import PROGRESS
+from penstock.engines.local.logreader import LocalLogReader
 from penstock.engines.several import Engines
 from penstock.jobs import submit
 from penstock.jobs.spec import JobSpec
@@ -60,7 +61,7 @@ def training(tx: Tx, name: str, folder: Path, steps: int, every_s: float) -> str
         .where(jobs.c.id == row.id)
         .values(started_at=NOON, created_at=NOON, attempt=1, phase="Running", nodes='["n"]')
     )
-    return row.id
+    return str(row.id)
 
 
 def last(step: int, at: float) -> dict[str, Any]:
@@ -69,9 +70,11 @@ def last(step: int, at: float) -> dict[str, Any]:
 
 async def fleet(store: Store, base: Path, count: int, steps: int = 200, every_s: float = 1.0) -> dict[str, Any]:
     """The last report by job id."""
-    ids = [
-        await store.write(lambda tx, n=n: training(tx, f"job-{n}", base / str(n), steps, every_s)) for n in range(count)
-    ]
+
+    def write(tx: Tx) -> list[str]:
+        return [training(tx, f"job-{n}", base / str(n), steps, every_s) for n in range(count)]
+
+    ids = await store.write(write)
     return dict.fromkeys(ids, last(steps - 1, NOON + 10 + (steps - 1) * every_s))
 
 

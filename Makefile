@@ -53,7 +53,7 @@ bars: install test-deps ## measure every bar of a part: make bars PART=A [JSON=1
 	@$(PY) -m benchmarks.bars --part $(or $(PART),A) $(if $(JSON),--json) $(if $(ONLY),--only $(ONLY))
 
 demo: install ## a 2-rank training that loses a rank and recovers; KEEP=1 leaves the server running for the browser
-	@$(PY) tools/demo.py $(if $(KEEP),--keep)
+	@$(PY) -m tools.demo $(if $(KEEP),--keep)
 
 break-contracts: install ## break each import contract on purpose in a copy, and see lint fail
 	@$(PY) tools/break_contracts.py

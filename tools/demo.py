@@ -1,4 +1,5 @@
-"""``make demo``: a 2-rank training loses a rank halfway, comes back from its checkpoint, and everything is accounted for.
+"""``make demo``: a 2-rank training loses a rank halfway, comes back from its checkpoint, and everything is accounted for; then its
+model is served, replaced by a better one under traffic, and a bad one is thrown out by itself (demo_serving.py).
 
 Starts a server in a temporary data folder, does what a person would do (each command is shown as one would type it),
 asserts what must be true, and leaves nothing behind; with ``--keep`` the server stays for the browser. Needs no network,
@@ -13,6 +14,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from typing import Any, NoReturn
 
 from penstock.base.errors import PenstockError
 from penstock.client.client import Client
+from tools.demo_serving import Serving, end_service
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link out of it
@@ -171,14 +174,15 @@ class Demo:
             self.recover(client, killed_at)
             self.follow(client, until=lambda job: job.phase in FINAL)
             self.check(client, killed_at)
-        self.account()
+            self.account()
+            Serving(self, client, self.folder / "early.pt", self.weights()).play()
         self.story.say(f"\nAll of it took {time.monotonic() - self.story.began:.0f} s.")
 
     # ---------------------------------------------------------------------------------------------------- the steps
 
     def start(self) -> None:
         self.story.step("A server: API, console and reconcilers in one process, its data in one folder")
-        words = ["penstock", "up", "--data-dir", str(self.data), "--port", "0"]
+        words = ["penstock", "up", "--data-dir", str(self.data), "--port", "0", "--gateway-port", str(free_port())]
         self.story.command(words)
         began = time.monotonic()
         with self.log.open("wb") as log:
@@ -200,6 +204,7 @@ class Demo:
         pid = self.wait("the rank's process", lambda: rank_process(job["id"], VICTIM))
         self.story.command(["kill", "-9", str(pid)])
         os.kill(pid, signal.SIGKILL)
+        shutil.copy(self.weights(), self.folder / "early.pt")
         return step
 
     def recover(self, client: Client, killed_at: int) -> None:
@@ -254,7 +259,7 @@ class Demo:
         self.story.say(f"   Console:   {self._address()}")
         self.story.say(f"   Token:     cat {self.data / 'token'}   (paste it where the console asks)")
         self.story.say(f"   CLI:       export PENSTOCK_DATA_DIR={self.data} PATH={BIN}:$PATH; penstock get")
-        self.story.say(f"   Stop it:   kill {server}; rm -r {self.folder}")
+        self.story.say(f"   Stop it:   penstock serving delete digits; sleep 5; kill {server}; rm -r {self.folder}")
 
     def clean(self) -> None:
         """Ends the job first: jobs outlive their server, on purpose."""
@@ -272,6 +277,8 @@ class Demo:
 
     def _end_job(self) -> None:
         with Client(data_dir=str(self.data)) as client:
+            self.deadline = time.monotonic() + 20
+            end_service(self, client)
             if client.jobs.get(JOB).phase not in FINAL:
                 client.jobs.cancel(JOB, reason="the demo ends")
                 self.deadline = time.monotonic() + 20
@@ -307,6 +314,24 @@ class Demo:
         if done.returncode:
             raise DemoFailedError(f"`penstock {words[0]}` exited with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
+
+    def python(self, *words: str, quiet: bool, path: Path) -> str:
+        """Runs what a person would run beside train.py; ``path`` is looked into for modules too. The last line that it prints."""
+        if not quiet:
+            self.story.command(["python", *words])
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=ROOT / "examples/digits", timeout=300, check=False,
+            env=self.env | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT / 'examples/digits'}"},
+        )  # fmt: skip
+        if done.returncode:
+            raise DemoFailedError(
+                f"`python {shlex.join(words)}` exited with {done.returncode}: {done.stderr.strip()[-2000:]}"
+            )
+        return done.stdout.strip().splitlines()[-1]
+
+    def weights(self) -> Path:
+        """The job's last checkpoint."""
+        return next(self.data.glob("jobs/*/checkpoints/last.pt"))
 
     def require(self, holds: bool, what: str) -> None:
         if not holds:
@@ -353,6 +378,12 @@ class Demo:
     def _log(client: Client) -> str:
         with client.jobs.logs(JOB) as log:
             return log.read().decode(errors="replace")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def rank_process(job_id: str, rank: int) -> int | None:

@@ -120,6 +120,8 @@ def _folder(path: str) -> Found:
     names = {os.path.relpath(file, path) for file in files}
     if any(os.path.basename(name) == "config.pbtxt" and name.count("/") <= 1 for name in names):
         return Found(Format.TRITON, path)
+    if "ensemble.yaml" in names:
+        return Found(Format.TRITON, path)
     weights = [file for file in files if file.endswith(".safetensors")]
     if weights:
         for file in weights:

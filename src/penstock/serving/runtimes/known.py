@@ -10,7 +10,7 @@ from penstock.serving.runtimes.spec import Format, Runtime
 _KNOWN = {
     "command": "penstock.serving.runtimes.command:Command",
     "onnx": "penstock.serving.runtimes.onnx.runtime:OnnxRuntime",
-    "triton": "penstock.serving.runtimes.triton:Triton",
+    "triton": "penstock.serving.runtimes.triton.runtime:TritonRuntime",
     "vllm": "penstock.serving.runtimes.vllm:Vllm",
 }
 # Which one serves what, where the service names none.

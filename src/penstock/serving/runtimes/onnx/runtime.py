@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from penstock.base.errors import Problem
+from penstock.serving.runtimes.oip import described_at, zeros
 from penstock.serving.runtimes.spec import COLLECTOR, Format, Launch, Load, Model, Options, Ports, Request, Speaks
 
 _LINE = re.compile(r"^(penstock_infer_\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 _COLLECTOR = re.compile(r"http://([^/]+:\d{1,5})/?")
 _SIZE = re.compile(r'size="(\d+)"')
-_ZERO: Mapping[str, Any] = {"BOOL": False, "BYTES": ""}
-_MOST_MADE_UP = 1 << 20  # elements of a warming request
 
 
 class OnnxRuntime:
@@ -61,27 +59,10 @@ class OnnxRuntime:
         return Request("GET", "/v2/health/ready")
 
     def describe(self, model: Model | None) -> Request | None:
-        return None if model is None else Request("GET", f"/v2/models/{model.name}")
+        return described_at(model)
 
     def warming(self, model: Model | None, described: Mapping[str, object]) -> Request | None:
-        """Zeros of the model's own shapes; None where it has not been described, or they would be too large to send."""
-        given = described.get("inputs")
-        if model is None or not isinstance(given, list) or not given:
-            return None
-        inputs, most = [], 0
-        for entry in given:
-            shape = [1 if size == -1 else size for size in entry["shape"]]
-            count = 1
-            for size in shape:
-                count *= size
-            most += count
-            if most > _MOST_MADE_UP:
-                return None
-            datatype = entry["datatype"]
-            data = [_ZERO.get(datatype, 0)] * count
-            inputs.append({"name": entry["name"], "datatype": datatype, "shape": shape, "data": data})
-        body = json.dumps({"inputs": inputs}).encode()
-        return Request("POST", f"/v2/models/{model.name}/infer", body, {"content-type": "application/json"})
+        return zeros(model, described)
 
     def metrics(self) -> Request | None:
         return Request("GET", "/metrics")

@@ -1,7 +1,7 @@
 """A replica that can be made bad, and callers that come evenly: processes of serving_rollout_live.py.
 
-`replica MS ERRORS WRONG` answers each request after about so many milliseconds (lognormal), a share of them with 500 and a
-share with another answer; `load PORT REQUESTS PATH...` asks so many a second of each path until it is told to stop (SIGTERM).
+`replica MS ERRORS WRONG [PORT]` answers each request after about so many milliseconds (lognormal), a share of what is posted with
+500 and a share with another answer; `load PORT REQUESTS PATH...` asks so many a second of each path until it is told to stop (SIGTERM).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class Way(Replica):
     median = 0.0
 
     def data_received(self, data: bytes) -> None:
+        self.errors_now = 0.0 if data.startswith(b"GET") else self.errors
         Replica.delay = self.median * math.exp(random.gauss(0.0, SPREAD))
         super().data_received(data)
 
     def answer(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
-        if random.random() < self.errors:
+        if random.random() < self.errors_now:
             self.transport.write(b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n")
             return
         value = 0.5 if random.random() < self.wrong else 0.25
@@ -42,10 +43,10 @@ class Way(Replica):
         self.transport.write(head + body)
 
 
-async def replica(median: str, errors: str, wrong: str) -> None:
+async def replica(median: str, errors: str, wrong: str, port: str = "0") -> None:
     Way.median, Way.errors, Way.wrong = float(median) / 1000, float(errors), float(wrong)
     loop, told = asyncio.get_running_loop(), asyncio.Event()
-    server = await loop.create_server(Way, "127.0.0.1", 0)
+    server = await loop.create_server(Way, "127.0.0.1", int(port))
     print(server.sockets[0].getsockname()[1], flush=True)
     loop.add_signal_handler(signal.SIGTERM, told.set)
     await told.wait()

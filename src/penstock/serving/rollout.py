@@ -23,6 +23,7 @@ from penstock.serving.state import WHOLE, Counts, RolloutDecision, RolloutPhase,
 
 CRASHES = 3  # replicas in a row that never became ready: the version's fault
 STEPS = (Step(weight=10), Step(weight=25), Step(weight=50))  # of a canary that names none
+WATCHED_S = 10.0  # before a blue-green switch: what the stable version is like, while no replica starts beside it
 OVER = frozenset({RolloutPhase.PROMOTED, RolloutPhase.ROLLED_BACK})
 
 
@@ -201,13 +202,17 @@ def _waiting(case: _Case) -> RolloutDecision:
     if case.have < need:
         message = f"{case.place} waits for replicas of version {case.seen.candidate}: {case.have} of {need} are ready"
         return _still(case, case.kept, case.seen.phase, wants, message)
+    watched = _watched(case, wants)
+    if watched is not None:
+        return watched
     if not case.rollout.auto and stage.weight == WHOLE and case.seen.asked != "promote":
         told = f"{case.place} waits for somebody to promote version {case.seen.candidate}"
         if case.seen.phase is RolloutPhase.PAUSED:
             return _still(case, case.kept, case.seen.phase, wants, told)
         return _said(case, case.kept, RolloutPhase.PAUSED, wants, (Reason.RolloutPaused, told))
     if stage.last and not stage.time:
-        return _promoted(case, "every step was passed")
+        back = case.seen.candidate < case.seen.stable
+        return _promoted(case, "it has served before" if back else "every step was passed")
     told = f"{case.place} begins"
     kept = replace(
         case.kept, applied=True, weight=stage.weight, mirror=stage.mirror, analysis=case.kept.analysis.stepped()
@@ -219,6 +224,21 @@ def _waiting(case: _Case) -> RolloutDecision:
         _wants(case, kept, stage),
         (Reason.RolloutAdvanced, told),
     )
+
+
+def _watched(case: _Case, wants: Mapping[int, Want]) -> RolloutDecision | None:
+    """Before all requests go to the candidate at once: the stable version is its measure from then on, as it is while no
+    replica starts beside it.
+    """
+    stage, kept = case.stage, case.kept
+    if stage.weight != WHOLE or kept.weight or not stage.time or not case.seen.wanted or case.seen.asked:
+        return None
+    if kept.ready_at is None:
+        kept = replace(kept, ready_at=case.now, analysis=replace(kept.analysis, typical=Counts()))
+    elif case.now - kept.ready_at >= WATCHED_S:
+        return None
+    message = f"{case.place} waits until the stable version was watched for {WATCHED_S:g} s"
+    return _still(case, kept, case.seen.phase, wants, message)
 
 
 def _judged(case: _Case) -> RolloutDecision:

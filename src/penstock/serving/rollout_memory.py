@@ -28,20 +28,24 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """``weight``, ``mirror``: as they were told last. ``applied``: the step's replicas are ready and it counts. ``every``: looks
-    that one point stands for.
+    """``weight``, ``mirror``: as they were told last. ``applied``: the step's replicas are ready and it counts. ``ready_at``: since
+    when all of a blue-green switch's are. ``every``: looks that one point stands for.
     """
 
     analysis: Memory
     applied: bool = False
     weight: int = 0
     mirror: int = 0
+    ready_at: float | None = None
     looks: int = 0
     every: int = 1
     points: tuple[Point, ...] = field(default=())
 
     def drawn(self, point: Point) -> Kept:
-        """With one look more."""
+        """With one look more, in which something was asked or a second went by."""
+        asked = point.requests or point.stable_errors is not None
+        if self.points and not asked and point.at < self.points[-1].at + 1.0:
+            return self
         looks = self.looks + 1
         if looks % self.every:
             return replace(self, looks=looks)

@@ -53,17 +53,19 @@ def test_gateway_queue_batch_and_compute() -> None:
             model = doubled(Path(house.data_dir, "model.onnx"))
             os.chmod(model, 0o644)
             house.client.services.create("doubled", {"model": str(model), "resources": {"cpus": 0.5}})
-            until(lambda: answered(port) == [2.0, 4.0, 6.0, 8.0], "no answer")
-            spans = until(lambda: found if len(found := runtimes(bodies)) >= 4 else None, "no spans")
-            named = {span["name"]: span for span in spans if span["traceId"] == TRACE}
-            assert set(named) == {"infer", "queue", "batch", "compute"}
-            told = b"".join(bodies)
-            until(
-                lambda: bytes.fromhex(named["infer"]["parentSpanId"]) in b"".join(bodies),
-                f"no gateway's span in {told!r}",
-            )
-            house.client.services.delete("doubled")
-            until(lambda: not list(house.client.services.list()), "it does not end")
+            try:
+                until(lambda: answered(port) == [2.0, 4.0, 6.0, 8.0], "no answer")
+                spans = until(lambda: found if len(found := runtimes(bodies)) >= 4 else None, "no spans")
+                named = {span["name"]: span for span in spans if span["traceId"] == TRACE}
+                assert set(named) == {"infer", "queue", "batch", "compute"}
+                told = b"".join(bodies)
+                until(
+                    lambda: bytes.fromhex(named["infer"]["parentSpanId"]) in b"".join(bodies),
+                    f"no gateway's span in {told!r}",
+                )
+            finally:  # what serves outlives the server, and would this test
+                house.client.services.delete("doubled")
+                until(lambda: not list(house.client.services.list()), "it does not end")
     finally:
         server.shutdown()
         server.server_close()

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +35,24 @@ class Answer:
 class Onnx:
     """``http`` and ``grpc`` are ports on loopback."""
 
-    def __init__(self, *arguments: str, wait: bool = True, log: Path | None = None) -> None:
-        self.http, self.grpc = free_port(), free_port()
-        command = [sys.executable, "-m", "penstock.serving.runtimes.onnx", *arguments]
-        self._log = log.open("ab") if log is not None else None
-        self.process = subprocess.Popen(
-            [*command, "--http", str(self.http), "--grpc", str(self.grpc)], stderr=self._log or subprocess.DEVNULL
-        )
-        self.until(lambda: self.status("/v2/health/live") == 200)
+    def __init__(self, *arguments: str, wait: bool = True) -> None:
+        http, grpc = free_port(), free_port()
+        command = (sys.executable, "-m", "penstock.serving.runtimes.onnx", *arguments)
+        self._start((*command, "--http", str(http), "--grpc", str(grpc)), http, grpc)
         if wait:
             self.until(lambda: self.status("/v2/health/ready") == 200)
+
+    @classmethod
+    def started(cls, command: Sequence[str], http: int, grpc: int) -> Onnx:
+        """Of a whole command line."""
+        server = cls.__new__(cls)
+        server._start(command, http, grpc)
+        return server
+
+    def _start(self, command: Sequence[str], http: int, grpc: int) -> None:
+        self.http, self.grpc = http, grpc
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.until(lambda: self.status("/v2/health/live") == 200)
 
     def until(self, holds: Any) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -93,10 +101,7 @@ class Onnx:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(DEADLINE_S)
-        if self._log is not None:
-            self._log.close()
-        return code
+        return self.process.wait(DEADLINE_S)
 
 
 def free_port() -> int:
@@ -106,8 +111,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def onnx(*arguments: str, wait: bool = True, log: Path | None = None) -> Iterator[Onnx]:
-    server = Onnx(*arguments, wait=wait, log=log)
+def onnx(*arguments: str, wait: bool = True) -> Iterator[Onnx]:
+    server = Onnx(*arguments, wait=wait)
     try:
         yield server
     finally:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -115,6 +116,23 @@ def test_one_that_does_not_hear_is_killed(tmp_path: Path) -> None:
 def test_its_port_stays(tmp_path: Path) -> None:
     process = Detached(tmp_path, "sleeper")
     assert process.port("127.0.0.1") == process.port("127.0.0.1") == Detached(tmp_path, "sleeper").port("127.0.0.1")
+
+
+def test_a_port_that_somebody_took_is_given_up_unless_it_runs(tmp_path: Path) -> None:
+    async def story() -> None:
+        process = Detached(tmp_path, "sleeper")
+        port = process.port("127.0.0.1")
+        process.give_up_port("127.0.0.1")
+        assert process.port("127.0.0.1") == port
+        with socket.create_server(("127.0.0.1", port)):
+            process.start(SLEEPER, ENV)
+            process.give_up_port("127.0.0.1")
+            assert process.port("127.0.0.1") == port
+            await process.stop(5)
+            process.give_up_port("127.0.0.1")
+            assert process.port("127.0.0.1") != port
+
+    asyncio.run(story())
 
 
 def test_a_long_log_is_put_aside(tmp_path: Path) -> None:

@@ -105,7 +105,11 @@ def lives(conn: Connection, one: Running, also: Sequence[Reason]) -> list[float]
         newest_first=True,
     )
     mine = [event for event in told if event.data.get("attempt") == one.number and event.at >= one.started_at]
-    again = [event.at for event in mine if event.reason == Reason.RankRestarted or event.data.get("restarted")]
+    again = [
+        float(event.data.get("at") or event.at)  # some engines tell of it a little later
+        for event in mine
+        if event.reason == Reason.RankRestarted or event.data.get("restarted")
+    ]
     return [one.started_at, *sorted(again)]
 
 

@@ -77,6 +77,18 @@ class Detached:
         self._put(kept, str(number))
         return number
 
+    def give_up_port(self, host: str) -> None:
+        """Where somebody else has taken its port while it did not run (after a boot, say): `port` chooses another one then."""
+        if self.running() is not None:
+            return
+        kept = self._folder / f"{self.name}.port"
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, self.port(host)))
+            except OSError:
+                kept.unlink(missing_ok=True)
+
     def start(self, argv: Sequence[str], env: Mapping[str, str]) -> Record:
         """Run it, in a session of its own: no signal to the server's terminal or group reaches it."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

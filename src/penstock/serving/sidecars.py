@@ -43,10 +43,14 @@ class _Sidecar:
         self.orders = Folder(folder / ORDERS)
         self.process = Detached(folder, self.name)
         self._env = env
+        self._settled = False
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the gateway reaches it, from the first start on and for ever."""
+        """Where the gateway reaches it, for as long as this server lives and, unless its port is taken, for ever."""
+        if not self._settled:
+            self._settled = True
+            self.process.give_up_port(HOST)
         return HOST, self.process.port(HOST)
 
     async def keep(self) -> None:

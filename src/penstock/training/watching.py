@@ -192,7 +192,7 @@ class TrainingWatch:
         if engine is None or engine.unknown_since is not None:
             self._later(watched)
             return
-        points = [Point(float(p["at"]), int(p["rank"]), p["step"]) for p in await engine.logs(one.run_dir).progress()]
+        points = await _points(engine, one)
         lives = await self.store.read(lambda conn: running.lives(conn, one, (Reason.RankHung,)))
         now = self.store.clock()
         if points:
@@ -223,7 +223,10 @@ class TrainingWatch:
         one = watched.one
         place = stacks.Place(engine, one.attempt_id, one.run_dir, one.nodes, one.spec.procs)
         seen = await stacks.look(place)
-        if self._reported(one) > verdict.since:
+        if any(point.at > verdict.since for point in await _points(engine, one)):
+            return  # read anew: what an engine passes on may come late, and with another time
+        if not seen.looks and watched.again_s == AGAIN_S:
+            self._later(watched)  # it may be over, and its engine has not told so yet
             return
         now = self.store.clock()
         evidence = Evidence(seen.looks, place.world, steps, seen.flight, seen.silent or None)
@@ -314,6 +317,11 @@ def policy_of(one: Running) -> Policy | None:
     if spec.interactive or spec.hang_limit == 0 or one.engine == "simulated":
         return None
     return Policy(spec.hang_limit, spec.on_hang == "restart")
+
+
+async def _points(engine: Engine, one: Running) -> list[Point]:
+    told = await engine.logs(one.run_dir).progress()
+    return [Point(float(point["at"]), int(point["rank"]), point["step"]) for point in told]
 
 
 def last_steps(points: list[Point], born: float) -> dict[int, int]:

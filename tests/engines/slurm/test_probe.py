@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from penstock.engines.slurm.facts import Facts, models, number, parameters, vers
 from penstock.engines.slurm.options import problems
 from penstock.engines.slurm.probe import findings
 from penstock.engines.slurm.spec import Site, SlurmConfig, SlurmNode
+from penstock.engines.slurm.transport import LocalTransport
 
 RECORDED = Path(__file__).parent / "recorded"
 CONFIG = parsing.settings((RECORDED / "scontrol-show-config-22.05.txt").read_text())
@@ -128,6 +131,8 @@ def test_variations(changes: dict[str, str], topic: str, verdict: str, words: st
         ({"accounting_answers": False}, "accounting", "unknown", "does not answer now"),
         ({"file_system": "ext2/ext3"}, "files", "unknown", "disk of that machine"),
         ({"file_system": ""}, "files", "unknown", "not known"),
+        ({"closed_at": "/srv"}, "folder", "limited", "cannot write in /srv"),
+        ({"closed_at": "/srv", "root": False, "user": "ann"}, "folder", "not", "ann cannot write in /srv"),
         ({"nodes": ()}, "gpus", "unknown", "no nodes"),
         ({"nodes": (SlurmNode("n1", "IDLE", 8, 1),)}, "gpus", "not", "none of 1 nodes"),
         ({"nodes": (SlurmNode("n1", "IDLE", 8, 1, "gpu:2"),)}, "gpus", "limited", "2 GPUs of no model"),
@@ -202,6 +207,21 @@ def test_words_of_slurm() -> None:
     assert version("slurm 23.11.4") == (23, 11) and version("") == (0, 0)
     assert parameters("bf_continue,max_script_size=8388608") == {"bf_continue": "", "max_script_size": "8388608"}
     assert parameters("(null)") == parameters(None) == {}
+
+
+def test_a_folder_is_tried_where_it_is_or_will_be(tmp_path: Path) -> None:
+    async def tried(path: Path) -> str:
+        return await plugin._closed_at(LocalTransport({}), str(path), "nobody" if os.geteuid() == 0 else None)
+
+    with tempfile.TemporaryDirectory(prefix="penstock-folder-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o1777)
+        assert asyncio.run(tried(folder)) == asyncio.run(tried(folder / "not/yet")) == ""
+        (folder / "file").touch()
+        folder.chmod(0o555)
+        assert asyncio.run(tried(folder / "not/yet")) == name
+        assert asyncio.run(tried(folder / "file")) == f"{name}/file"
+        folder.chmod(0o755)
 
 
 def test_what_is_built_of_options() -> None:

@@ -235,8 +235,12 @@ async def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         up = await here.upstream()
         await here.publish(service(up))
-        with pytest.raises(InvalidInput, match="do not hold together"):
-            await here.publish(service(up, timeout=0))
+        was, here.base = here.base, replace(here.base, admin_port=here.port)
+        with pytest.raises(InvalidInput, match="cannot be as it is wanted"):
+            await here.publish(service(up))
+        here.base = was
+        await here.publish(service(up), service(up, name="wrong", timeout=0))
+        assert [problem.path for problem in here.publisher.left_out] == ["services.default/wrong.timeout"]
         with pytest.raises(Unavailable, match="does not answer"):
             await Admin(free_port()).ask("/ready")
         assert (await here.call("/default/digits/"))[0] == 200
@@ -256,3 +260,34 @@ async def test_a_cluster_that_left_the_routes_stays_as_long_as_a_request_may_las
         await here.publish(new)
         assert "default/digits/1" not in await admin.ask("/clusters")
         assert not (tmp_path / "gateway/eds/default.digits.1.json").exists()
+
+
+@looped
+async def test_where_few_files_can_be_watched_endpoints_lie_in_their_clusters(tmp_path: Path) -> None:
+    """Each watched file costs Envoy an inotify instance, and it aborts without one."""
+    async with world(tmp_path) as here:
+        assert here.publisher.watches > 0
+        here.publisher.watches = 2
+        one, two = await here.upstream(), await here.upstream()
+        others = [service(one, name=f"s{number}") for number in range(4)]
+        await here.publish(*others, service(one))
+        eds = tmp_path / "gateway/eds"
+        assert {path.name for path in eds.iterdir()} == {"default.digits.1.json", "default.s0.1.json"}
+        done, answers = False, Counter[int]()
+
+        async def load() -> None:
+            while not done:
+                answers[(await here.call("/default/s3/"))[0]] += 1
+
+        loads = [asyncio.create_task(load()) for _ in range(4)]
+        for number in range(6):
+            there = [two] if number % 2 else [one, two]
+            await here.publish(*others[:3], service(*there, name="s3"), service(one))
+        done = True
+        await asyncio.gather(*loads)
+        assert list(answers) == [200]
+        assert two.seen
+        here.publisher.watches = 0
+        await here.publish(*others, service(one))
+        assert list(eds.iterdir()) == []
+        assert (await here.call("/default/digits/"))[0] == 200

@@ -66,7 +66,7 @@ async def test_tls_and_a_certificate_that_is_renewed(tmp_path: Path) -> None:
 
         await until(renewed)
         here.base = replace(here.base, tls_cert=str(tmp_path / "lost.pem"))
-        with pytest.raises(InvalidInput, match="do not hold together"):
+        with pytest.raises(InvalidInput, match="cannot be as it is wanted"):
             await here.publish(service(up))
 
 

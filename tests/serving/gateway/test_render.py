@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.serving.gateway.check import check, check_rendered
-from penstock.serving.gateway.render import BOOTSTRAP, BUCKETS_MS, CLUSTERS, LIMITS, LISTENERS, ROUTE_FILE, render
+from penstock.serving.gateway.check import check, check_rendered, settle
+from penstock.serving.gateway.render import (
+    BOOTSTRAP,
+    BUCKETS_MS,
+    CLUSTERS,
+    LIMITS,
+    LISTENERS,
+    ROUTE_FILE,
+    inline,
+    render,
+)
 from penstock.serving.gateway.spec import Backend, Gateway, Match, RateLimit, ServiceRoute, VersionRoute
 from penstock.serving.gateway.words import eds_file, version_of_cluster
 from penstock.serving.state import WHOLE
@@ -93,6 +103,7 @@ def resources(files: dict[str, str], path: str) -> list[dict[str, Any]]:
 def test_what_is_rendered_holds_together(gateway: Gateway) -> None:
     """Text parses, every reference resolves, names are unique, weights are whole, and it is the same again."""
     assert check(gateway) == []
+    assert settle(gateway) == (gateway, [])
     files = render(gateway, "/f")
     assert files == render(replace(gateway, services=gateway.services[::-1]), "/f")
     clusters = resources(files, CLUSTERS)
@@ -155,6 +166,18 @@ def test_a_replica_that_comes_or_goes_touches_its_endpoints_alone(gateway: Gatew
             assert all(path.startswith(f"eds/{service.project}.{service.name}.{version.version}") for path in different)
 
 
+@FEWER
+@given(gateways(), st.integers(0, 5))
+def test_of_so_many_files_the_ones_that_are_there_stay(gateway: Gateway, most: int) -> None:
+    every = {path for path in render(gateway, "/f") if path.startswith("eds/")}
+    files = render(gateway, "/f", inline(gateway, (), most))
+    there = {path for path in files if path.startswith("eds/")}
+    assert len(there) == min(most, len(every))
+    again = render(gateway, "/f", inline(gateway, sorted(every)[-most:] if most else [], most))
+    assert {path for path in again if path.startswith("eds/")} == set(sorted(every)[-most:] if most else [])
+    assert len(resources(files, CLUSTERS)) == len(resources(again, CLUSTERS))
+
+
 def test_versions_are_read_back_from_names() -> None:
     assert version_of_cluster("default/digits/12") == ("default", "digits", 12)
     assert version_of_cluster("default/digits/12/grpc") == ("default", "digits", 12)
@@ -169,12 +192,12 @@ def test_the_longest_path_is_asked_first_and_a_path_ends_where_a_word_does() -> 
     files = render(Gateway("127.0.0.1", 8080, 8081, (short, long)), "/f")
     routes = resources(files, ROUTE_FILE)[0]["virtual_hosts"][0]["routes"]
     assert [route["match"] for route in routes] == [
-        {"prefix": "/m/deep/"},
-        {"path": "/m/deep"},
-        {"prefix": "/m/"},
-        {"path": "/m"},
+        {"path_separated_prefix": "/m/deep"},
+        {"path_separated_prefix": "/m"},
     ]
-    assert all(route["route"]["prefix_rewrite"] == "/" for route in routes)
+    rewrite = routes[0]["route"]["regex_rewrite"]
+    for path, rest in {"/m/deep": "/", "/m/deep/": "/", "/m/deep/v2/x": "/v2/x"}.items():
+        assert re.sub(rewrite["pattern"]["regex"], rewrite["substitution"], path) == rest
 
 
 def test_a_service_of_no_weight_says_so_itself() -> None:
@@ -236,9 +259,37 @@ BAD: dict[str, tuple[Gateway, str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_does_not_hold_together_is_refused(what: str) -> None:
+def test_what_does_not_hold_together_is_refused_or_left_out(what: str) -> None:
     gateway, message = BAD[what]
-    assert any(message in problem.message for problem in check(gateway)), check(gateway)
+    settled, left_out = settle(gateway)
+    problems = [*check(gateway), *left_out]
+    assert any(message in problem.message for problem in problems), problems
+    assert settle(settled) == (settled, [])
+
+
+def test_a_mistake_costs_no_more_than_it_must() -> None:
+    wrong = VersionRoute(1, (Backend("a", "node-1", 80), Backend("b", "10.0.0.1", 80)))
+    bad = ServiceRoute("default", "bad", (Match("", "/default/bad/"), Match("a b", "/")), (wrong,))
+    worse = replace(bad, name="worse", timeout=0)
+    settled, left_out = settle(replace(one(), services=(bad, worse, *one().services)))
+    assert [service.name for service in settled.services] == ["bad", "digits"]
+    assert [backend.replica for backend in settled.services[0].versions[0].backends] == ["b"]
+    assert settled.services[0].matches == bad.matches[:1]
+    assert len(left_out) == 3
+
+
+def test_nobody_takes_anothers_path_even_by_a_longer_one() -> None:
+    thief = ServiceRoute(
+        "aaa",
+        "thief",
+        tuple(
+            Match("", path) for path in ("/default/digits", "/default/digits/v2/models", "/aaa/thief/", "/mine", "/")
+        ),
+        (VersionRoute(1, (Backend("t", "10.0.0.9", 80),)),),
+    )
+    settled, _ = settle(replace(one(), services=(thief, *one().services)))
+    assert [match.prefix for match in settled.services[0].matches] == ["/aaa/thief/", "/mine", "/"]
+    assert settled.services[1] == one().services[0]
 
 
 def test_a_route_to_nowhere_and_a_token_that_envoy_does_not_know_are_seen() -> None:

@@ -120,7 +120,7 @@ def kept(run_dir: str) -> Facts:
 
 
 def _last_lines(run_dir: str) -> Iterator[tuple[str, str]]:
-    names = ["claim", "started", "ended"]
+    names = ["claim", "started", "ended", "restarts"]
     with contextlib.suppress(OSError):
         names += [f"ranks/{name}" for name in os.listdir(f"{run_dir}/ranks") if name.isdecimal()]
     for name in names:

@@ -53,6 +53,8 @@ class Attempt:
     gpus: int = 0
     stop: Stop | None = None
     end: Observation | None = None
+    in_place: int = 0  # restarts that were told
+    retried: bool = False  # it is not the job's only attempt, or may not be
     # of this server alone
     lost: bool = False  # it may have had a record, and an index and a tag of others, before
     launch: Launch | None = None
@@ -66,6 +68,7 @@ class Attempt:
     fetching: bool = False  # its files, from nodes that share none
     pace: Pace | None = None
     slurm_id: int = 0  # its number of its own, which a task of an array has once it runs
+    again: bool = False  # its ranks were started again in place, and that is not told yet
     requeues: int = 0
     requeued_at: float | None = None
 
@@ -90,6 +93,8 @@ class Attempt:
             "time_limit_s": asked.time_limit_s,
             "procs": asked.procs,
             "shimmed": asked.shimmed,
+            "in_place": self.in_place,
+            "retried": self.retried,
             "stop": None if self.stop is None else {"reason": self.stop.reason, "grace_s": self.stop.grace_s, "at": self.stop.at},
             "end": None if self.end is None else _end(self.end),
         }  # fmt: skip
@@ -123,6 +128,7 @@ def fresh(launch: Launch, config: SlurmConfig, home: str) -> Attempt:
         tag(launch.attempt_id),
         asked,
         gpus=launch.gpus_per_node,
+        retried=launch.attempt > 1 or launch.restarts_left > 0,
         launch=launch,
     )
 
@@ -175,6 +181,8 @@ def load(run_dir: str, config: SlurmConfig) -> Attempt | None:
         record["gpus"],
         Stop(**stop) if stop else None,
         _observation(record["attempt_id"], end) if end else None,
+        record.get("in_place", 0),
+        record.get("retried", False),
     )
 
 

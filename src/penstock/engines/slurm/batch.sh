@@ -268,12 +268,13 @@ p_single() {
 # -- several: each has a watcher, and one reads what all of them say
 
 p_watch() { # number $1 of this node, in a process of its own
-    p_pid=
-    trap '[ -z "$p_pid" ] || p_kill TERM "$p_pid"' TERM INT
+    p_pid= p_asked= p_told=
+    trap 'p_asked=1; p_tell' TERM INT
     trap '[ -z "$p_pid" ] || p_kill KILL "$p_pid"' USR1
     trap : USR2 HUP
     ( p_become "$1" ) &
     p_pid=$!
+    [ -z "$p_asked" ] || p_tell
     p_wait "$p_pid"
     p_split "$p_status"
     p_now
@@ -281,6 +282,12 @@ p_watch() { # number $1 of this node, in a process of its own
     [ -n "$p_shimmed" ] || echo "$SLURMD_NODENAME $p_code $p_signal $p_at 0" >>"$p_run/ranks/$p_rank"
     echo "over $p_code $p_signal $p_status" >&5
     exit "$p_status"
+}
+
+p_tell() { # a watcher's rank to end, once
+    if [ -z "$p_pid" ] || [ -n "$p_told" ]; then return; fi
+    p_told=1
+    p_kill TERM "$p_pid"
 }
 
 p_start_watchers() { # of this node; their ids in p_watchers
@@ -307,6 +314,7 @@ p_stop() { # reason, message
     [ -z "$p_stopping" ] || return 0
     p_stopping=1
     p_order term
+    p_after 1 'echo again >&5' # a watcher that has just been started may not have heard
     p_after "$p_grace" 'echo kill >&5'
 }
 
@@ -344,6 +352,7 @@ p_supervise() {
             p_stop "$p_one" "$p_two${p_three:+ $p_three}" ;;
         term) p_stop Stopped "" ;;
         limit) p_near || p_stop TimeLimit "" ;;
+        again) p_order term ;;
         kill) p_order kill ;;
         step) # srun is over; where not all were heard of, it is the one that failed
             if [ "$p_left" -gt 1 ]; then p_failed=${p_failed:-"$p_one 0 $p_one"}; fi

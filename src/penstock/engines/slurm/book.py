@@ -34,7 +34,7 @@ class Book:
         last = attempt.told
         if last is not None and _same(last, seen):
             return
-        attempt.told = seen
+        attempt.told = replace(seen, happened=(), failures=())  # these are told once
         self.sink(seen)
 
     async def finish(self, attempt: Attempt, seen: Observation, *, tell: bool = True) -> None:

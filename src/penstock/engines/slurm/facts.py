@@ -47,6 +47,7 @@ class Facts:
     admin: str = ""  # None, Operator, Administrator: in accounting
     accounting_answers: bool | None = None
     file_system: str = ""  # of the folder: nfs, ext2/ext3
+    closed_at: str = ""  # the folder, or the one above it, in which those who submit cannot write
     commands: bool = True  # whether there is a place for Slurm's commands (not so with slurmrestd alone)
 
 

@@ -21,7 +21,9 @@ from penstock.engines.slurm.spec import Stream, Transport
 
 FOLDERS = ("logs", "progress")
 ANSWER_S = 30.0
-_NAME = re.compile(r"(?:logs/[a-z0-9][a-z0-9._-]{0,63}\.(?:out|idx)|(?:progress|ranks)/\d{1,7}|claim|started|ended)")
+_NAME = re.compile(
+    r"(?:logs/[a-z0-9][a-z0-9._-]{0,63}\.(?:out|idx)|(?:progress|ranks)/\d{1,7}|claim|started|ended|restarts)"
+)
 # POSIX sh and coreutils. Opening a file before it is measured has NFS ask its server for the size.
 READER = r"""
 exec 2>/dev/null
@@ -29,7 +31,7 @@ while read -r verb name offset count; do
   case $verb in
   look)
     if cd -- "$1"; then
-      set -- "$1" logs/*.out logs/*.idx progress/* ranks/* claim started ended
+      set -- "$1" logs/*.out logs/*.idx progress/* ranks/* claim started ended restarts
       folder=$1; shift
       for file do [ -f "$file" ] && [ -r "$file" ] && true <"$file"; done
       stat -c '%s %Y %n' -- "$@"

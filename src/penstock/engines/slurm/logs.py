@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from penstock.engines.loglines import CHUNK, Cursor, Layout, in_order
-from penstock.engines.reports import EVENT, parse
+from penstock.engines.reports import EVENT, own_time, parse
 from penstock.engines.slurm.errors import Unreachable
 from penstock.engines.slurm.files import File, Files, Want
 from penstock.engines.spec import LogRequest
@@ -274,11 +273,5 @@ def reports(data: bytes, rank: int, changed_at: float, *, whole: bool = True) ->
     first = (len(lines) - 1) % stride
     for line in (line for n, line in enumerate(lines) if n % stride == first or EVENT in line):
         if (report := parse(line, rank, changed_at)) is not None:
-            report["at"] = _own_time(line, changed_at)
+            report["at"] = own_time(line, changed_at)
             yield report
-
-
-def _own_time(line: bytes, changed_at: float) -> float:
-    at = json.loads(line).get("at")
-    sane = isinstance(at, int | float) and not isinstance(at, bool) and 0 < at <= changed_at + 60
-    return round(float(at if sane else changed_at), 3)

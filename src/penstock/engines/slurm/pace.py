@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.engines.reports import parse
+from penstock.engines.reports import own_time, parse
 
 _SMOOTHING = 0.3
 
@@ -22,9 +22,10 @@ class Pace:
         """Whether it is a new report."""
         if line == self.line or (report := parse(line, 0, now)) is None or "event" in report:
             return False
+        report["at"] = at = own_time(line, now)  # it is read some seconds after it was made
         last, step, total = self.summary, report["step"], report["total_steps"]
         if step is not None and last.get("step") is not None:
-            since, steps = now - last["at"], step - last["step"]
+            since, steps = at - last["at"], step - last["step"]
             if steps < 0:
                 self.rate = None  # begun anew
             elif since > 0:

@@ -19,6 +19,9 @@ from penstock.engines.slurm.ssh import SSHTransport
 from penstock.engines.slurm.transport import LocalTransport
 
 _ASK_S = 15.0
+_ANYBODY = "nobody"  # of every system; it stands for whoever submits
+_WRITABLE = '''while [ ! -e "$1" ]; do set -- "${1%/*}"; [ -n "$1" ] || set -- /; done
+[ -d "$1" ] && [ -w "$1" ] && [ -x "$1" ] || printf '%s\\n' "$1"'''
 
 
 def config(stored: Stored) -> SlurmConfig:
@@ -91,6 +94,7 @@ async def _facts(known: SlurmConfig, way: Transport, asked: Controller, site: Si
         _system(way, known.folder),
     )
     root = user == "root" if user else None
+    others = root or (known.ssh is not None and sudo is not None)
     answers = admin is not None if "slurmdbd" in site.accounting else None
     return Facts(
         site,
@@ -103,6 +107,7 @@ async def _facts(known: SlurmConfig, way: Transport, asked: Controller, site: Si
         admin or "",
         answers,
         system or "",
+        await _closed_at(way, known.folder, _ANYBODY if others else None),
     )
 
 
@@ -126,6 +131,18 @@ async def _system(way: Transport, folder: str) -> str | None:
         if found or path == "/":
             return found
         path = path.rstrip("/").rpartition("/")[0] or "/"
+
+
+async def _closed_at(way: Transport, folder: str, user: str | None) -> str:
+    """Where jobs' folders will be made: the place in which ``user`` cannot write; empty where that is well, or not known."""
+    if folder.startswith("~") and user is not None:
+        return ""  # each user's own home
+    try:
+        path = folder.replace("~", await way.home(None), 1) if folder.startswith("~") else folder
+        done = await way.run(("sh", "-c", _WRITABLE, "sh", path), user=user, timeout_s=_ASK_S)
+    except (Unreachable, Refused):
+        return ""
+    return done.out.decode("utf-8", "replace").strip() if done.code == 0 else ""
 
 
 async def _said(way: Transport, *argv: str) -> str | None:

@@ -11,6 +11,7 @@ from penstock.engines.slurm import apart, runfolder, states
 from penstock.engines.slurm.attempts import Attempt
 from penstock.engines.slurm.book import MANY, Book
 from penstock.engines.slurm.errors import Refused, Unreachable
+from penstock.engines.slurm.failing import Failing
 from penstock.engines.slurm.figures import Figures
 from penstock.engines.slurm.runfolder import Facts
 from penstock.engines.slurm.spec import Controller, SlurmConfig, SlurmJob, Transport
@@ -65,6 +66,7 @@ class Poller:
         self._book = book
         self._resubmit = resubmit
         self._watch = Watch(transport, book.clock)
+        self._failing = Failing(config, transport)
         self._wake = asyncio.Event()
         self._hurry_until = 0.0
         self._still = 0  # looks without news
@@ -158,6 +160,12 @@ class Poller:
                     self._book.tell(
                         attempt, replace(attempt.told, at=self._book.clock(), progress=attempt.pace.summary)
                     )
+            for attempt in runs:
+                if attempt.again and attempt.told is not None and not attempt.over:
+                    attempt.again = False
+                    self._book.tell(attempt, await self._failing.took(attempt, attempt.told))
+                    with suppress(OSError):
+                        await asyncio.to_thread(attempt.save)
 
     def _silent(self, attempts: Iterable[Attempt], message: str) -> None:
         self.unknown_since = self.unknown_since or self._book.clock()
@@ -223,7 +231,8 @@ class Poller:
             seen = replace(seen, ended_at=attempt.requeued_at)
         else:
             attempt.groups, attempt.slurm_id = seen.groups, job.id
-        return replace(seen, progress=attempt.pace.summary if attempt.pace is not None else None)
+        restarts = seen.restarts + attempt.in_place
+        return replace(seen, restarts=restarts, progress=attempt.pace.summary if attempt.pace is not None else None)
 
     async def _ask_devices(self, attempt: Attempt, job: SlurmJob) -> None:
         if attempt.gpus and job.state == "RUNNING" and not attempt.devices:
@@ -250,13 +259,15 @@ class Poller:
             seen = self._gone(attempt, told.get(attempt.key), facts[attempt.attempt_id], now)
             if seen is not None:
                 found.append((attempt, seen))
-        return found
+        return await self._failing.all_ended(found)
 
     def _ended(self, attempt: Attempt, job: SlurmJob, facts: Facts, now: float) -> Observation:
+        attempt.requeues = max(job.restarts, attempt.requeues, facts.requeues)
+        job = replace(job, restarts=attempt.requeues)
         seen = states.ended(attempt.asked, job, facts, now)
         groups = attempt.groups or seen.groups
         progress = attempt.pace.summary if attempt.pace is not None else None
-        return replace(seen, groups=groups, restarts=max(seen.restarts, attempt.requeues), progress=progress)
+        return replace(seen, groups=groups, progress=progress)
 
     def _settled(self, attempt: Attempt, job: SlurmJob, facts: Facts, now: float) -> bool:
         """Whether what is known will do: a run folder may tell its end a little later than Slurm, and slurmdbd too."""

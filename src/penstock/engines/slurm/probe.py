@@ -417,6 +417,25 @@ def _files(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _folder(facts: Facts) -> Iterator[Finding]:
+    """Only where something is wrong: that whoever submits can write there, one cannot know."""
+    others = facts.root or facts.sudo
+    if facts.closed_at and others:
+        yield Finding(
+            "folder",
+            LIMITED,
+            f"a user of no group of its own cannot write in {facts.closed_at}: such a one's jobs would end as LaunchFailed",
+            f"chmod 1777 {facts.closed_at}, or let those who submit write there; or name another with --folder.",
+        )
+    elif facts.closed_at:
+        yield Finding(
+            "folder",
+            NOT,
+            f"{facts.user} cannot write in {facts.closed_at}: no job could run",
+            "Let that user write there, or name another with --folder.",
+        )
+
+
 def _managing(facts: Facts) -> Iterator[Finding]:
     may = facts.root or facts.admin in {"Administrator", "Operator"}
     if not facts.config.managed:
@@ -455,5 +474,6 @@ _PARTS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _sessions,
     _seen,
     _files,
+    _folder,
     _managing,
 )

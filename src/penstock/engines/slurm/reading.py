@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pwd
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.base.errors import NotFound
@@ -50,6 +50,11 @@ def log_reader(attempt: Attempt | None, transport: Transport) -> SlurmLogReader:
     """``attempt`` is None where nothing was ever submitted: then there is nothing to read."""
     if attempt is None or not attempt.folder:
         return SlurmLogReader(_nothing, 1)
+    return SlurmLogReader(shared(attempt, transport), attempt.asked.procs * len(attempt.asked.groups))
+
+
+def shared(attempt: Attempt, transport: Transport) -> Callable[[], Awaitable[Files]]:
+    """The run folder's files, where all nodes share them."""
     folder, user = attempt.folder, attempt.user
 
     async def command() -> Sequence[str]:
@@ -60,7 +65,7 @@ def log_reader(attempt: Attempt | None, transport: Transport) -> SlurmLogReader:
             return NearFiles(folder, None if user is None else pwd.getpwnam(user).pw_uid)
         return FarFiles(transport, user, command)
 
-    return SlurmLogReader(files, attempt.asked.procs * len(attempt.asked.groups))
+    return files
 
 
 def apart_reader(

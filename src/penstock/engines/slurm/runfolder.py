@@ -16,7 +16,7 @@ from penstock.engines.spec import RankExit
 _SCRIPT = """\
 files() {
   for folder do
-    for file in "$folder/claim" "$folder/started" "$folder/ended" "$folder"/ranks/*; do printf '%s\\0' "$file"; done
+    for file in "$folder/claim" "$folder/started" "$folder/ended" "$folder/restarts" "$folder"/ranks/*; do printf '%s\\0' "$file"; done
   done
 }
 exec 2>/dev/null
@@ -25,8 +25,8 @@ files "$@" | xargs -0 stat -c '==> %n <==
 @%.9Y' --
 exit 0
 """
-_HEAD = re.compile(r"==> (claim|started|ended|ranks/(\d{1,7})) <==")
-_PATH = re.compile(r"==> (.+)/((?:claim|started|ended|ranks/\d{1,7}) <==)")
+_HEAD = re.compile(r"==> (claim|started|ended|restarts|ranks/(\d{1,7})) <==")
+_PATH = re.compile(r"==> (.+)/((?:claim|started|ended|restarts|ranks/\d{1,7}) <==)")
 _LONGEST = 4000
 
 
@@ -46,6 +46,7 @@ class Facts:
     claim: str = ""
     started_at: float | None = None
     requeues: int = 0
+    in_place: int = 0  # restarts, in all of its runs
     end: End | None = None
     ranks: tuple[RankExit, ...] = ()
 
@@ -89,7 +90,9 @@ def facts(text: str) -> Facts:
         and (exit_ := _rank(int(name.partition("/")[2]), line.split(" "), times.get(name))) is not None
     ]
     end = _end(lines["ended"].split(" ", 4), times.get("ended")) if "ended" in lines else None
-    return Facts(claim, started_at, int(_number(requeues) or 0), end, tuple(sorted(ranks, key=lambda one: one.rank)))
+    in_place = int(_number(lines.get("restarts", "").partition(" ")[0]) or 0)
+    found = tuple(sorted(ranks, key=lambda one: one.rank))
+    return Facts(claim, started_at, int(_number(requeues) or 0), in_place, end, found)
 
 
 def _files(text: str) -> Iterator[tuple[str, str]]:

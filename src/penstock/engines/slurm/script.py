@@ -34,10 +34,18 @@ _AWKWARD = re.compile(
     re.DOTALL,
 )
 _SHIM = """\
-p_pid= p_r=${RANK:-0} p_n=${TORCHELASTIC_RESTART_COUNT:-0}
+p_pid= p_r=${RANK:-0} p_n=0
 trap '[ -z "$p_pid" ] || kill -TERM -"$p_pid" 2>/dev/null || kill -TERM "$p_pid"' TERM INT HUP
 trap : USR1 USR2
-p_run=$1 p_sid=$2; shift 2
+p_run=$1 p_sid=$2 p_t=0; shift 2
+if [ -f "$p_run/ranks/$p_r" ]; then # the launchers of several nodes do not count alike
+    while read -r p_c p_k; do [ "$p_c" != + ] || p_n=$((p_n + 1)); done <"$p_run/ranks/$p_r"
+fi
+echo + >>"$p_run/ranks/$p_r"
+if [ "$p_r" = 0 ] && [ "$p_n" != 0 ]; then
+    [ ! -f "$p_run/restarts" ] || p_t=$(wc -l <"$p_run/restarts")
+    echo "$((p_t + 1)) ${SLURM_RESTART_COUNT:-0} $p_n $(/bin/date +%s.%N || date +%s.%N)" >>"$p_run/restarts"
+fi
 ( trap - TERM INT HUP USR1 USR2
 exec 3>>"$p_run/progress/$p_r"
 export PENSTOCK_REPORT_FD=3
@@ -47,7 +55,8 @@ while :; do wait "$p_pid" 2>/dev/null; p_s=$?; kill -0 "$p_pid" 2>/dev/null || b
 if [ "$p_s" -gt 128 ]; then wait "$p_pid" 2>/dev/null; p_c=$?; [ "$p_c" = 127 ] || p_s=$p_c; fi
 kill -KILL -"$p_pid" 2>/dev/null
 if [ "$p_s" -gt 128 ] && [ "$p_s" -le 192 ]; then p_c=- p_k=$((p_s - 128)); else p_c=$p_s p_k=0; fi
-echo "$SLURMD_NODENAME $p_c $p_k $(/bin/date +%s.%N || date +%s.%N) $p_n" >>"$p_run/ranks/$p_r"
+echo "$SLURMD_NODENAME $p_c $p_k $(/bin/date +%s.%N || date +%s.%N) $p_n" \
+    "$(($(wc -c <"$p_run/logs/$p_r.out")))" "$(($(wc -c <"$p_run/progress/$p_r")))" >>"$p_run/ranks/$p_r"
 trap - TERM INT HUP USR1 USR2
 [ "$p_k" = 0 ] || kill -"$p_k" $$
 exit "$p_s"

@@ -11,7 +11,10 @@ The run folder of an attempt, on the cluster, is ``<folder>/<attempt id>`` and b
     work/              the snapshot, unpacked; the working folder unless the launch names another
     logs/<rank>.out    what a rank wrote, standard output and error together; logs/batch.out: what the batch script said
     progress/<rank>    JSON lines, from PENSTOCK_REPORT_FD
-    ranks/<rank>       a line for each of its ends: node, exit code, signal (0: none), epoch seconds, restarts before it
+    ranks/<rank>       a line for each of its ends: node, exit code, signal (0: none), epoch seconds, restarts before it in
+                       this run, and under a launcher the bytes of its log and of its reports by then, and before it a
+                       line for its start: +
+    restarts           a line for each restart in place: how many so far, requeues before it, which of this run, epoch seconds
     started            one line by the batch script: epoch seconds, requeues before it; of a single process: claim tells it
     ended              one line by the batch script: epoch seconds, exit code, signal (0: none), reason, message
 

@@ -89,7 +89,7 @@ def ended(asked: Asked, job: SlurmJob, facts: Facts, now: float) -> Observation:
         message=message,
         exit_code=code,
         signal=number,
-        restarts=max([job.restarts, facts.requeues, *(rank.restarts for rank in ranks)]),
+        restarts=max(job.restarts, facts.requeues) + max([facts.in_place, *(rank.restarts for rank in ranks)]),
         ranks=ranks,
         groups=placement(asked, job.nodes, {}),
         engine_job=job.key,

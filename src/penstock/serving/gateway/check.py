@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from penstock.base.errors import Problem
 from penstock.base.ids import check_name
-from penstock.serving.gateway.spec import Gateway, ServiceRoute
+from penstock.serving.gateway.spec import Gateway, Match, ServiceRoute, VersionRoute
 from penstock.serving.state import WHOLE
 
 # Envoy passes over a token that it does not know, with a line in its log.
@@ -25,8 +26,29 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
 def check(gateway: Gateway) -> list[Problem]:
-    """Of the spec, every problem at once."""
-    return [*_whole(gateway), *(problem for service in gateway.services for problem in _service(service))]
+    """Of what is no service's own: without it nothing can be published."""
+    return list(_whole(gateway))
+
+
+def settle(gateway: Gateway) -> tuple[Gateway, list[Problem]]:
+    """What can be published, and what was left out with the reason why. One service's mistake costs the others nothing, and
+    itself no more than it must: a replica, a route, else the service.
+    """
+    problems: list[Problem] = []
+    taken = _places(gateway.services)
+    kept: dict[str, ServiceRoute] = {}
+    for service in gateway.services:
+        path = f"services.{service.id}"
+        found = list(_service(service, path))
+        if service.id in kept:
+            found.append(Problem(path, "is there twice"))
+        problems += found
+        if not found:
+            versions, lost = _reachable(service, path)
+            matches, refused = _own(service, taken, path)
+            problems += lost + refused
+            kept[service.id] = replace(service, versions=versions, matches=matches)
+    return replace(gateway, services=tuple(kept.values())), problems
 
 
 def _whole(gateway: Gateway) -> Iterator[Problem]:
@@ -46,22 +68,67 @@ def _whole(gateway: Gateway) -> Iterator[Problem]:
     ):
         if path is not None and not path.startswith("/"):
             yield Problem(field, f"{path!r} is no absolute path")
-    ids: set[str] = set()
-    taken: dict[tuple[str, str], str] = {}
-    for service in gateway.services:
-        if service.id in ids:
-            yield Problem(f"services.{service.id}", "is there twice")
-        ids.add(service.id)
+
+
+def _home(service: ServiceRoute) -> str:
+    return f"/{service.project}/{service.name}"
+
+
+def _places(services: Iterable[ServiceRoute]) -> dict[tuple[str, str], str]:
+    """Whose each host and path is: `/PROJECT/NAME` is the service's of that name, the rest is the first one's."""
+    services = list(services)
+    taken = {("", _home(service)): service.id for service in services}
+    for service in services:
         for match in service.matches:
-            place = (match.host.lower(), match.prefix.rstrip("/"))
-            other = taken.setdefault(place, service.id)
-            if other != service.id:
-                where = f"{match.host}{match.prefix}"
-                yield Problem(f"services.{service.id}.matches", f"{where} is {other}'s already")
+            taken.setdefault((match.host.lower(), match.prefix.rstrip("/")), service.id)
+    return taken
 
 
-def _service(service: ServiceRoute) -> Iterator[Problem]:
-    path = f"services.{service.id}"
+def _own(
+    service: ServiceRoute, taken: Mapping[tuple[str, str], str], path: str
+) -> tuple[tuple[Match, ...], list[Problem]]:
+    """A longer path would be asked first, so that what lies below another's `/PROJECT/NAME` is that one's too."""
+    kept, problems = [], []
+    for match in service.matches:
+        prefix = match.prefix.rstrip("/")
+        below = "/".join(prefix.split("/")[:3])
+        owners = (taken[match.host.lower(), prefix], taken.get(("", below)) if not match.host else None)
+        other = next((owner for owner in owners if owner not in (None, service.id)), None)
+        if not _PATH.fullmatch(match.prefix):
+            what = f"{match.prefix!r} is no path: it begins with / and has A-Z a-z 0-9 . _ ~ -"
+        elif match.host and not _HOST.fullmatch(match.host):
+            what = f"{match.host!r} is no host (without its port; *.example.com is one)"
+        elif other is not None:
+            what = f"{match.host}{match.prefix} is {other}'s already"
+        else:
+            kept.append(match)
+            continue
+        problems.append(Problem(f"{path}.matches", what))
+    return tuple(kept), problems
+
+
+def _reachable(service: ServiceRoute, path: str) -> tuple[tuple[VersionRoute, ...], list[Problem]]:
+    versions, problems = [], []
+    seen: dict[tuple[str, int], int] = {}
+    for version in service.versions:
+        kept = []
+        for backend in version.backends:
+            owner = seen.setdefault((backend.address, backend.port), version.version)
+            if not _is_ip(backend.address):
+                what = f"{backend.address!r} is no IP address: Envoy asks no name server for a replica"
+            elif not _is_port(backend.port) or not (backend.grpc_port == 0 or _is_port(backend.grpc_port)):
+                what = f"{backend.port} or {backend.grpc_port} is no port"
+            elif owner != version.version:
+                what = f"{backend.address}:{backend.port} is another version's already"
+            else:
+                kept.append(backend)
+                continue
+            problems.append(Problem(f"{path}.versions.{version.version}.{backend.replica}", what))
+        versions.append(replace(version, backends=tuple(kept)))
+    return tuple(versions), problems
+
+
+def _service(service: ServiceRoute, path: str) -> Iterator[Problem]:
     for field, name in (("project", service.project), ("name", service.name)):
         problem = check_name(name)
         if problem is not None:
@@ -82,27 +149,6 @@ def _service(service: ServiceRoute) -> Iterator[Problem]:
         yield Problem(f"{path}.rate_limit", f"at least 1 request, in 50 ms to {_LONG:g} s")
     if any(len(key) != 64 or not set(key.lower()) <= set("0123456789abcdef") for key in service.keys):
         yield Problem(f"{path}.keys", "a key's digest is 64 hexadecimal digits")
-    for match in service.matches:
-        if not _PATH.fullmatch(match.prefix):
-            yield Problem(
-                f"{path}.matches", f"{match.prefix!r} is no path: it begins with / and has A-Z a-z 0-9 . _ ~ -"
-            )
-        if match.host and not _HOST.fullmatch(match.host):
-            yield Problem(f"{path}.matches", f"{match.host!r} is no host (without its port; *.example.com is one)")
-    yield from _addresses(service, path)
-
-
-def _addresses(service: ServiceRoute, path: str) -> Iterator[Problem]:
-    seen: dict[tuple[str, int], int] = {}
-    for version in service.versions:
-        for backend in version.backends:
-            where = f"{path}.versions.{version.version}.{backend.replica}"
-            if not _is_ip(backend.address):
-                yield Problem(where, f"{backend.address!r} is no IP address: Envoy asks no name server for a replica")
-            if not _is_port(backend.port) or not (backend.grpc_port == 0 or _is_port(backend.grpc_port)):
-                yield Problem(where, f"{backend.port} or {backend.grpc_port} is no port")
-            if seen.setdefault((backend.address, backend.port), version.version) != version.version:
-                yield Problem(where, f"{backend.address}:{backend.port} is another version's already")
     for field, address in (("activator", service.activator), ("comparator", service.comparator)):
         if address is not None and not (_is_ip(address[0]) and _is_port(address[1])):
             yield Problem(f"{path}.{field}", f"{address[0]}:{address[1]} is no IP address with a port")
@@ -133,18 +179,14 @@ def check_rendered(clusters: Iterable[Mapping[str, Any]], routes: Mapping[str, A
     return problems
 
 
-def _named(value: Any) -> set[str]:
-    """Clusters that are named anywhere inside of a route."""
-    if isinstance(value, list):
-        return set().union(*(_named(one) for one in value))
-    if not isinstance(value, Mapping):
-        return set()
-    found = set().union(*(_named(one) for one in value.values()))
-    for key in ("cluster", "cluster_name"):
-        if isinstance(value.get(key), str):
-            found.add(value[key])
-    weighted = value.get("weighted_clusters")
-    return found if weighted is None else found | {one["name"] for one in weighted["clusters"]}
+def _named(route: Mapping[str, Any]) -> set[str]:
+    action = route.get("route", {})
+    found = {one["name"] for one in action.get("weighted_clusters", {}).get("clusters", ())}
+    found |= {one["cluster"] for one in action.get("request_mirror_policies", ())}
+    for config in route.get("typed_per_filter_config", {}).values():
+        copied = config.get("overrides", {}).get("grpc_service", {})
+        found |= {copied["envoy_grpc"]["cluster_name"]} if copied else set()
+    return found
 
 
 def _tokens(route: Mapping[str, Any]) -> set[str]:

@@ -79,12 +79,12 @@ def found(bootstrap: Path) -> list[Running]:
     return sorted(seen, key=lambda one: (one.epoch, one.began))
 
 
-def _same_file(one: str | Path, other: str | Path) -> bool:
+def _other_file(one: str | Path, other: str | Path) -> bool:
+    """Surely: what cannot be seen is no other."""
     try:
-        a, b = Path(one).stat(), Path(other).stat()
+        return not Path(one).samefile(other)
     except OSError:
         return False
-    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 
 
 class Process:
@@ -122,13 +122,20 @@ class Process:
     async def ensure(self, admin: Admin, timeout: float = 20.0) -> None:
         """One runs, and answers. A binary that was replaced since it began (pip install -U) takes over by a hot restart."""
         async with self._turn:
+            adopted = self.running is None and self.adopt()
             if self.running is None or not self.running.alive():
-                if not self.adopt():
-                    await self._start()
-                    self._guard()
-            elif not _same_file(f"/proc/{self.running.pid}/exe", self.path or binary()):
+                await self._start()
+                self._guard()
+            try:
+                await self._ready(admin, 5.0 if adopted else timeout)
+            except Unavailable:
+                if not adopted:
+                    raise
+                await self._replace()  # its admin port is another one, perhaps: the server died as it changed it
+                await self._ready(admin, timeout)
+            if self.running is not None and _other_file(f"/proc/{self.running.pid}/exe", self.path or binary()):
                 await self._replace()
-            await self._ready(admin, timeout)
+                await self._ready(admin, timeout)
 
     async def upgrade(self, admin: Admin, timeout: float = 20.0) -> None:
         """A hot restart: the new one takes over sockets and counters, the old one answers what it has and goes."""
@@ -146,7 +153,7 @@ class Process:
             await admin.ask("/healthcheck/fail", method="POST")
             await admin.ask("/drain_listeners?graceful&skip_exit", method="POST")
             async with asyncio.timeout(grace):
-                while set((await admin.stats("^http.gateway.downstream_rq_active$")).values()) != {"0"}:
+                while set((await admin.stats("^http.gateway.downstream_rq_active$")).values()) - {"0"}:
                     await asyncio.sleep(0.05)
         except (Unavailable, TimeoutError):
             pass  # it does not answer, or somebody's request takes too long

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from penstock.base.errors import EngineFailure, InvalidInput, PenstockError, Problem, Unavailable
 from penstock.serving.gateway import counters
 from penstock.serving.gateway.admin import Admin
-from penstock.serving.gateway.check import check, check_rendered
+from penstock.serving.gateway.check import check, check_rendered, settle
 from penstock.serving.gateway.process import Process
 from penstock.serving.gateway.render import (
     BOOTSTRAP,
@@ -24,6 +25,7 @@ from penstock.serving.gateway.render import (
     LIMITS,
     LISTENERS,
     ROUTE_FILE,
+    inline,
     render,
     response,
     version_of,
@@ -32,7 +34,10 @@ from penstock.serving.gateway.spec import Gateway
 from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, eds_file
 from penstock.serving.state import Counts
 
+log = logging.getLogger("penstock.gateway")
+
 _CONFIRM_S = 10.0
+_ASKED = r"\.(version_text|warming_clusters|update_rejected|update_failure)$"
 _LOG_BYTES, _LOGS = 64 << 20, 3
 
 
@@ -50,6 +55,8 @@ class Publisher:
         self.folder = folder.absolute()
         self.process = Process(self.folder, path=path, concurrency=concurrency, restarted=restarted)
         self.gateway: Gateway | None = None
+        self.left_out: tuple[Problem, ...] = ()  # of what was published last: whose, and why
+        self.watches = watches()
         self._files: dict[str, str] = {}  # as they lie on disk
         self._leaving: dict[str, float] = {}  # clusters that no route names, and when they go
         self._again: set[str] = set()  # what Envoy did not take the last time
@@ -81,25 +88,31 @@ class Publisher:
     # ------------------------------------------------------------------------------------------------------ publish
 
     async def publish(self, gateway: Gateway) -> None:
-        """Raises InvalidInput, and changes nothing, where the gateway does not hold together; EngineFailure where Envoy
-        refuses what it is told, which then is as before.
+        """What one service has wrong is left out and told of in ``left_out``. Raises InvalidInput, and changes nothing, where
+        nothing can be published; EngineFailure where Envoy refuses what it is told, which then is as before.
         """
         async with self._turn:
-            files = self._checked(gateway)
+            files, left_out = await asyncio.to_thread(self._checked, gateway)  # 0.1 s for 100 services
             if files.get(BOOTSTRAP) != self._files.get(BOOTSTRAP):
                 await self._begin(files)
             await self._change(files)
             self.gateway = gateway
+            for problem in left_out:
+                if problem not in self.left_out:
+                    log.warning("the gateway leaves out %s", problem)
+            self.left_out = tuple(left_out)
 
-    def _checked(self, gateway: Gateway) -> dict[str, str]:
-        problems = [*check(gateway), *_unreadable(gateway)]
-        files = {} if problems else render(gateway, str(self.folder))
-        if not problems:
-            routes = json.loads(files[ROUTE_FILE])["resources"][0]
-            problems = check_rendered(json.loads(files[CLUSTERS])["resources"], routes)
+    def _checked(self, wanted: Gateway) -> tuple[dict[str, str], list[Problem]]:
+        problems = [*check(wanted), *_unreadable(wanted)]
         if problems:
-            raise InvalidInput("the gateway's routes do not hold together", details=problems)
-        return files
+            raise InvalidInput("the gateway cannot be as it is wanted", details=problems)
+        gateway, left_out = settle(wanted)
+        files = render(gateway, str(self.folder), inline(gateway, self._files, self.watches))
+        routes = json.loads(files[ROUTE_FILE])["resources"][0]
+        problems = check_rendered(json.loads(files[CLUSTERS])["resources"], routes)
+        if problems:
+            raise EngineFailure("the gateway's files do not hold together", details=problems)
+        return files, left_out
 
     async def _begin(self, files: Mapping[str, str]) -> None:
         """All is new, or what Envoy reads only as it starts has changed: by a hot restart then."""
@@ -127,11 +140,15 @@ class Publisher:
         await self._tell(files, [LISTENERS, ROUTE_FILE])
         for name in gone.keys() - kept.keys():
             self._leaving.pop(name, None)
-            self._remove(eds_file(name))
+        for path in self._files.keys() - files.keys() - {eds_file(name) for name in kept}:
+            if path.startswith("eds/"):
+                self._remove(path)
 
     async def _tell(self, files: Mapping[str, str], paths: Sequence[str]) -> None:
         """Write what changed, and wait until Envoy goes by it and no new cluster is still warming up."""
         changed = [path for path in paths if path in self._again or self._files.get(path) != files[path]]
+        if not changed:
+            return
         before = {path: self._files.get(path) for path in changed}
         refused = await self._refused()
         for path in changed:
@@ -148,22 +165,20 @@ class Publisher:
         self._again.difference_update(paths)
 
     async def _refused(self) -> int:
-        found = await self._admin.stats(r"\.(update_rejected|update_failure)$")
-        return sum(int(value) for value in found.values())
+        return _refusals(await self._admin.stats(_ASKED))
 
     async def _confirm(self, wanted: Mapping[str, str], refused: int) -> None:
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + _CONFIRM_S, 0.001
-        pattern = r"\.version_text$|^cluster_manager\.warming_clusters$|\.(update_rejected|update_failure)$"
         missing: dict[str, str] = {}
         while loop.time() < deadline:
-            found = await self._admin.stats(pattern)
-            if sum(int(value) for name, value in found.items() if name.endswith(("rejected", "failure"))) > refused:
+            found = await self._admin.stats(_ASKED)
+            if _refusals(found) > refused:
                 raise EngineFailure(f"Envoy refuses its configuration: {self.process.last_words()}")
             missing = {
                 name: version for name, version in wanted.items() if found.get(name + ".version_text") != version
             }
-            if not missing and found.get("cluster_manager.warming_clusters") == "0":
+            if not missing and found.get("cluster_manager.warming_clusters", "0") == "0":
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
@@ -219,6 +234,21 @@ def _turned(path: Path) -> bool:
             old.replace(path.with_name(f"{path.name}.{number + 1}"))
     path.replace(path.with_name(f"{path.name}.1"))
     return True
+
+
+def _refusals(found: Mapping[str, str]) -> int:
+    return sum(int(value) for name, value in found.items() if name.endswith(("rejected", "failure")))
+
+
+def watches() -> int:
+    """How many endpoint files Envoy may watch. Each costs it an inotify instance, of which a user has 128 unless the
+    machine says otherwise, and without one it aborts. Twice as many are in use while one Envoy takes over from another.
+    """
+    try:
+        limit = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    except (OSError, ValueError):
+        limit = 128
+    return max(0, min((limit - 48) // 2, 2000))
 
 
 def _clusters(text: str) -> dict[str, dict[str, object]]:

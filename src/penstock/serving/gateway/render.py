@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from penstock.serving.gateway import routes
@@ -28,16 +28,21 @@ _MANY = 1_000_000  # circuit breakers are not what bounds load here: replicas re
 _FOLD = 100_000  # percent: one healthy replica of a thousand keeps all traffic off the activator
 
 
-def render(gateway: Gateway, folder: str) -> dict[str, str]:
-    """Every file by its path in ``folder``, which is absolute: Envoy is told where to look."""
+def render(gateway: Gateway, folder: str, inlined: Collection[str] = ()) -> dict[str, str]:
+    """Every file by its path in ``folder``, which is absolute: Envoy is told where to look. Clusters ``inlined`` have their
+    endpoints with them, the others a file of their own.
+    """
     files = {BOOTSTRAP: json.dumps(_bootstrap(gateway, folder), sort_keys=True) + "\n"}
     clusters: list[dict[str, Any]] = []
-    for service in sorted(gateway.services, key=lambda service: service.id):
-        for version in sorted(service.versions, key=lambda version: version.version):
-            for grpc in (False, True) if any(one.grpc_port for one in version.backends) else (False,):
-                name = cluster_name(service, version.version, grpc=grpc)
-                clusters.append(_cluster(name, service, folder, grpc=grpc))
-                files[eds_file(name)] = response([_endpoints(name, service, version, grpc=grpc)])
+    for name, service, version, grpc in _versions(gateway):
+        endpoints = _endpoints(name, service, version, grpc=grpc)
+        clusters.append(_cluster(name, service, folder, grpc=grpc))
+        if name in inlined:
+            del clusters[-1]["eds_cluster_config"]
+            clusters[-1] |= {"type": "STATIC", "load_assignment": endpoints}
+        else:
+            assignment = {"@type": f"{_API}.endpoint.v3.ClusterLoadAssignment", **endpoints}
+            files[eds_file(name)] = response([assignment])
     for address in sorted({service.comparator for service in gateway.services if service.comparator}):
         clusters.append(_comparator_cluster(address))
     if gateway.otlp is not None:
@@ -49,6 +54,22 @@ def render(gateway: Gateway, folder: str) -> dict[str, str]:
         files[CERTIFICATE] = response([_certificate(gateway.tls_cert, gateway.tls_key)])
     files[LISTENERS] = response([_listener(gateway, folder)])
     return files
+
+
+def _versions(gateway: Gateway) -> Iterator[tuple[str, ServiceRoute, VersionRoute, bool]]:
+    for service in sorted(gateway.services, key=lambda service: service.id):
+        for version in sorted(service.versions, key=lambda version: version.version):
+            for grpc in (False, True) if any(one.grpc_port for one in version.backends) else (False,):
+                yield cluster_name(service, version.version, grpc=grpc), service, version, grpc
+
+
+def inline(gateway: Gateway, files: Collection[str], most: int) -> set[str]:
+    """Which clusters have their endpoints with them, where ``most`` files can be watched and ``files`` are already: a new
+    replica then makes their cluster anew, with new connections.
+    """
+    names = [name for name, *_ in _versions(gateway)]
+    first = sorted(names, key=lambda name: eds_file(name) not in files)  # stable: nothing moves without need
+    return set(first[most:])
 
 
 def response(resources: Iterable[Mapping[str, Any]]) -> str:
@@ -172,7 +193,6 @@ def _endpoints(name: str, service: ServiceRoute, version: VersionRoute, *, grpc:
         activator = {"endpoint": {"address": _address(*service.activator), "health_check_config": unchecked}}
         groups.append({"priority": 1, "lb_endpoints": [activator]})
     return {
-        "@type": f"{_API}.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": name,
         "endpoints": groups,
         "policy": {"overprovisioning_factor": _FOLD},

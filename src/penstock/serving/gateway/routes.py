@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,29 +65,23 @@ def _by_header(service: ServiceRoute) -> list[dict[str, Any]]:
     if not _has_grpc(service):
         return []
     named = {"name": SERVICE_HEADER, "string_match": {"exact": service.id}}
-    return [_route(service, {"prefix": "/", "grpc": {}, "headers": [named]}, None, grpc=True)]
+    return [_route(service, {"prefix": "/", "grpc": {}, "headers": [named]}, "", grpc=True)]
 
 
 def _by_path(service: ServiceRoute, prefix: str, *, keep: bool) -> list[dict[str, Any]]:
     """`/p/n/...` and `/p/n` itself, but not `/p/nothing`."""
-    whole = {"prefix": prefix + "/"}
-    rewrite = "/" if prefix and not keep else None
-    routes = []
-    if _has_grpc(service):
-        routes.append(_route(service, {**whole, "grpc": {}}, rewrite, grpc=True))
-    routes.append(_http(service, whole, rewrite, prefix))
-    if prefix:
-        routes.append(_http(service, {"path": prefix}, rewrite, prefix))
-    return routes
+    match = {"path_separated_prefix": prefix} if prefix else {"prefix": "/"}
+    taken = prefix if prefix and not keep else ""
+    plain = _http(service, match, taken)
+    return [_route(service, {**match, "grpc": {}}, taken, grpc=True), plain] if _has_grpc(service) else [plain]
 
 
-def _http(service: ServiceRoute, match: dict[str, Any], rewrite: str | None, prefix: str) -> dict[str, Any]:
+def _http(service: ServiceRoute, match: dict[str, Any], taken: str) -> dict[str, Any]:
     """Where a service has a comparator, each exchange is copied to it; which of them count, it decides itself."""
-    route = _route(service, match, rewrite)
+    route = _route(service, match, taken)
     if service.comparator is None:
         return route
-    taken = prefix if rewrite is not None else "/"
-    metadata = [{"key": SERVICE_HEADER, "value": service.id}, {"key": PREFIX_HEADER, "value": taken}]
+    metadata = [{"key": SERVICE_HEADER, "value": service.id}, {"key": PREFIX_HEADER, "value": taken or "/"}]
     whole = {"request_header_mode": "SEND", "response_header_mode": "SEND"}
     whole |= {"request_body_mode": "STREAMED", "response_body_mode": "STREAMED"}
     whole |= {"request_trailer_mode": "SKIP", "response_trailer_mode": "SEND"}
@@ -107,14 +102,15 @@ def _share(of_whole: int) -> dict[str, Any]:
     return {"numerator": of_whole, "denominator": "TEN_THOUSAND"}
 
 
-def _route(service: ServiceRoute, match: dict[str, Any], rewrite: str | None, *, grpc: bool = False) -> dict[str, Any]:
+def _route(service: ServiceRoute, match: dict[str, Any], taken: str, *, grpc: bool = False) -> dict[str, Any]:
+    """``taken`` off the path; what is left begins with `/` again."""
     action = _action(service, grpc=grpc)
     route: dict[str, Any] = {"name": service.id, "match": match}
     if action is None:
         text = f'{{"error": "{service.id} has no version that takes requests"}}\n'
         return {**route, "direct_response": {"status": 503, "body": {"inline_string": text}}}
-    if rewrite is not None:
-        action["prefix_rewrite"] = rewrite
+    if taken:
+        action["regex_rewrite"] = {"pattern": {"regex": f"^{re.escape(taken)}(/|$)"}, "substitution": "/"}
     route["route"] = action
     if service.rate_limit is not None:
         route["metadata"] = {"filter_metadata": {"penstock": {"service": service.id}}}  # which of its buckets
@@ -136,20 +132,7 @@ def _action(service: ServiceRoute, *, grpc: bool) -> dict[str, Any] | None:
         "weighted_clusters": {"clusters": [_weighted(service, one, grpc=grpc) for one in taking]},
         "timeout": "0s",  # answers may stream for as long as something comes
         "idle_timeout": seconds(service.timeout + 1),  # the try's own comes first, and is counted as this version's
-        "retry_policy": {
-            "retry_on": ",".join(RETRY_ON),
-            "num_retries": service.retries,
-            "retriable_status_codes": list(RETRIABLE),
-            "per_try_idle_timeout": seconds(service.timeout),
-            "retry_host_predicate": [
-                {
-                    "name": "previous_hosts",
-                    "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
-                }
-            ],
-            "host_selection_retry_max_attempts": 5,
-            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
-        },
+        "retry_policy": _retries(service, grpc=grpc),
     }
     mirrors = (
         [one for one in versions if one.mirror and one.backends] if service.comparator is None and not grpc else []
@@ -163,6 +146,28 @@ def _action(service: ServiceRoute, *, grpc: bool) -> dict[str, Any] | None:
             for one in mirrors
         ]
     return action
+
+
+def _retries(service: ServiceRoute, *, grpc: bool) -> dict[str, Any]:
+    """On another replica each time. The third try goes to the activator, where there is one: the only replica may have died
+    a moment ago, before anybody could know.
+    """
+    others = typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+    policy = {
+        "retry_on": ",".join(RETRY_ON),
+        "num_retries": service.retries,
+        "retriable_status_codes": list(RETRIABLE),
+        "per_try_idle_timeout": seconds(service.timeout),
+        "retry_host_predicate": [{"name": "previous_hosts", "typed_config": others}],
+        "host_selection_retry_max_attempts": 5,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+    }
+    if service.activator is not None and not grpc:
+        after = typed(
+            "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=2
+        )
+        policy["retry_priority"] = {"name": "envoy.retry_priorities.previous_priorities", "typed_config": after}
+    return policy
 
 
 def _weighted(service: ServiceRoute, version: VersionRoute, *, grpc: bool) -> dict[str, Any]:

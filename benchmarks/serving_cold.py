@@ -7,6 +7,7 @@ answered with 200 by a replica that had answered its warming request before.
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import sys
 import tempfile
@@ -55,7 +56,10 @@ def asleep(client: Client) -> bool:
 
 
 def measure() -> list[Bar]:
-    with tempfile.TemporaryDirectory() as folder, House("--gateway-port", "17171") as house:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with tempfile.TemporaryDirectory() as folder, House("--gateway-port", port) as house:
         model = models.mlp(Path(folder) / "small.onnx", (64, 32, 10))
         client = house.client
         spec = {

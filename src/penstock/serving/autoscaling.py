@@ -274,6 +274,8 @@ def _wish(
     if current == 0:
         wakes = seen.active > 0 or seen.arrived > 0
         return (max(1, math.ceil(need.now)), Why.WOKEN, memory) if wakes else (0, Why.IDLE, memory)
+    if _idle(config, memory, now):
+        return 0, Why.IDLE, memory
     if need.now > current * (1 + config.dead_band):
         since = now if memory.above_since is None else memory.above_since
         memory = replace(memory, above_since=since)
@@ -309,11 +311,13 @@ def _missed(curve: Curve, seen: Seen, need: Need, memory: Memory, now: float, tu
     )
 
 
+def _idle(config: Autoscaling, memory: Memory, now: float) -> bool:
+    """Nobody has asked for so long that what was needed before does not matter."""
+    return config.min == 0 and memory.busy_at is not None and now - memory.busy_at >= config.idle_after
+
+
 def _down(config: Autoscaling, need: Need, memory: Memory, current: int, now: float) -> tuple[int, Why]:
     """The most that was needed in ``down_after``, with the dead band above it."""
-    idle = memory.busy_at is not None and now - memory.busy_at >= config.idle_after
-    if idle and config.min == 0:
-        return 0, Why.IDLE
     if memory.up_at is not None and now - memory.up_at < config.down_after:
         return current, Why.STABILISING
     most = max((value for _, value in memory.peaks), default=need.now)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.base.errors import PenstockError
+from penstock.base.errors import PenstockError, Unavailable
 from penstock.serving.gateway.publish import Publisher
 from penstock.serving.gateway.spec import Gateway
 from penstock.serving.orders import Orders
@@ -52,6 +53,7 @@ class Traffic:
         self, place: Place, woken: Callable[[str, str], None], restarted: Callable[[str], Awaitable[None]]
     ) -> None:
         home = Path(place.folder)
+        self._place = place
         self.publisher = Publisher(home / "gateway", restarted=restarted)
         self.activator = Activator(home / "sidecars")
         self.comparator = Comparator(home / "sidecars")
@@ -70,6 +72,8 @@ class Traffic:
         if not self._tasks:
             self._orders.clear()
             await self.publisher.start()
+            if self.publisher.process.running is None:
+                _must_be_free(self._place.host, self._place.port)
             self._tasks = [asyncio.ensure_future(self.activator.keep()), asyncio.ensure_future(self._hear())]
 
     async def close(self) -> None:
@@ -185,3 +189,15 @@ class Traffic:
             self._held[demand.project, demand.name] = (time.monotonic(), demand.held)
             if demand.held:
                 self._woken(demand.project, demand.name)
+
+
+def _must_be_free(host: str, port: int) -> None:
+    """Envoys would share a port without a word, and each take a part of the other's requests. Raises Unavailable."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Unavailable(
+                f"the gateway's port {port} cannot be had: {error.strerror}", hint="Give another with --gateway-port."
+            ) from error

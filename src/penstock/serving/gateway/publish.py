@@ -207,7 +207,7 @@ class Publisher:
         """Of every version that Envoy has; none where no Envoy runs. To be asked about once a second: it also sees to the
         access log's size.
         """
-        if BOOTSTRAP not in self._files:
+        if BOOTSTRAP not in self._files or self.process.running is None:
             return {}
         await self._turn_log()
         return counters.parse(await self._admin.ask(counters.question()))

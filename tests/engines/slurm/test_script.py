@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -330,6 +331,31 @@ def test_a_folder_that_cannot_be_written_is_no_second_start(folder: Path) -> Non
     where.mkdir(mode=0o555)
     assert run(where, launch("true")).code == 97
     assert list(where.iterdir()) == []
+
+
+@pytest.mark.parametrize("procs", [1, 3])
+def test_a_rank_that_is_told_to_end_while_it_starts_is_not_left_to_the_end_of_the_grace(
+    folder: Path, procs: int
+) -> None:
+    told = launch("sleep", "60", procs=procs, grace_s=15.0)
+    where = script.place(str(folder), told)
+    text = folder / "script"
+    text.write_bytes(script.text([told], SlurmConfig("c1"), str(folder), FIXED))
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"}
+    words: dict[str, Any] = {"user": pwd.getpwnam(USER).pw_uid} if USER else {}
+    for pause_s in (0.0, 0.01):
+        for path in (where.run, where.job):
+            shutil.rmtree(path, ignore_errors=True)
+        batch = subprocess.Popen(["sh", str(text)], env=environment, cwd="/", **words)
+        while not os.path.exists(f"{where.run}/logs/batch.out"):
+            time.sleep(0.001)
+        time.sleep(pause_s)
+        batch.send_signal(signal.SIGTERM)
+        batch.wait(60)
+        facts = Ran(0, Path(where.run)).facts
+        assert facts.end is not None
+        assert facts.end.reason == "Stopped"
+        assert 9 not in {rank.signal for rank in facts.ranks}
 
 
 def rendered_for(told: Launch, count: int, node_rank: int, local: int) -> str:

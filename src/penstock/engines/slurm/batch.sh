@@ -228,7 +228,8 @@ p_ask() { # reason: end it, with grace; asked again, it is told no second time
     p_reason=${p_reason:-$1}
     if [ -z "$p_pid" ] || [ -n "$p_asked" ]; then return; fi
     p_asked=1
-    p_kill TERM "$p_pid"
+    # before it has its session it may not have heard
+    kill -TERM -"$p_pid" 2>/dev/null || { kill -TERM "$p_pid" 2>/dev/null; p_after 1 'p_kill TERM "$p_pid"'; }
     p_after "$p_grace" 'kill -USR1 $$'
 }
 
@@ -284,10 +285,9 @@ p_watch() { # number $1 of this node, in a process of its own
     exit "$p_status"
 }
 
-p_tell() { # a watcher's rank to end, once
+p_tell() { # a watcher's rank to end, once; before it has its session it may not have heard
     if [ -z "$p_pid" ] || [ -n "$p_told" ]; then return; fi
-    p_told=1
-    p_kill TERM "$p_pid"
+    if kill -TERM -"$p_pid" 2>/dev/null; then p_told=1; else kill -TERM "$p_pid" 2>/dev/null; fi
 }
 
 p_start_watchers() { # of this node; their ids in p_watchers

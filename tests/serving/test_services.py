@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -140,8 +141,19 @@ def test_a_version_that_never_comes_up_says_why(house: House) -> None:
     found = until(
         lambda: [one for one in status(house, "broken")["versions"] if one["failures"] >= 2], "nothing has failed"
     )
-    assert "exit" in found[0]["message"].lower()
+    assert "exit code 7 before it was ready" in found[0]["message"]
     house.client.services.delete("broken")
+
+
+def test_a_pickle_is_refused_and_says_so(house: House, tmp_path: Path) -> None:
+    services = house.client.services
+    (tmp_path / "model.onnx").write_bytes(pickle.dumps({"weights": 1}))
+    services.create("pickled", {**services.carry(str(tmp_path / "model.onnx")), "resources": {"cpus": 0.1}})
+    found = until(lambda: [one for one in status(house, "pickled")["versions"] if one["failures"]], "it was served")
+    assert "is a pickle" in found[0]["message"]
+    reasons = [event["reason"] for event in house.client.events.list(kind="InferenceService", name="pickled")]
+    assert "ModelRefused" in reasons
+    services.delete("pickled")
 
 
 def test_bad_specifications_are_refused_with_their_paths(house: House) -> None:

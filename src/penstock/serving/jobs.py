@@ -24,6 +24,8 @@ SERVICE = "penstock.serving/service"
 VERSION = "penstock.serving/version"
 _GRACE_S = 40.0  # beside the drain: what a runtime may need after SIGTERM, and a little
 _STEM = 40
+REFUSED = 3  # exit code of a replica that does not serve its model
+OWN = "penstock: "  # what a replica says itself begins so
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ def seen_of(job: Row[Any] | None, report: Mapping[str, Any], address: str) -> Se
     if job is None:
         return Seen(over=True, message="its job was deleted")
     if job.phase in FINAL:
-        return Seen(over=True, message=f"{job.reason}: {job.message}" if job.message else str(job.reason))
+        said = _last_words(job)
+        return Seen(over=True, message=said or (f"{job.reason}: {job.message}" if job.message else str(job.reason)))
     if job.phase == Phase.STOPPING:
         return Seen(ending=True, message=job.message)
     if job.phase != Phase.RUNNING:
@@ -123,6 +126,19 @@ def seen_of(job: Row[Any] | None, report: Mapping[str, Any], address: str) -> Se
         address=address,
         stages=stages,
     )
+
+
+def _last_words(job: Row[Any]) -> str:
+    """What the replica, or its runtime, wrote last before it failed."""
+    failures = json.loads(job.failures) if job.failures else []
+    lines = [line.strip() for line in failures[-1].get("lines", ()) if line.strip()] if failures else []
+    own = [line.removeprefix(OWN) for line in lines if line.startswith(OWN)]
+    return " / ".join([*own[-1:], *(line for line in lines[-1:] if not line.startswith(OWN))])
+
+
+def refused(job: Row[Any] | None) -> bool:
+    """The replica would not serve its model: trying again mends nothing."""
+    return job is not None and job.exit_code == REFUSED
 
 
 def node_of(job: Row[Any]) -> str:

@@ -203,9 +203,9 @@ class ServiceReconciler:
             versions.set_version(
                 tx, held.row.id, row.number, failures=after.failures, next_at=after.next_at, message=message
             )
-        refused = seen.message.startswith(Reason.Failed) and before.phase is ReplicaPhase.STARTING
-        data = {"version": before.version, "job": before.name, "phase": before.phase, "refused": refused}
-        tx.emit(versions.ref(held.row), Reason.ReplicaLost, f"{before.name}: {seen.message}", actor="system", data=data)
+        reason = Reason.ModelRefused if jobs.refused(submit.by_id(tx.conn, before.id)) else Reason.ReplicaLost
+        data = {"version": before.version, "job": before.name, "phase": before.phase}
+        tx.emit(versions.ref(held.row), reason, f"{before.name}: {seen.message}", actor="system", data=data)
 
     def _ready(self, tx: Tx, held: Held, now: Replica) -> None:
         stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in now.stages.items())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -154,3 +157,25 @@ def test_executors_end_with_the_front(tmp_path: Path) -> None:
         while alive(executor):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def started(*arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "penstock.serving.runtimes.onnx", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return ended.returncode, ended.stderr.strip().splitlines()[-1]
+
+
+def test_what_it_cannot_serve_or_listen_on_is_said(tmp_path: Path) -> None:
+    model = ("--model", f"m={models.doubled(tmp_path / 'm.onnx')}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, said = started(*model, "--http", port)
+        assert (code, "Address already in use" in said) == (6, True)
+        code, said = started(*model, "--http", "0", "--grpc", port)
+        assert (code, said.endswith(f"port {port}, for gRPC: it is taken")) == (6, True)
+    code, said = started("--models", str(tmp_path / "nowhere"))
+    assert (code, said.endswith("nowhere: is no folder")) == (2, True)
+    code, said = started("--model", "../m=/etc/passwd")
+    assert (code, "model name '../m'" in said) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from penstock.serving.otlp import parse_address
 from penstock.serving.runtimes.onnx.errors import Refused
 from penstock.serving.runtimes.onnx.plan import Policy
 from penstock.serving.runtimes.onnx.repository import check_name
-from penstock.serving.runtimes.onnx.server import Options, bind, run
+from penstock.serving.runtimes.onnx.server import NOT_BOUND, Options, bind, run
 from penstock.serving.runtimes.onnx.version import Limits
 
 
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = made.parse_args(argv)
     if given.models is None and not given.model:
         made.error("name --models FOLDER or --model NAME=PATH")
+    if given.models is not None and not os.path.isdir(given.models):
+        made.error(f"--models {given.models}: is no folder")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     policy = Policy(max(1, given.max_batch), given.preferred, given.delay)
@@ -103,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sock = bind(given.host, given.http)
     except OSError as error:
         print(f"cannot listen on {given.host} port {given.http}: {error.strerror}", file=sys.stderr)
-        return 6
+        return NOT_BOUND
     options = Options(
         given.models, dict(given.model), given.host, given.http, given.grpc, limits, given.grace, given.otlp
     )

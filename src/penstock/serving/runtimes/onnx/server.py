@@ -20,6 +20,7 @@ from penstock.serving.runtimes.onnx.version import Limits
 from penstock.serving.runtimes.onnx.web import Web
 
 log = logging.getLogger("penstock.onnx")
+NOT_BOUND = 6  # exit status
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _TICK_S = 1.0
@@ -100,7 +101,13 @@ async def run(options: Options, sock: socket.socket) -> int:
     remote = None
     if options.grpc is not None:
         remote = Remote(web)
-        await remote.start(f"{options.host}:{options.grpc}")
+        try:
+            await remote.start(f"{options.host}:{options.grpc}")
+        except RuntimeError:
+            log.error("cannot listen on %s port %d, for gRPC: it is taken", options.host, options.grpc)
+            sock.close()
+            await repository.close(0)
+            return NOT_BOUND
     server.lifespan = config.lifespan_class(config)
     await server.startup(sockets=[sock])
     told = f"HTTP on {options.host}:{sock.getsockname()[1]}"

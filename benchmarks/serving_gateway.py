@@ -174,7 +174,10 @@ async def switches(world: World) -> list[float]:
     ends = [at for at, _ in told[1:]] + [time.monotonic()]
     late = []
     for (at, version), end in list(zip(told, ends, strict=True))[1:]:
-        old = [sent for sent, by in zip(seen.sent, seen.version, strict=True) if at < sent < end and by != version]
+        rows = zip(
+            seen.sent, seen.ended, seen.version, strict=True
+        )  # answered before the next change, which is another's
+        old = [sent for sent, ended, by in rows if at < sent and ended < end and by != version]
         late.append(max(old, default=at) - at)
     return late
 

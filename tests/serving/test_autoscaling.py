@@ -205,3 +205,24 @@ def test_what_was_learned_at_little_load_is_no_bound_on_throughput() -> None:
     for second in range(60):
         decision, memory = plan(config, measured, Seen(3, 300, 1.0, 1, 1), memory, float(second))
     assert decision.replicas == 4
+
+
+def test_an_objective_that_nothing_holds_is_chased_no_further_than_replicas_with_little_to_do() -> None:
+    config = Autoscaling(min=1, max=50, objective=Objective(p95=0.01))
+    memory, replicas = Memory(), 1
+    for second in range(7200):
+        seen = Seen(100, 15, 1.0, replicas, replicas, p95=0.12, samples=100)
+        decision, memory = plan(config, CURVE, seen, memory, float(second))
+        replicas = decision.replicas
+    assert 8 <= replicas <= 16  # 14 at once take three times what a lone one does
+
+
+def test_replicas_that_do_a_third_of_what_the_curve_promises_are_found_out() -> None:
+    """Each of them answers 20 a second at most, not 60; 100 come. What waits grows while too few are there."""
+    memory, replicas, waits = Memory(), 1, 0.0
+    for second in range(600):
+        waits = max(5.0 * replicas, waits + 100 - 20 * replicas)
+        decision, memory = plan(CALM, CURVE, Seen(waits, 100, 1.0, replicas, replicas), memory, float(second))
+        replicas = decision.replicas
+    assert 5 <= replicas <= 10
+    assert waits <= 5 * replicas

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from penstock.serving.profile import UNKNOWN, Curve, Point
@@ -49,11 +50,15 @@ class Tuning:
     quick: float = 6.0  # and for panic
     panic: float = 2.0  # times what is ready
     headroom: float = 0.15  # above the mean load
-    horizon: float = 30.0  # seconds in which what waits shall be cleared
+    ahead: float = 2.0  # times the cold start: the load of so long is what comes while a replica starts
+    horizon: float = 30.0  # seconds in which what waits shall be cleared, or in one cold start where that is shorter
     guard: float = 0.8  # of the objective: nothing goes down above
     samples: float = 20.0  # answers, for a P95 to be believed
     correct: float = 1.1  # the need is told so many times larger when the curve promised too much
     most_correction: float = 3.0
+    full: float = 30.0  # seconds of a replica at full work, for its throughput to be believed
+    believes: float = 0.8  # of what the curve promises: what it does is not told apart from that
+    least: float = 0.05  # of what the curve promises
 
 
 TUNING = Tuning()
@@ -82,7 +87,8 @@ class Look:
     at: float
     seconds: float
     arrived: float
-    active: float  # times seconds
+    active: float  # times seconds, as the next
+    ready: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ class Memory:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "looks": [[look.at, look.seconds, look.arrived, look.active] for look in self.looks],
+            "looks": [[look.at, look.seconds, look.arrived, look.active, look.ready] for look in self.looks],
             "peaks": [list(peak) for peak in self.peaks],
             "turns": list(self.turns),
             "correction": self.correction,
@@ -185,10 +191,16 @@ def _remembered(seen: Seen, memory: Memory, now: float, window: float) -> Memory
     if looks and int(looks[-1].at) == int(now):
         last = looks.pop()
         looks.append(
-            Look(now, last.seconds + seconds, last.arrived + seen.arrived, last.active + seen.active * seconds)
+            Look(
+                now,
+                last.seconds + seconds,
+                last.arrived + seen.arrived,
+                last.active + seen.active * seconds,
+                last.ready + seen.ready * seconds,
+            )
         )
     else:
-        looks.append(Look(now, seconds, seen.arrived, seen.active * seconds))
+        looks.append(Look(now, seconds, seen.arrived, seen.active * seconds, seen.ready * seconds))
     busy = seen.active > 0 or seen.arrived > 0 or memory.busy_at is None
     return replace(
         memory,
@@ -212,13 +224,15 @@ def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning:
     rate, _ = _means(memory.looks, -math.inf, tuning.steady)
     quick_rate, quick_active = _means(memory.looks, now - tuning.quick)
     answers = point.throughput / memory.correction if curve.points else 0.0  # 0: nobody knows
+    answers = min(answers, _at_full_work(memory.looks, point.concurrency, answers, tuning))
     held = quick_active / point.concurrency
     if answers:
         by_rate = rate / answers
         waits = seen.active - point.concurrency * seen.ready
         helping = (seen.ready + max(seen.ready, seen.replicas)) / 2  # those that start help for half of that time
-        then = max(0.0, waits + (rate - answers * helping) * curve.cold_start)
-        clear = by_rate + then / (answers * tuning.horizon)
+        lately, _ = _means(memory.looks, now - max(tuning.ahead * curve.cold_start, tuning.quick), tuning.quick)
+        then = max(0.0, waits + (lately - answers * helping) * curve.cold_start)
+        clear = by_rate + then / (answers * min(tuning.horizon, max(curve.cold_start, 1.0)))
         need = quick = min(held, clear)
         if curve.source == "measured" or point.concurrency <= curve.points[-1].concurrency:
             need, quick = max(need, by_rate * (1 + tuning.headroom)), max(quick, quick_rate / answers)
@@ -234,6 +248,21 @@ def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning:
         point.concurrency,
         quick_active / (max(1, seen.ready) * point.concurrency),
     )
+
+
+def _at_full_work(looks: tuple[Look, ...], concurrency: float, promised: float, tuning: Tuning) -> float:
+    """Answers a second of a replica that had all it may have, where it had for long enough: what it really does, should that
+    be much less than was promised. The look that is decided on does not count.
+    """
+    seconds = ended = 0.0
+    for before, look in pairwise(looks[:-1]):
+        was, now = before.active / before.seconds, look.active / look.seconds
+        if min(was - concurrency * before.ready / before.seconds, now - concurrency * look.ready / look.seconds) > 0:
+            seconds += look.ready
+            ended += look.arrived - (now - was)
+    if seconds < tuning.full or ended > tuning.believes * promised * seconds:
+        return promised
+    return max(ended / seconds, promised * tuning.least)
 
 
 def working_point(config: Autoscaling, curve: Curve) -> Point:

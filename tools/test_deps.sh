@@ -46,6 +46,7 @@ for need in chromium postgresql slurm slurmdbd slurmrestd sshd wrk libpython; do
     wanted+=("${names[@]}")
   fi
 done
+command -v vllm >/dev/null || left+=(vllm) # on the PATH where somebody has installed it: gigabytes, and AVX-512 or a GPU
 [ "$(id -u)" = 0 ] || missing+=(root) # what only root can do: mount a small disk, run jobs as another user
 leave_out() { printf '%s\n' "$@" "${left[@]}" >build/left-out; }
 if [ ${#missing[@]} = 0 ]; then leave_out; exit 0; fi

@@ -21,7 +21,8 @@ from penstock.serving.runtimes.known import runtime
 from penstock.serving.runtimes.spec import Format, Model, Options, Ports, Request, Runtime
 from tests.serving.onnx import models
 
-ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
 READY_S = 60.0
 _SERVER = """
 import http.server, sys
@@ -142,6 +143,27 @@ def _slow(model: Model | None) -> Request:
     return Request("POST", f"/v2/models/{model.name}/infer", json.dumps({"inputs": inputs}).encode())
 
 
+def _llm(folder: Path) -> Model:
+    (folder / "llm").mkdir()
+    (folder / "llm" / "config.json").write_text("{}")
+    return Model("tiny", 1, str(folder / "llm"), Format.HUGGING_FACE)
+
+
+def _stand_in(folder: Path) -> Options:
+    """``vllm`` on the PATH is the stand-in, which answers as the real one does."""
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "vllm"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "vllm_stand_in.py"}" "$@"\n')
+    program.chmod(0o755)
+    return Options(env={"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"})
+
+
+def _slow_text(model: Model | None) -> Request:
+    assert model is not None
+    body = json.dumps({"model": model.name, "prompt": "slow", "max_tokens": 10}).encode()
+    return Request("POST", "/v1/completions", body, {"content-type": "application/json"})
+
+
 def triton_options(_folder: Path) -> Options:
     """The tritonserver that `make test-deps` unpacks."""
     return Options(env={"PATH": f"{ROOT / 'build/tritonserver/tritonserver/bin'}{os.pathsep}{os.environ['PATH']}"})
@@ -150,6 +172,7 @@ def triton_options(_folder: Path) -> Options:
 WORLDS = {
     "onnx": World("onnx", _onnx, lambda _: Options(), _cut, _slow),
     "triton": World("triton", _onnx, triton_options, _cut, _slow),
+    "vllm": World("vllm", _llm, _stand_in, None, _slow_text),
     "command": World(
         "command", lambda _: None, lambda _: Options(command=(sys.executable, "-c", _SERVER, "{port}")), None
     ),

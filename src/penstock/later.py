@@ -14,7 +14,7 @@ from penstock.base.routes import Endpoint
 from penstock.base.settings import Settings
 from penstock.capacity import routes as capacity_routes
 from penstock.capacity.replays import Replays
-from penstock.cost import bill_routes, outlook, outside
+from penstock.cost import bill_routes, outlook, outside, service_routes
 from penstock.cost.spec import Prices
 from penstock.cost.terms import Terms
 from penstock.engines.slurm.accounting import Accounted
@@ -65,10 +65,14 @@ def rooms(
             *capacity_routes.endpoints(what_if),
             *engine_routes.endpoints(attached),
             *compiling.endpoints(store, accounting),
-            *(serving_routes.endpoints(serving) if serving is not None else ()),
+            *(_served(store, rates, serving) if serving is not None else ()),
         ),
         replays.close,
     )
+
+
+def _served(store: Store, rates: Prices, serving: Serving) -> Sequence[Endpoint]:
+    return (*serving_routes.endpoints(serving), *service_routes.endpoints(store, rates, serving))
 
 
 async def look_outside(store: Store, attached: Attached, fence: Callable[[Tx], object], silent: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from penstock.capacity.asked import ReplayForm
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
 from penstock.tenancy.plan import decide
-from tests.console import operations
+from tests.console import operations, services
 from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
 
 TOKEN = "pst_test-token"
@@ -77,7 +77,11 @@ class Fleet:
     waiting: dict[str, Any] = field(default_factory=lambda: {"items": []})
     replays: dict[str, dict[str, Any]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    services: services.Services = field(init=False)
     followers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.services = services.sample(self.now)
 
     # -- filling it -----------------------------------------------------------------------------
 
@@ -178,6 +182,7 @@ class Fleet:
             Endpoint(get, "/api/v1/capacity/replays/{id}", "capacity.read", self._replay, ""),
             Endpoint("DELETE", "/api/v1/capacity/replays/{id}", "capacity.run", self._remove, "", status=204),
             *operations.cost_endpoints(),
+            *self.services.endpoints(),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=operations.NodesQuery),
             Endpoint(get, "/api/v1/fleet", "nodes.read", operations.told(lambda: operations.glance(self.nodes)), ""),
             *(

@@ -23,6 +23,8 @@ PAGES = (
     "/",
     "/jobs/default/digits",
     "/jobs/vision/llm-70b",
+    "/services",
+    "/services/default/digits",
     "/queues",
     "/capacity",
     REPLAY,

@@ -28,6 +28,7 @@ PUBLIC_PATHS = ("/login", "/logout", "/favicon.ico", "/static/")  # what the API
 _COOKIE_DAYS = 30
 _FORM_BYTES = 65_536
 _NODE_VERBS = frozenset({"cordon", "uncordon", "drain"})
+_ROLLOUT_VERBS = frozenset({"promote", "rollback"})
 
 
 def build(gate: Gate) -> list[BaseRoute]:
@@ -44,6 +45,9 @@ def build(gate: Gate) -> list[BaseRoute]:
         Route("/jobs/{project}/{name}", page("job"), methods=["GET"]),
         Route("/jobs/{project}/{name}/cancel", form(console.cancel), methods=["POST"]),
         Route("/jobs/{project}/{name}/save", form(console.save), methods=["POST"]),
+        Route("/services", page("services"), methods=["GET"]),
+        Route("/services/{project}/{name}", page("service"), methods=["GET"]),
+        Route("/services/{project}/{name}/{verb}", form(console.roll), methods=["POST"]),
         Route("/queues", page("queues"), methods=["GET"]),
         Route("/capacity", page("capacity"), methods=["GET"]),
         Route("/capacity", form(console.ask_replay), methods=["POST"]),
@@ -106,6 +110,13 @@ class _Console:
         project, name = (quote(request.path_params[k], safe="") for k in ("project", "name"))
         await self._gate.ask("POST", f"/api/v1/projects/{project}/jobs/{name}/checkpoints/save", actor)
         return RedirectResponse(f"/jobs/{project}/{name}#saves-title", 303)
+
+    async def roll(self, request: Request, actor: Actor) -> Response:
+        project, name, verb = (quote(request.path_params[k], safe="") for k in ("project", "name", "verb"))
+        if verb not in _ROLLOUT_VERBS:
+            raise NotFound(f"services cannot be {verb!r}")
+        await self._gate.ask("POST", f"/api/v1/projects/{project}/services/{name}/{verb}", actor)
+        return RedirectResponse(f"/services/{project}/{name}", 303)
 
     async def change_node(self, request: Request, actor: Actor) -> Response:
         name, verb = request.path_params["name"], request.path_params["verb"]

@@ -37,11 +37,13 @@ from penstock.jobs.page import (
 )
 from penstock.jobs.timeline import timeline
 from penstock.scheduling.page import cohorts
+from penstock.serving import page as served
 from penstock.training import page as training
 
 # address, word, and the verb without which it is not shown
 MENU = (
     ("/", "Jobs", "jobs.read"),
+    ("/services", "Services", "services.read"),
     ("/queues", "Queues", "queues.read"),
     ("/nodes", "Nodes", "nodes.read"),
     ("/capacity", "Capacity", "capacity.read"),
@@ -77,6 +79,8 @@ class Pages:
         pages = {
             "jobs": self._jobs,
             "job": self._job,
+            "services": self._services,
+            "service": self._service,
             "queues": self._queues,
             "capacity": self._capacity,
             "replay": self._replay,
@@ -183,6 +187,37 @@ class Pages:
             "may_cancel": not head.final and self._gate.may(actor, "jobs.cancel", project),
         }
         return self._render.respond(request, "job.html", context, part="_job.html")
+
+    async def _services(self, request: Request, actor: Actor) -> Response:
+        answer = await self._gate.ask("GET", "/api/v1/services", actor)
+        context = {**self._of(actor), "rows": [served.service_row(each) for each in answer["items"]]}
+        return self._render.respond(request, "services.html", context, part="_services.html")
+
+    async def _service(self, request: Request, actor: Actor) -> Response:
+        project, name = request.path_params["project"], request.path_params["name"]
+        base = f"/api/v1/projects/{quote(project, safe='')}/services/{quote(name, safe='')}"
+        service = await self._gate.ask("GET", base, actor)
+        history, rollouts, cost = await asyncio.gather(
+            self._gate.ask("GET", f"{base}/history", actor),
+            self._gate.ask("GET", f"{base}/rollouts", actor),
+            self._optional(f"{base}/cost", actor),
+        )
+        sizes, mean = served.batches(service)
+        context = {
+            **self._of(actor),
+            "row": served.service_row(service),
+            "charts": served.charts(history),
+            "rollouts": [served.rollout(each) for each in rollouts["items"]],
+            "under_way": service["status"]["rollout"] is not None,
+            "replicas": served.replicas(service),
+            "stages": served.STAGES,
+            "batches": sizes,
+            "mean_batch": mean,
+            "cost": cost,
+            "per_1000": served.price(cost["per_1000"]) if cost is not None else "-",
+            "may_write": self._gate.may(actor, "services.write", project),
+        }
+        return self._render.respond(request, "service.html", context, part="_service.html")
 
     async def _queues(self, request: Request, actor: Actor) -> Response:
         report, waiting = await asyncio.gather(

@@ -69,6 +69,18 @@ def by_id(conn: Connection, job_id: str) -> Row[Any] | None:
     return conn.execute(_BY_ID, {"id": job_id}).first()
 
 
+def labelled(
+    conn: Connection, project: str, labels: Mapping[str, str], until: float, since: float | None = None
+) -> list[str]:
+    """Ids of jobs whose labels begin with these, and that had begun by ``until`` and were not over at ``since``."""
+    begins = json.dumps(dict(labels))[:-1]
+    query = select(jobs.c.id).where(jobs.c.project == project, jobs.c.created_at <= until)
+    query = query.where(jobs.c.labels.startswith(begins, autoescape=True))
+    if since is not None:
+        query = query.where(jobs.c.finished_at.is_(None) | (jobs.c.finished_at > since))
+    return [row.id for row in conn.execute(query)]
+
+
 def update(tx: Tx, job_id: str, **values: Any) -> None:
     tx.do(_SET, {"b_id": job_id, **values})
 

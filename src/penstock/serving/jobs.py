@@ -100,8 +100,9 @@ def job_name(service: str, version: int, at: float) -> str:
     return f"{service[:_STEM].rstrip('-')}-v{version}-{new_id(at, os.urandom(10))[-6:].lower()}"
 
 
-def labels(service: str, version: int) -> dict[str, str]:
-    return {SERVICE: service, VERSION: str(version)}
+def labels(service: str, version: int | None = None) -> dict[str, str]:
+    """Of a replica's job; without a version, what all of the service's have."""
+    return {SERVICE: service} if version is None else {SERVICE: service, VERSION: str(version)}
 
 
 def seen_of(job: Row[Any] | None, report: Mapping[str, Any], address: str) -> Seen:

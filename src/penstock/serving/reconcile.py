@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,7 @@ from penstock.jobs import submit
 from penstock.jobs.room import Room
 from penstock.jobs.state import Phase
 from penstock.reconcile.loop import Loop
-from penstock.serving import jobs, plan, rolling, routing, scaling, versions
+from penstock.serving import jobs, past, plan, rolling, routing, scaling, versions
 from penstock.serving.gateway.spec import Gateway
 from penstock.serving.orders import Function, Orders
 from penstock.serving.place import KIND, Place, report_of
@@ -33,6 +34,7 @@ from penstock.store.store import Tx
 log = logging.getLogger("penstock.serving")
 EVERY_S = 10.0  # a look though nothing was heard
 COUNT_S = 1.0
+DRAWN_S = past.EVERY_S  # where it is for the console alone
 ANYWHERE = "0.0.0.0"  # noqa: S104 - where replicas on other machines listen: their gateway is elsewhere
 
 
@@ -61,6 +63,7 @@ class ServiceReconciler:
         self._told: dict[str, object] = {}  # the phase that a replica reported last
         self._addresses: dict[str, str] = {}  # of nodes
         self._publishing = asyncio.Lock()
+        self._counting = False
         self._dirty = 0
         self._published = -1
         loop.reconcilers |= {"service": self.reconcile, "traffic": self.count}
@@ -100,13 +103,14 @@ class ServiceReconciler:
         await self.store.write(lambda tx: tx.emit(ref, Reason.GatewayRestarted, words, actor="system"))
 
     async def count(self, _key: object) -> float | None:
-        """Once a second while somebody's traffic decides something."""
-        if not self.watched:
+        """Once a second while somebody's traffic decides something, else as often as it is drawn."""
+        self._counting = bool(self.watched) or self.traffic.carries
+        if not self._counting:
             return None
         await self.traffic.count(self.store.clock())
         for service_id in self.watched:
             self.loop.enqueue("service", service_id)
-        return COUNT_S
+        return COUNT_S if self.watched else DRAWN_S
 
     async def close(self) -> None:
         await self.traffic.close()
@@ -126,6 +130,9 @@ class ServiceReconciler:
         await self._publish()
         if done.cancel:
             await self.store.write(lambda tx: self._cancel(tx, done.cancel))
+        if self.traffic.carries and not self._counting:
+            self._counting = True
+            self.loop.enqueue("traffic", "all")
         return None if done.gone else done.again_s
 
     def _watch(self, service_id: str, *, watched: bool) -> None:
@@ -167,6 +174,8 @@ class ServiceReconciler:
         self._say(tx, after)
         done.watched = after.spec.autoscaling is not None or after.rollout is not None
         done.replicas = {one.id: one.version for one in after.replicas}
+        ready = Counter(one.version for one in after.replicas if one.phase == ReplicaPhase.READY)
+        self.traffic.history.replicas(after.row.project, after.row.name, ready)
         return done
 
     def _observe(self, tx: Tx, held: Held) -> Held:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, NotFound, Problem
 from penstock.base.ids import check_name
@@ -16,6 +16,7 @@ from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint
 from penstock.jobs.spec import JobSpec
 from penstock.serving import jobs, versions, view
+from penstock.serving.past import Recent
 from penstock.serving.place import KIND
 from penstock.serving.spec import MAX_REPLICAS, ServiceDocument, ServiceSpec
 from penstock.store.store import Tx
@@ -28,6 +29,7 @@ SERVICES = "/api/v1/projects/{project}/services"
 SERVICE = SERVICES + "/{name}"
 MAX_SPEC_BYTES = 1 << 20
 _KEY_BYTES = 24
+RECENT_S = 60.0  # that a service's figures are of
 
 
 class _Model(BaseModel):
@@ -95,6 +97,7 @@ def endpoints(serving: Serving) -> Sequence[Endpoint]:
         Endpoint("POST", SERVICE + "/promote", write, routes.promote, "Promote the candidate now"),
         Endpoint("POST", SERVICE + "/rollback", write, routes.rollback, "Go back to the version before"),
         Endpoint("GET", SERVICE + "/traffic", read, routes.traffic, "What the gateway counted, by version"),
+        Endpoint("GET", SERVICE + "/history", read, routes.history, "Its traffic of the last half hour, by version"),
         Endpoint("GET", SERVICE + "/keys", read, routes.keys, "A service's API keys, without the keys"),
         Endpoint("POST", SERVICE + "/keys", write, routes.add_key, "Make an API key", body=NewKey, status=201),
         Endpoint("DELETE", SERVICE + "/keys/{key}", write, routes.remove_key, "Delete an API key", status=204),
@@ -117,7 +120,18 @@ class _Routes:
 
     def shown(self, conn: Connection, project: str, name: str) -> dict[str, Any]:
         row = versions.find(conn, project, name)
-        return view.resource(versions.hold(conn, row), self.serving.url, self.room.progress)
+        return self.told(conn, row)
+
+    def told(self, conn: Connection, row: Row[Any]) -> dict[str, Any]:
+        body = view.resource(versions.hold(conn, row), self.serving.url, self.room.progress)
+        body["status"]["traffic"] = view.recent(self.recent(row))
+        return body
+
+    def recent(self, row: Row[Any]) -> Recent | None:
+        control = self.serving.loaded
+        if control is None:
+            return None
+        return control.traffic.history.recent(row.project, row.name, self.store.clock() - RECENT_S)
 
     async def listing(self, call: Call) -> dict[str, Any]:
         query: ListQuery = call.query
@@ -127,7 +141,7 @@ class _Routes:
 
         def work(conn: Connection) -> list[dict[str, Any]]:
             rows = versions.listing(conn, projects)
-            return [view.resource(versions.hold(conn, row), self.serving.url, self.room.progress) for row in rows]
+            return [self.told(conn, row) for row in rows]
 
         return {"items": await self.store.read(work), "next_cursor": None}
 
@@ -201,6 +215,11 @@ class _Routes:
         counts = await control.fresh_counts() if control is not None else {}
         mine = {v: c for (project, name, v), c in counts.items() if (project, name) == (row.project, row.name)}
         return {"items": [{"version": number, **view.traffic(mine[number])} for number in sorted(mine)]}
+
+    async def history(self, call: Call) -> dict[str, Any]:
+        row = await self.store.read(lambda conn: versions.find(conn, call.path["project"], call.path["name"]))
+        control = self.serving.loaded
+        return view.drawn(control.traffic.history.of(row.project, row.name) if control is not None else {})
 
     async def keys(self, call: Call) -> dict[str, Any]:
         def work(conn: Connection) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from penstock.base.errors import PenstockError, Unavailable
 from penstock.serving.gateway.publish import Publisher
 from penstock.serving.gateway.spec import Gateway
 from penstock.serving.orders import Orders
+from penstock.serving.past import Past
 from penstock.serving.place import Place
 from penstock.serving.processes import Detached
 from penstock.serving.shadowed import Shadowed
@@ -59,6 +60,7 @@ class Traffic:
         self.comparator = Comparator(home / "sidecars")
         self.admin_port = Detached(home / "sidecars", "gateway-admin").port(LOOPBACK)
         self.counts: Mapping[Key, Counts] = {}
+        self.history = Past()
         self._held: dict[tuple[str, str], tuple[float, int]] = {}  # when the activator said so, and how many
         self._woken = woken
         self._past: deque[tuple[float, Mapping[Key, Counts]]] = deque()
@@ -86,6 +88,7 @@ class Traffic:
         for key in self._orders:
             self.activator.orders.drop(*key)
             self.comparator.forget(*key)
+            self.history.drop(*key)
         self._orders.clear()
         await self._end_comparing()
         await self.publisher.stop()
@@ -130,6 +133,7 @@ class Traffic:
             self.comparator.forget(*key)
             del self._orders[key]
             self._held.pop(key, None)
+            self.history.drop(*key)
         if not compares and self._comparing is not None:
             await self._end_comparing()
 
@@ -143,7 +147,13 @@ class Traffic:
         self._past.append((now, self.counts))
         while self._past and self._past[0][0] < now - WINDOW_S:
             self._past.popleft()
+        self.history.take(now, self.counts)
         return self.counts
+
+    @property
+    def carries(self) -> bool:
+        """Whether there is a service."""
+        return bool(self._orders)
 
     def load(self, project: str, name: str, now: float) -> Load:
         """Since this was asked last."""

@@ -10,12 +10,14 @@ from sqlalchemy.engine import Connection, Row
 
 from penstock.base.quantities import format_time
 from penstock.serving import rollout_memory, routing, versions
+from penstock.serving.past import EVERY_S, Recent
 from penstock.serving.place import KIND, report_of
 from penstock.serving.shadowed import Shadowed
 from penstock.serving.state import WHOLE, Counts, ReplicaPhase
 from penstock.serving.versions import Held
 
 _FIGURES = ("running", "waiting", "memory_bytes", "memory_used")
+_BATCH = "batch_"  # and a size: how often the runtime made one of it
 
 
 def resource(held: Held, base: str, progress: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def replica(row: Row[Any], report: Mapping[str, Any]) -> dict[str, Any]:
         "port": row.port,
         "grpc_port": row.grpc_port,
         "stages": json.loads(row.stages),
+        "batches": {name.removeprefix(_BATCH): report[name] for name in report if name.startswith(_BATCH)},
         **{name: report[name] for name in _FIGURES if name in report},
     }
 
@@ -106,6 +109,19 @@ def traffic(counts: Counts) -> dict[str, Any]:
     }
 
 
+def recent(found: Recent | None) -> dict[str, Any] | None:
+    """Of all of a service's versions together, for a list."""
+    if found is None:
+        return None
+    return {
+        "seconds": found.seconds,
+        "requests_per_second": found.requests / found.seconds if found.seconds else 0.0,
+        "error_share": found.errors / found.requests if found.requests else 0.0,
+        "p95": found.p95,
+        "active": found.active,
+    }
+
+
 def shadow(seen: Shadowed) -> dict[str, Any]:
     """What the comparator saw of a candidate, with example requests."""
     agreement = seen.agreement
@@ -123,6 +139,11 @@ def shadow(seen: Shadowed) -> dict[str, Any]:
         "candidate": traffic(seen.candidate_counts),
         "examples": [dict(one) for one in agreement.examples],
     }
+
+
+def drawn(past: Mapping[int, Mapping[str, list[float | None]]]) -> dict[str, Any]:
+    """``at`` is in epoch seconds; requests and errors are counts of ``seconds``."""
+    return {"every": EVERY_S, "items": [{"version": number, **line} for number, line in past.items()]}
 
 
 def keys(rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:

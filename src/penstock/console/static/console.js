@@ -138,7 +138,7 @@
     if (event.key === "Escape" && typing(event.target)) { event.target.blur(); return; }
     if (typing(event.target) || $("dialog[open]")) return;
     if (Date.now() - prefix < 1200) {
-      const to = { j: "/", q: "/queues", n: "/nodes", c: "/capacity", m: "/cost", p: "/goodput", e: "/events" }[event.key];
+      const to = { j: "/", s: "/services", q: "/queues", n: "/nodes", c: "/capacity", m: "/cost", p: "/goodput", e: "/events" }[event.key];
       prefix = 0;
       if (to) { event.preventDefault(); location.assign(to); return; }
     }

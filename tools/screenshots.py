@@ -1,4 +1,4 @@
-"""Take the pictures of docs/screenshots/ from real servers: .venv/bin/python tools/screenshots.py [--only machine|fleet]
+"""Take the pictures of docs/screenshots/ from real servers: .venv/bin/python tools/screenshots.py [--only machine|fleet|service]
 
 Starts `penstock up` in a temporary folder, trains examples/digits on two ranks, kills one of them, queues what cannot run
 yet, and photographs the console in Chromium; then the same with a simulated fleet under load. Takes about four minutes.
@@ -12,6 +12,7 @@ import os
 import signal
 import struct
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from playwright.sync_api import Browser, Page
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.console.browser import chromium, visit  # noqa: E402  # because the tests' folder is found by the line above
+from tests.console import served  # noqa: E402  # because the tests' folder is found by the line above
+from tests.console.browser import chromium, visit  # noqa: E402  # because of the same
 from tests.system.house import House, house, processes_of, until  # noqa: E402  # because of the same
 
 MOST_BYTES = 200_000
@@ -38,6 +40,12 @@ PICTURES = (
 )
 FLEET = ("--simulate", "64x8", "--simulate-load", "1.1", "--simulate-speed", "300", "--simulate-mtbf", "40d")
 REPLAY = "replay"
+CANARY = {
+    "strategy": "canary",
+    "steps": [{"weight": 25, "time": "10s"}],
+    "analysis": {"min_requests": 200, "p95_ratio": 4},
+}
+SHADOWED = {"strategy": "shadow", "shadow_time": "5m", "analysis": {"min_requests": 100_000, "agreement": None}}
 FLEET_PICTURES = (
     ("nodes-map-dark", "/nodes", 1280, 620, "dark"),
     ("queues-light", "/queues", 1280, 900, "light"),
@@ -118,6 +126,24 @@ def photograph_fleet(browser: Browser, server: House, folder: Path, replay: str)
             save(page, folder / f"{name}.png")
 
 
+def photograph_service(browser: Browser, server: House, folder: Path) -> None:
+    """A canary that was promoted, and then another model in its shadow, whose answers differ."""
+    services, watched = server.client.services, 25
+    time.sleep(watched)
+    canary = served.spec(server, "good", **CANARY) | {"env": {"OMP_NUM_THREADS": "1"}}
+    services.replace(served.NAME, canary)
+    until(lambda: services.rollouts(served.NAME)[0]["phase"] == "Promoted", "the canary is not promoted", 120)
+    shadow = served.spec(server, "other", **SHADOWED) | {"env": {"OMP_NUM_THREADS": "1"}}
+    services.replace(served.NAME, shadow)
+    time.sleep(watched)
+    with visit(browser, server.url, width=1200, height=1500, color_scheme="light") as seen:
+        seen.sign_in(server.token)
+        page = seen.open(f"/services/default/{served.NAME}")
+        page.wait_for_selector(".examples li")
+        page.wait_for_timeout(1200)
+        save(page, folder / "service-light.png")
+
+
 def save(page: Page, path: Path) -> None:
     path.write_bytes(squeezed(page.screenshot()))
     size = path.stat().st_size
@@ -145,18 +171,21 @@ def squeezed(png: bytes) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "docs/screenshots")
-    parser.add_argument("--only", choices=("machine", "fleet"))
+    parser.add_argument("--only", choices=("machine", "fleet", "service"))
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if arguments.only != "fleet":
+    if arguments.only in (None, "machine"):
         with house("--local-nodes", "2") as server, chromium() as browser:
             submit(server)
             lose_a_rank(server, "digits")
             photograph(browser, server, folder, "digits")
-    if arguments.only != "machine":
+    if arguments.only in (None, "fleet"):
         with house(*FLEET) as server, chromium() as browser:
             photograph_fleet(browser, server, folder, live_fleet(server))
+    if arguments.only in (None, "service"):
+        with served.house() as server, served.callers(served.serve(server)), chromium() as browser:
+            photograph_service(browser, server, folder)
 
 
 if __name__ == "__main__":

@@ -73,3 +73,4 @@ def _ask(url: str, over: threading.Event, seed: int) -> None:
             connection.getresponse().read()
         except (OSError, http.client.HTTPException):
             connection.close()
+    connection.close()

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from penstock.serving import page
 from tests.console import services
 from tests.console.conftest import ORIGIN
-from tests.console.fleet import Fleet
+from tests.console.fleet import TOKEN, Fleet
 
 NOW = 1_795_000_000.0
 ONE = "/services/default/digits"
@@ -74,11 +74,18 @@ def test_buttons_do_what_they_say(browser: TestClient, fleet: Fleet, verb: str) 
     assert browser.post(f"{ONE}/{verb}", headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-def test_who_may_only_look_has_no_buttons(browser: TestClient, fleet: Fleet) -> None:
-    fleet.role = "viewer"
-    text = browser.get(ONE).text
-    if "<h1>digits" in text:
-        assert "promote" not in text
+def test_who_may_only_look_has_no_buttons(fleet: Fleet) -> None:
+    fleet.role = "viewer"  # of the fleet: reads every project
+    fleet.services.items[0]["project"] = "vision"
+    with TestClient(fleet.app(), base_url=ORIGIN, follow_redirects=False) as viewer:
+        viewer.post("/login", data={"token": TOKEN, "next": "/"}, headers={"Origin": ORIGIN})
+        text = viewer.get("/services/vision/digits").text
+        refused = viewer.post("/services/vision/digits/promote", headers={"Origin": ORIGIN})
+    assert refused.status_code in {403, 404}
+    assert fleet.services.asked == []
+    assert "<h1>digits</h1>" in text
+    assert "/promote" not in text
+    assert 'data-open="rollback"' not in text
 
 
 def test_strangers_text_stays_text(browser: TestClient, fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -194,7 +195,9 @@ def _print_node(call: Invocation, body: dict[str, Any]) -> None:
 def _whole_service(call: Invocation, name: str) -> dict[str, Any]:
     services = call.client.services
     events = call.client.events.newest(_EVENTS_SHOWN, kind="InferenceService", project=call.settings.project, name=name)
-    parts = {"rollouts": services.rollouts(name), "traffic": services.traffic(name), "events": events}
+    parts: dict[str, Any] = {"rollouts": services.rollouts(name), "traffic": services.traffic(name), "events": events}
+    with suppress(PenstockError):  # who may not see what things cost
+        parts["cost"] = services.cost(name)
     return {**services.get(name), **parts}
 
 

@@ -229,6 +229,10 @@ class Services(Collection):
         """What the gateway has counted, by version."""
         return [Resource(item) for item in self.part(name, "traffic", project=project)["items"]]
 
+    def cost(self, name: str, *, project: str | None = None) -> Resource:
+        """In the last half hour, and per 1,000 requests of it."""
+        return Resource(self.part(name, "cost", project=project))
+
     def keys(self, name: str, *, project: str | None = None) -> list[Resource]:
         return [Resource(item) for item in self.part(name, "keys", project=project)["items"]]
 

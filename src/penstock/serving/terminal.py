@@ -107,6 +107,12 @@ def describe(call: Invocation, body: Body) -> None:
     if body["traffic"]:
         out.line("\nTraffic:")
         traffic(call, body["traffic"])
+    cost = body.get("cost") or {}
+    if cost.get("per_1000") is not None:
+        out.line(
+            f"\nCost: {cost['per_1000']:.3g} {cost['currency']} per 1,000 requests "
+            f"({cost['requests']:,.0f} since {cost['since']}, {cost['total']:.3g} {cost['currency']} for its replicas)"
+        )
     if body["rollouts"]:
         out.line("\nRollout:")
         rollout_view.show(call, body["rollouts"][0])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
 from penstock.base.errors import InvalidInput
 from penstock.client.verb import Invocation, Verb, pairs
-from penstock.serving import rollout_view, terminal
+from penstock.serving import exporting, rollout_view, terminal
 from penstock.serving.replays import arguments as replay
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ def _serve_arguments(parser: ArgumentParser) -> None:
     add("model", nargs="?", metavar="MODEL", help="a file or folder: ONNX, safetensors, a Triton repository")
     add("--name", metavar="NAME", help="the service's name; default: the model's")
     add("--in-place", action="store_true", help="the nodes read MODEL where it lies, instead of a copy that is carried")
+    add(
+        "--exporter", metavar="MODULE:FUNCTION", help="MODEL is weights; this builds their torch module: served as ONNX"
+    )
+    add(
+        "--input",
+        action="append",
+        metavar="NAME:TYPE[SIZES]",
+        help="of the exporter: x:float32[1,8,8]; may be repeated",
+    )
     add("--runtime", choices=("onnx", "triton", "vllm", "command"), metavar="NAME", help="onnx, triton, vllm, command")
     add("--replicas", type=int, metavar="N", help="so many replicas (default 1)")
     add("--min", type=int, metavar="N", help="scale by load, from N replicas (0: none while nobody asks)")
@@ -103,6 +113,17 @@ def _spec(call: Invocation, arguments: Namespace) -> dict[str, Any]:
 
 
 def _model(call: Invocation, arguments: Namespace) -> dict[str, Any]:
+    if arguments.exporter and arguments.in_place:
+        raise InvalidInput("--exporter and --in-place exclude each other", hint="What was exported is carried.")
+    if arguments.exporter:
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            target = os.path.join(folder, _name_of(arguments.model) + ".onnx")
+            venv = call.settings.virtual_env
+            parity = exporting.to_onnx(arguments.model, arguments.exporter, arguments.input or (), target, venv)
+            call.output.note(
+                f"exported: PyTorch and ONNX Runtime are {parity['difference']:.1e} apart at most over {parity['samples']} samples"
+            )
+            return dict(call.client.services.carry(target, call.settings.snapshot_max_bytes))
     if arguments.in_place:
         return {"model": os.path.abspath(arguments.model)}
     return dict(call.client.services.carry(arguments.model, call.settings.snapshot_max_bytes))

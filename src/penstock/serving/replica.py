@@ -210,7 +210,12 @@ def _model(told: Told) -> tuple[Model | None, str]:
         )
     name = told.runtime or default_for(found.format, told.options.command)
     if name is None:
-        raise Refused(f"no runtime serves this model: {found.why or found.format}. `runtime` names one")
+        more = (
+            "`penstock serve --exporter` makes ONNX of weights"
+            if found.format is Format.SAFETENSORS
+            else "`runtime` names one"
+        )
+        raise Refused(f"no runtime serves this model: {found.why or found.format}. {more}")
     if found.format is Format.UNKNOWN and name != "command":
         raise Refused(f"the model cannot be served: {found.why}")
     return Model(told.model_name, told.version, found.path, found.format), name

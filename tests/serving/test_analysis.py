@@ -114,7 +114,7 @@ def test_one_that_turns_bad_late_is_found() -> None:
     [test] = analysis.tests(memory, spec, live=True, shadow=False)
     assert test.verdict == "fail"
     assert test.words == (
-        "0.739% of 12180 requests failed, 0% of the stable version's 48720; at most 1% more are allowed: "
+        "0.739% of 12180 requests failed or were refused, 0% of the stable version's 48720; at most 1% more are allowed: "
         "worse of late, with 0.99 confidence over the rollout"
     )
 
@@ -175,6 +175,25 @@ def test_after_a_switch_it_is_compared_with_what_was_before() -> None:
     assert alone(spec, Counts(10_000, 1000), 5)[0] == "pass"
     assert alone(spec, Counts(), 0)[0] == "pass"
     assert alone(spec, Counts(), 25)[0] == "fail"
+
+
+def refusing(stable: float, candidate: float) -> str:
+    """Of a hundred requests of each, so many refused by each, for a minute."""
+    memory = begin(Look(0.0, Counts(), Counts()))
+    spec = Analysis(p95_ratio=None, agreement=None)
+    ours = theirs = Counts()
+    for at in range(1, 61):
+        ours = analysis.plus(ours, Counts(100, 0, refused=candidate))
+        theirs = analysis.plus(theirs, Counts(100, 0, refused=stable))
+        memory = remember(memory, spec, Look(float(at), ours, theirs))
+    return analysis.tests(memory, spec, live=True, shadow=False)[0].verdict
+
+
+def test_a_candidate_that_refuses_what_the_stable_version_answers_fails() -> None:
+    assert refusing(0, 100) == "fail"
+    assert refusing(5, 20) == "fail"
+    assert refusing(30, 30) == "pass"  # its callers' mistakes: both see as many
+    assert refusing(30, 0) == "pass"
 
 
 def test_counters_that_begin_anew_are_no_evidence() -> None:

@@ -106,7 +106,7 @@ class Reason(_Named):
     Promoted = auto()
     RolledBack = auto()
     ModelRefused = auto()
-    GatewayChanged = auto()  # what Envoy is told
+    GatewayChanged = auto()  # it does not go by what a service wants
     GatewayRestarted = auto()
     # the house
     ServerStarted = auto()

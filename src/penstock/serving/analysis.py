@@ -214,10 +214,10 @@ def _judge(memory: Memory, spec: Analysis, candidate: Counts, stable: Counts, al
         return replace(memory, open=(ours, theirs))
     after = replace(memory, open=(NOTHING, NOTHING))
     if spec.error_rate is not None:
-        usual = _share(memory.typical.errors, memory.typical.requests)
-        bad = (min(ours.errors, ours.requests), ours.requests)
+        usual = _share(memory.typical.bad, memory.typical.requests)
+        bad = (min(ours.bad, ours.requests), ours.requests)
         if theirs.requests:
-            found = gains(bad, (min(theirs.errors, theirs.requests), theirs.requests), usual, spec.error_rate)
+            found = gains(bad, (min(theirs.bad, theirs.requests), theirs.requests), usual, spec.error_rate)
         else:
             found = gains_alone(bad, usual + spec.error_rate)
         after = replace(after, errors=memory.errors.after(found, needed(spec)))
@@ -303,10 +303,8 @@ def _test(bet: Bet, spec: Analysis, seen: tuple[float | None, float], samples: t
 
 def _error_rate(memory: Memory, spec: Analysis, margin: float) -> Test:
     ours, theirs = memory.step
-    usual = (
-        theirs.errors / theirs.requests if theirs.requests else _share(memory.typical.errors, memory.typical.requests)
-    )
-    rate = ours.errors / ours.requests if ours.requests else None
+    usual = theirs.bad / theirs.requests if theirs.requests else _share(memory.typical.bad, memory.typical.requests)
+    rate = ours.bad / ours.requests if ours.requests else None
     test = _test(
         memory.errors,
         spec,
@@ -316,7 +314,7 @@ def _error_rate(memory: Memory, spec: Analysis, margin: float) -> Test:
     )
     if rate is None:
         return replace(test, words="no request of the candidate's yet")
-    words = f"{_percent(rate)} of {ours.requests:g} requests failed, {_percent(usual)} of the stable version's "
+    words = f"{_percent(rate)} of {ours.requests:g} requests failed or were refused, {_percent(usual)} of the stable version's "
     words += f"{theirs.requests:g}; at most {_percent(margin)} more are allowed"
     return replace(test, words=words + _why(test, spec))
 
@@ -386,13 +384,19 @@ def plus(one: Counts, other: Counts) -> Counts:
     same = one.latency.bounds == other.latency.bounds or not one.latency.counts or not other.latency.counts
     latency = one.latency.plus(other.latency) if same else other.latency
     return Counts(
-        one.requests + other.requests, one.errors + other.errors, other.active, one.seconds + other.seconds, latency
+        one.requests + other.requests,
+        one.errors + other.errors,
+        other.active,
+        one.seconds + other.seconds,
+        latency,
+        one.refused + other.refused,
     )
 
 
 def _faded(counts: Counts, part: float) -> Counts:
     latency = Histogram(counts.latency.bounds, tuple(count * part for count in counts.latency.counts))
-    return Counts(counts.requests * part, counts.errors * part, counts.active, counts.seconds * part, latency)
+    requests, errors, refused = (value * part for value in (counts.requests, counts.errors, counts.refused))
+    return Counts(requests, errors, counts.active, counts.seconds * part, latency, refused)
 
 
 def _share(bad: float, total: float) -> float:

@@ -21,7 +21,7 @@ from penstock.jobs import submit
 from penstock.jobs.room import Room
 from penstock.jobs.state import Phase
 from penstock.reconcile.loop import Loop
-from penstock.serving import jobs, past, plan, rolling, routing, scaling, versions
+from penstock.serving import allowance, jobs, past, plan, rolling, routing, scaling, versions
 from penstock.serving.gateway.spec import Gateway
 from penstock.serving.orders import Function, Orders
 from penstock.serving.place import KIND, Place, report_of
@@ -35,6 +35,7 @@ log = logging.getLogger("penstock.serving")
 EVERY_S = 10.0  # a look though nothing was heard
 COUNT_S = 1.0
 DRAWN_S = past.EVERY_S  # where it is for the console alone
+ALLOWED_S = 5.0  # that what quota leaves a service is not asked again
 ANYWHERE = "0.0.0.0"  # noqa: S104 - where replicas on other machines listen: their gateway is elsewhere
 
 
@@ -62,6 +63,7 @@ class ServiceReconciler:
         self._service_of: dict[str, str] = {}  # by replica
         self._told: dict[str, object] = {}  # the phase that a replica reported last
         self._addresses: dict[str, str] = {}  # of nodes
+        self._allowed: dict[str, tuple[float, int | None]] = {}  # when, and how many replicas quota leaves a service
         self._publishing = asyncio.Lock()
         self._counting = False
         self._dirty = 0
@@ -120,6 +122,7 @@ class ServiceReconciler:
     async def reconcile(self, service_id: object) -> float | None:
         key = str(service_id)
         await self._resolve(key)
+        await self._allow(key)
         done = await self.store.write(lambda tx: self._look(tx, key))
         for job_id in [job for job, owner in self._service_of.items() if owner == key and job not in done.replicas]:
             self._service_of.pop(job_id)
@@ -133,7 +136,23 @@ class ServiceReconciler:
         if self.traffic.carries and not self._counting:
             self._counting = True
             self.loop.enqueue("traffic", "all")
-        return None if done.gone else done.again_s
+        if done.gone:
+            self._allowed.pop(key, None)
+            return None
+        return done.again_s
+
+    async def _allow(self, service_id: str) -> None:
+        """Ask what quota leaves it, on a reader's snapshot: that costs a view of all that runs."""
+        now = self.store.clock()
+        if now - self._allowed.get(service_id, (0.0, None))[0] < ALLOWED_S:
+            return
+
+        def work(conn: Connection) -> int | None:
+            held = versions.held(conn, service_id)
+            scales = held is not None and held.spec.autoscaling is not None
+            return allowance.most(conn, held, self.room.memory, now) if held is not None and scales else None
+
+        self._allowed[service_id] = (now, await self.store.read(work))
 
     def _watch(self, service_id: str, *, watched: bool) -> None:
         if watched and service_id not in self.watched:
@@ -151,7 +170,7 @@ class ServiceReconciler:
         self._ids[held.row.project, held.row.name] = service_id
         held = self._observe(tx, held)
         if held.spec.autoscaling is not None and held.row.deleted_at is None:
-            held = scaling.scale(tx, held, self.traffic)
+            held = scaling.scale(tx, held, self.traffic, self._allowed.get(service_id, (0.0, None))[1])
         wants = rolling.wants(tx, held, self.traffic, self.room.progress)
         held = versions.held(tx.conn, service_id) or held  # a rollout that ended has changed roles
         snapshot = plan.Snapshot(
@@ -284,7 +303,7 @@ class ServiceReconciler:
         waiting = [
             job for one in held.replicas if (job := submit.by_id(tx.conn, one.id)) and job.phase == Phase.PENDING
         ]
-        reason, message = routing.condition(held, waiting)
+        reason, message = routing.condition(held, waiting, self.traffic.problem(held.row.project, held.row.name))
         if (held.row.reason, held.row.message) != (reason, message) and held.row.deleted_at is None:
             versions.set_service(tx, held.row.id, reason=reason, message=message)
 
@@ -303,8 +322,16 @@ class ServiceReconciler:
             dirty = self._dirty
             if self._published >= dirty:
                 return
-            await self.traffic.publish(*await self.store.read(self.gateway))
+            before = self._problems()
+            try:
+                await self.traffic.publish(*await self.store.read(self.gateway))
+            finally:
+                for service_id in [one for one, what in self._problems().items() if what != before.get(one, "")]:
+                    self.loop.enqueue("service", service_id)  # its status tells of it
             self._published = dirty
+
+    def _problems(self) -> dict[str, str]:
+        return {service_id: self.traffic.problem(*key) for key, service_id in self._ids.items()}
 
     def gateway(self, conn: Connection) -> tuple[Gateway, dict[tuple[str, str], Orders]]:
         """All routes, and what the activator is told, from the rows."""

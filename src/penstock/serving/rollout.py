@@ -148,7 +148,7 @@ def _point(now: float, weight: int, candidate: Counts, stable: Counts) -> Point:
 
 
 def _rate(counts: Counts) -> float | None:
-    return counts.errors / counts.requests if counts.requests else None
+    return counts.bad / counts.requests if counts.requests else None
 
 
 # ------------------------------------------------------------------------------------------------------------- the ways
@@ -364,4 +364,10 @@ def _entry(case: _Case, kept: Kept, reason: Reason, message: str) -> Mapping[str
 
 def _told(counts: Counts) -> Mapping[str, object]:
     p50, p95 = counts.latency.quantile(0.5), counts.latency.quantile(1 - analysis.TAIL)
-    return {"requests": counts.requests, "errors": counts.errors, "p50": p50, "p95": p95}
+    return {
+        "requests": counts.requests,
+        "errors": counts.errors,
+        "refused": counts.refused,
+        "p50": p50,
+        "p95": p95,
+    }

@@ -15,7 +15,9 @@ POINTS = 60  # of the history that is drawn; a longer rollout keeps every second
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What both versions did between two looks; None: nothing was asked of it. Latencies are P95 in seconds."""
+    """What both versions did between two looks; None: nothing was asked of it. ``errors``: the share that
+    failed or was refused. Latencies are P95 in seconds.
+    """
 
     at: float
     weight: int

@@ -26,7 +26,8 @@ def _seconds(value: float | None) -> str:
 def _errors(side: str) -> Callable[[Body, float], str]:
     def cell(entry: Body, _now: float) -> str:
         counts = entry[side]
-        return _percent(counts["errors"] / counts["requests"]) if counts["requests"] else ""
+        bad = counts["errors"] + counts.get("refused", 0)  # older evidence has none
+        return _percent(bad / counts["requests"]) if counts["requests"] else ""
 
     return cell
 

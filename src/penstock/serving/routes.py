@@ -273,6 +273,30 @@ def check(serving: Serving, conn: Connection, actor: Actor, document: ServiceDoc
     refused = serving.room.refuses(conn, project)
     if refused is not None:
         problems.append(Problem("project", refused))
+    return [*problems, *_claimed(conn, actor, document, f"{path}.exposed.routes")]
+
+
+def _claimed(conn: Connection, actor: Actor, document: ServiceDocument, path: str) -> list[Problem]:
+    """Routes that another service has already, or that lie below another's `/PROJECT/NAME`."""
+    own = (document.project or "default", document.name)
+    wanted = [(one.host or "", one.path.rstrip("/")) for one in document.spec.exposed.routes]
+    if not wanted:
+        return []
+    taken: dict[tuple[str, str], tuple[str, str]] = {}
+    for row in versions.listing(conn, None):
+        other = (row.project, row.name)
+        if other != own:
+            routes = ServiceSpec.model_validate_json(row.spec).exposed.routes
+            taken |= {((one.host or "").lower(), one.path.rstrip("/")): other for one in routes}
+            taken["", f"/{row.project}/{row.name}"] = other
+    problems = []
+    for n, (host, prefix) in enumerate(wanted):
+        below = taken.get(("", "/".join(prefix.split("/")[:3]))) if not host else None
+        found = taken.get((host.lower(), prefix)) or below
+        if found is not None:
+            seen = decide(actor, "services.read", found[0])
+            whose = f"service {found[1]!r} of project {found[0]!r}" if seen else "a service of another project"
+            problems.append(Problem(f"{path}.{n}", f"{host}{prefix or '/'} is {whose} already: take another"))
     return problems
 
 
@@ -304,6 +328,11 @@ def apply(serving: Serving, tx: Tx, actor: Actor, documents: Sequence[ServiceDoc
     for document in documents:
         project = document.project or "default"
         item = foresee(tx.conn, document)
+        claimed = _claimed(
+            tx.conn, actor, document, f"{document.name}: spec.exposed.routes"
+        )  # by one of these documents
+        if claimed:
+            raise InvalidInput("nothing was applied", details=claimed)
         if item["action"] == "create":
             make(serving, tx, actor, document)
         elif item["action"] == "update":

@@ -77,8 +77,10 @@ def _version(held: Held, version: Row[Any]) -> VersionRoute:
     return VersionRoute(version.number, backends, version.weight, version.mirror)
 
 
-def condition(held: Held, waiting: Sequence[Row[Any]] = ()) -> tuple[str, str]:
-    """A reason and a sentence. ``waiting``: jobs of replicas that are in line."""
+def condition(held: Held, waiting: Sequence[Row[Any]] = (), gateway: str = "") -> tuple[str, str]:
+    """A reason and a sentence. ``waiting``: jobs of replicas that are in line. ``gateway``: what it does not do for the service."""
+    if gateway:
+        return Reason.GatewayChanged, f"the gateway: {gateway}"
     stable = held.stable
     ready = sum(one.phase == ReplicaPhase.READY for one in held.replicas)
     wanted = held.wanted
@@ -105,6 +107,8 @@ def phase(held: Held) -> str:
     ready = sum(one.phase == ReplicaPhase.READY for one in held.replicas)
     if held.row.deleted_at is not None:
         return "Deleting"
+    if held.row.reason == Reason.GatewayChanged:
+        return "Degraded"  # callers do not reach it as they should
     if held.rollout is not None:
         return "RollingOut"
     if ready >= held.wanted:

@@ -18,8 +18,8 @@ _EVERY_S = 0.9  # between two looks, unless somebody waits for a first replica
 _COLD_S = 5.0  # a replica's start, where none was seen yet
 
 
-def scale(tx: Tx, held: Held, traffic: Traffic) -> Held:
-    """Asks the planner; the service with what it wants then."""
+def scale(tx: Tx, held: Held, traffic: Traffic, most: int | None = None) -> Held:
+    """Asks the planner; the service with what it wants then. ``most``: what quota leaves it; below `min` it waits in line."""
     config = held.spec.autoscaling
     if config is None:
         return held
@@ -32,9 +32,12 @@ def scale(tx: Tx, held: Held, traffic: Traffic) -> Held:
     ready = sum(one.phase == ReplicaPhase.READY for one in held.replicas)
     curve = _curve(held, kept, load, ready)
     p95, samples = load.latency.quantile(0.95), load.latency.total
-    seen = autoscaling.Seen(load.active, load.arrived, load.seconds, held.wanted, ready, p95=p95, samples=samples)
+    seen = autoscaling.Seen(
+        load.active, load.arrived, load.seconds, held.wanted, ready, p95=p95, samples=samples, most=most
+    )
     memory = autoscaling.memory_of(kept.get("memory", {}))
     decided, memory = autoscaling.plan(config, curve, seen, memory, tx.now)
+    replicas = max(decided.replicas, config.min)
     told = {
         "at": tx.now,
         "ready": ready,
@@ -43,10 +46,10 @@ def scale(tx: Tx, held: Held, traffic: Traffic) -> Held:
         "why": decided.reason,
         "message": decided.message,
     }
-    versions.set_service(tx, row.id, wanted=decided.replicas, scaling=json.dumps(told))
-    if decided.replicas != held.wanted:
-        data = {"from": held.wanted, "to": decided.replicas, "why": decided.reason, **decided.numbers}
-        message = f"{held.wanted} -> {decided.replicas}, {decided.reason}: {decided.message}"
+    versions.set_service(tx, row.id, wanted=replicas, scaling=json.dumps(told))
+    if replicas != held.wanted:
+        data = {"from": held.wanted, "to": replicas, "why": decided.reason, **decided.numbers}
+        message = f"{held.wanted} -> {replicas}, {decided.reason}: {decided.message}"
         tx.emit(versions.ref(row), Reason.Scaled, message, actor="system", data=data)
     return versions.held(tx.conn, row.id) or held
 

@@ -114,7 +114,7 @@ class Analysis(_Part):
     error_rate: float | None = Field(default=0.01, ge=0, le=1)  # above the stable one's
     p95_ratio: float | None = Field(default=1.25, gt=0)  # to the stable one's
     agreement: float | None = Field(default=0.99, ge=0, le=1)  # of answers compared in shadow
-    metric: str | None = Field(default=None, max_length=200)  # of the replicas' own metrics page
+    metric: str | None = Field(default=None, max_length=200)  # a number that replicas report: docs/serving.md
     metric_max: float | None = None
     metric_min: float | None = None
     confidence: float = Field(default=0.99, ge=0.5, lt=1)

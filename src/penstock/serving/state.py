@@ -95,13 +95,21 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counters of one version's traffic as the gateway saw it, since the gateway began; ``active`` is now."""
+    """Counters of one version's traffic as the gateway saw it, since the gateway began; ``active`` is now. ``refused``: what the
+    version itself answered with 400 to 499; 429 says that it is full, and what the gateway refuses never comes to a version.
+    """
 
     requests: float = 0.0
     errors: float = 0.0  # answers of 500 and above, resets and timeouts, retried ones among them
     active: float = 0.0
     seconds: float = 0.0  # summed latency
     latency: Histogram = Histogram()
+    refused: float = 0.0
+
+    @property
+    def bad(self) -> float:
+        """What no caller got an answer from. Callers' own mistakes are among them: all versions see as many of these."""
+        return self.errors + self.refused
 
     def since(self, before: Counts) -> Counts:
         if self.requests < before.requests or self.errors < before.errors:
@@ -112,6 +120,7 @@ class Counts:
             self.active,
             max(0.0, self.seconds - before.seconds),
             self.latency.since(before.latency),
+            max(0.0, self.refused - before.refused),
         )
 
 
@@ -155,7 +164,9 @@ class RolloutSeen:
     ready: Mapping[int, int] = field(default_factory=dict)
     counts: Mapping[int, Counts] = field(default_factory=dict)
     agreement: Agreement | None = None
-    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of the replicas' own metrics pages
+    metrics: Mapping[int, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # that the ready replicas report, their mean
     failures: int = 0
     asked: str = ""
     memory: Mapping[str, object] = field(default_factory=dict)

@@ -66,6 +66,7 @@ _TRAFFIC = (
     Column("VERSION", lambda one, _: str(one["version"]), right=True),
     Column("REQUESTS", lambda one, _: f"{one['requests']:.0f}", right=True),
     Column("ERRORS", lambda one, _: f"{one['errors']:.0f}", right=True),
+    Column("REFUSED", lambda one, _: f"{one['refused']:.0f}", right=True),
     Column("ACTIVE", lambda one, _: f"{one['active']:.0f}", right=True),
     Column("P50", lambda one, _: _ms(one["p50"]), right=True),
     Column("P95", lambda one, _: _ms(one["p95"]), right=True),

@@ -61,6 +61,7 @@ class Traffic:
         self.admin_port = Detached(home / "sidecars", "gateway-admin").port(LOOPBACK)
         self.counts: Mapping[Key, Counts] = {}
         self.history = Past()
+        self.trouble = ""  # why the gateway does not go by what it was told last
         self._held: dict[tuple[str, str], tuple[float, int]] = {}  # when the activator said so, and how many
         self._woken = woken
         self._past: deque[tuple[float, Mapping[Key, Counts]]] = deque()
@@ -113,10 +114,21 @@ class Traffic:
         """Returns when requests go so. The activator is told first: it may be asked as soon as Envoy knows. Without a service
         nothing runs.
         """
-        if not told.services:
-            await self._stop()
-        else:
-            await self._tell(told, orders)
+        try:
+            if not told.services:
+                await self._stop()
+            else:
+                await self._tell(told, orders)
+        except PenstockError as error:
+            self.trouble = "; ".join([error.message, *map(str, error.details)])
+            raise
+        self.trouble = ""
+
+    def problem(self, project: str, name: str) -> str:
+        """What of a service, or of the whole gateway, is not as it is wanted; empty where all is."""
+        place = f"services.{project}/{name}"
+        own = [one for one in self.publisher.left_out if f"{one.path}.".startswith(f"{place}.")]
+        return self.trouble or "; ".join(one.message for one in own)
 
     async def _tell(self, told: Gateway, orders: Mapping[tuple[str, str], Orders]) -> None:
         await self.start()

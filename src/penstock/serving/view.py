@@ -101,6 +101,7 @@ def traffic(counts: Counts) -> dict[str, Any]:
     return {
         "requests": counts.requests,
         "errors": counts.errors,
+        "refused": counts.refused,
         "active": counts.active,
         "seconds": counts.seconds,
         "p50": counts.latency.quantile(0.5),

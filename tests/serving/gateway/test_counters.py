@@ -40,6 +40,13 @@ def test_tries_that_were_made_good_are_requests_and_errors() -> None:
     assert counts.seconds == 4 * 0.0005 + 2 * 0.0015 + 4 * 0.0025
 
 
+def test_what_a_version_refuses_is_apart_from_errors_and_from_being_full() -> None:
+    fields = {"completed": 10, "4xx": 5, "429": 2, "5xx": 1}
+    text = json.dumps({"stats": [stat("default/digits/1", f"upstream_rq_{name}", n) for name, n in fields.items()]})
+    counts = parse(text)["default", "digits", 1]
+    assert [counts.errors, counts.refused, counts.bad] == [1, 3, 4]
+
+
 def test_a_versions_ports_are_one_version() -> None:
     text = json.dumps(
         {

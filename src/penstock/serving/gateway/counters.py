@@ -10,7 +10,9 @@ from urllib.parse import quote
 from penstock.serving.gateway.words import version_of_cluster
 from penstock.serving.state import Counts, Histogram
 
-_FIELDS = "upstream_rq_completed|upstream_rq_retry|upstream_rq_5xx|upstream_rq_active|upstream_rq_pending_active"
+_FIELDS = "|".join(
+    f"upstream_rq_{name}" for name in ("completed", "retry", "4xx", "429", "5xx", "active", "pending_active")
+)
 
 Key = tuple[str, str, int]
 
@@ -22,7 +24,7 @@ def question() -> str:
 
 def parse(text: str) -> dict[Key, Counts]:
     """Envoy counts final answers and, apart, the tries that it made good by another: both are requests here, and the
-    latter errors. Histograms come 0.5 s later than counters.
+    latter errors. What the gateway refuses by itself (no key, too many requests) is in no cluster's counters. Histograms come 0.5 s later than counters.
     """
     counters: dict[str, dict[str, float]] = {}
     times: dict[str, Histogram] = {}
@@ -67,6 +69,7 @@ def _counts(values: Mapping[str, float], latency: Histogram) -> Counts:
         active=values.get("upstream_rq_active", 0) + values.get("upstream_rq_pending_active", 0),
         seconds=_summed(latency),
         latency=latency,
+        refused=max(0, values.get("upstream_rq_4xx", 0) - values.get("upstream_rq_429", 0)),
     )
 
 
@@ -83,4 +86,5 @@ def _plus(one: Counts, other: Counts) -> Counts:
         one.active + other.active,
         one.seconds + other.seconds,
         one.latency.plus(other.latency),
+        one.refused + other.refused,
     )

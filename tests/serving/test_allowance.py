@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ async def asked(path: Path, queue: str | None, queues: str, taken: dict[str, int
         await store.write(lambda tx: inventory.sync(tx, "simulated", [NodeOffer("n0", 64.0, 1 << 36, ())]))
         for name, cores in taken.items():
             other = JobSpec(command=("train.py",), resources=Resources(cpus=float(cores)), queue=name)
-            await store.write(lambda tx, other=other: submit.create(tx, submit.NewJob("default", None, "ann", other)))
+            await store.write(partial(submit.create, new=submit.NewJob("default", None, "ann", other)))
         await store.write(lambda tx: admission.cycle(tx, view, admission.Setting("/jobs", "simulated", 1, memory)))
         new = versions.NewService("default", "digits", versions.By("ann"), {}, scales)
         made = await store.write(lambda tx: versions.create(tx, new))

@@ -9,12 +9,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
 import grpc.aio
+import pytest
 
 from penstock.serving.extproc import METHOD, Kind, Part
 from penstock.serving.orders import Function, Orders, Shadow
@@ -303,15 +305,19 @@ def eats(stable, candidate):
 """
 
 
-def test_a_function_of_the_services_own(tmp_path: Path) -> None:
-    """It runs as nobody where these tests are root's: so its folder is one that others reach."""
-    code = tmp_path / "code"
-    code.mkdir()
+@pytest.fixture
+def reached() -> Iterator[Path]:
+    """A folder that others may enter: pytest's own may not be."""
+    with tempfile.TemporaryDirectory(prefix="penstock-judges-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_function_of_the_services_own(tmp_path: Path, reached: Path) -> None:
+    """It runs as nobody where these tests are root's."""
+    code = reached
     (code / "judges.py").write_text(FUNCTIONS)
     user = (65534, 65534) if os.geteuid() == 0 else None
-    for folder in (code, *code.parents[:3]):
-        if os.geteuid() == 0 and folder != Path("/tmp"):
-            folder.chmod(0o755)
     python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable
 
     def shadow(name: str, who: tuple[int, int] | None = user) -> Shadow:

@@ -303,8 +303,9 @@ def _wish(
     if current == 0:
         wakes = seen.active > 0 or seen.arrived > 0
         return (max(1, math.ceil(need.now)), Why.WOKEN, memory) if wakes else (0, Why.IDLE, memory)
-    if _idle(config, memory, now):
-        return 0, Why.IDLE, memory
+    tired = memory.direction > 0 and len(memory.turns) + 2 > config.flaps
+    if _idle(config, memory, now) and not panics:
+        return (current, Why.FLAP_BUDGET, memory) if tired else (0, Why.IDLE, memory)
     if need.now > current * (1 + config.dead_band):
         since = now if memory.above_since is None else memory.above_since
         memory = replace(memory, above_since=since)
@@ -320,9 +321,7 @@ def _wish(
         return current, Why.PANIC if panics else Why.STEADY, memory
     if panics or need.worst > tuning.guard:
         return current, Why.PANIC if panics else Why.STABILISING, memory
-    if memory.direction > 0 and len(memory.turns) + 2 > config.flaps:
-        return current, Why.FLAP_BUDGET, memory
-    return wish, why, memory
+    return (current, Why.FLAP_BUDGET, memory) if tired else (wish, why, memory)
 
 
 def _missed(curve: Curve, seen: Seen, need: Need, memory: Memory, now: float, tuning: Tuning) -> bool:

@@ -196,6 +196,16 @@ def test_a_version_whose_replicas_crash_is_taken_back() -> None:
     assert last.message.endswith("3 replicas of version 2 in a row ended before they were of use")
 
 
+def test_a_version_that_nobody_has_seen_ready_is_not_promoted_where_no_replica_is_wanted() -> None:
+    spec = Rollout(strategy="rolling")
+    first = decide(spec, seen(wanted=0, ready={}), 1.0)
+    assert first.phase not in (RolloutPhase.PROMOTED, RolloutPhase.ROLLED_BACK)
+    assert first.wants[CANDIDATE].replicas == 1
+    assert first.wants[STABLE].replicas == 0
+    again = seen(wanted=0, ready={CANDIDATE: 1}, memory=first.memory, phase=first.phase, step=first.step)
+    assert decide(spec, again, 2.0).phase is RolloutPhase.PROMOTED
+
+
 @pytest.mark.parametrize("strategy", ["rolling", "canary", "blue_green", "shadow"])
 def test_a_version_that_is_never_ready_is_taken_back(strategy: Any) -> None:
     spec = Rollout(strategy=strategy, analysis=Analysis(give_up_after=600))

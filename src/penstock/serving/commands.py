@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
@@ -136,7 +135,7 @@ def _ready(call: Invocation, name: str, body: Resource) -> Resource:
         time.sleep(_POLL_S)
         body = call.client.services.get(name)
         words = str(body.status["message"])
-        if words != told and call.output.format == "table" and sys.stderr.isatty():
+        if words != told and call.output.format == "table":
             call.output.note(words)
         told = words
         if any(version["failures"] >= 3 for version in body.status["versions"]):
@@ -180,7 +179,10 @@ def _promote(call: Invocation, arguments: Namespace) -> int:
 
 
 def _rollback(call: Invocation, arguments: Namespace) -> int:
-    return _told(call, call.client.services.rollback(arguments.name), f"{arguments.name}: rolled back")
+    body = call.client.services.rollback(arguments.name)
+    rollout = body.status["rollout"] or {}
+    kept = min(rollout.get("stable", 0), rollout.get("candidate", 0))
+    return _told(call, body, f"{arguments.name}: back to version {kept}" if kept else f"{arguments.name}: rolled back")
 
 
 def _scale(call: Invocation, arguments: Namespace) -> int:
@@ -254,7 +256,7 @@ VERBS = {
         example="""\
 penstock serve model.onnx --name digits
 penstock serve model.onnx --name digits --min 0 --max 4 --p95 50ms
-penstock serve --name hello -- python server.py --port {port}""",
+penstock serve --name files --health / -- python -m http.server {port}""",
         configure=_serve_arguments,
         run=_serve,
         takes_command=True,

@@ -30,8 +30,11 @@ def to_onnx(weights: str, factory: str, inputs: Sequence[str], target: str, venv
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InvalidInput(f"the exporter could not be run: {error}") from error
     if done.returncode:
-        said = done.stderr.strip()[-_SAID:]
-        hint = "It needs `pip install 'penstock[export]'` in the environment that has the model's code."
-        raise InvalidInput("the model was not exported", details=[Problem("--exporter", said)], hint=hint)
+        own = done.stderr.rfind("export: ")  # what it says itself comes last, after PyTorch's own lines
+        said = (done.stderr[own + len("export: ") :] if own >= 0 else done.stderr).strip()
+        hint = "Is it what the model takes? --input says types and sizes without the batch."
+        if "No module named" in said:
+            hint = "It needs `pip install 'penstock[export]'` in the environment that has the model's code."
+        raise InvalidInput("the model was not exported", details=[Problem("--exporter", said[:_SAID])], hint=hint)
     parity: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return parity

@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,7 +80,7 @@ class Replica:
     def run(self) -> int:
         """The job's exit code."""
         launch = self.runtime.launch(self.model, self.told.options, self.ports, os.getcwd())
-        self.process = _start(launch)
+        self.process = _start(launch, deaf=self.runtime.name == "command")
         self.stages["started"] = time.time() - _BEGAN
         threading.Thread(target=self._prepare, daemon=True).start()
         while True:
@@ -180,6 +181,8 @@ class Replica:
 
     def _end(self, process: subprocess.Popen[bytes], grace: float) -> int:
         """0: it was told to."""
+        if _deaf(process.pid):  # it has answered what it had: nothing is lost
+            process.kill()
         process.terminate()
         try:
             process.wait(max(grace, 0.5))
@@ -205,8 +208,7 @@ def _model(told: Told) -> tuple[Model | None, str]:
         raise Refused(f"the model {told.model} cannot be read: {error.strerror}") from error
     if found.format is Format.PICKLE and not told.pickles:
         raise Refused(
-            f"the model is a pickle ({found.why}): reading it runs whatever code it holds. "
-            "Export it to ONNX or safetensors; an administrator may allow pickles in a project"
+            f"the model is a pickle ({found.why}), and reading it runs its code: export it to ONNX or safetensors"
         )
     name = told.runtime or default_for(found.format, told.options.command)
     if name is None:
@@ -230,8 +232,10 @@ def _free_ports(host: str) -> Ports:
         return Ports(http_port, grpc_port, metrics_port, host)
 
 
-def _start(launch: Launch) -> subprocess.Popen[bytes]:
-    """Raises Refused."""
+def _start(launch: Launch, *, deaf: bool) -> subprocess.Popen[bytes]:
+    """``deaf``: SIGTERM, which a job's end sends to all of its processes, is ignored unless the program handles it: one that does not
+    would drop what it has begun. Raises Refused.
+    """
     for name, data in launch.files.items():
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,13 +243,17 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def child() -> None:
+        if deaf:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         die_with(parent)
 
     try:
         return subprocess.Popen(list(launch.argv), env={**os.environ, **launch.env}, preexec_fn=child)  # noqa: PLW1509 - no thread yet
     except OSError as error:
-        raise Refused(f"{launch.argv[0]} cannot be run: {error.strerror}") from error
+        there = shutil.which(launch.argv[0], path={**os.environ, **launch.env}.get("PATH"))
+        why = error.strerror if there else "there is no such program on the PATH"
+        raise Refused(f"{launch.argv[0]} cannot be run: {why}") from error
 
 
 def _ok(answer: tuple[int, bytes]) -> bool:
@@ -263,6 +271,16 @@ def _figures(load: Load) -> dict[str, float]:
     }
     batches = {f"batch_{size}": count for size, count in sorted(load.batches.items())[:24]}
     return {name: value for name, value in told.items() if value is not None} | batches
+
+
+def _deaf(pid: int) -> bool:
+    """Whether a process ignores SIGTERM."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        ignored = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:"))
+    except (OSError, ValueError, StopIteration):
+        return False
+    return bool(ignored >> (signal.SIGTERM - 1) & 1)
 
 
 def _memory(pid: int) -> int:

@@ -173,14 +173,14 @@ def _unfit(case: _Case) -> str | None:
 
 def _rolling(case: _Case) -> RolloutDecision:
     """One replica more of the candidate at a time; of the stable version as many are left as are needed. Weights follow what
-    is ready; the step is the number of the candidate's that were.
+    is ready; the step is the number of the candidate's that were. One replica proves the candidate where none is wanted.
     """
     seen = case.seen
-    have, old, wanted = case.have, seen.ready.get(seen.stable, 0), seen.wanted
+    have, old, wanted = case.have, seen.ready.get(seen.stable, 0), max(1, seen.wanted)
     whole = have >= wanted
     if whole and (case.rollout.auto or seen.asked == "promote"):
         return _promoted(case, "all of its replicas are ready")
-    left = max(wanted - have, 0 if case.rollout.auto else 1)
+    left = max(seen.wanted - have, 0 if case.rollout.auto else min(1, seen.wanted))
     weight = WHOLE * have // max(have + min(old, left), 1)
     wants = {seen.stable: Want(left, WHOLE - weight), seen.candidate: Want(min(wanted, have + 1), weight)}
     kept = replace(case.kept, applied=have > 0, weight=weight)

@@ -96,7 +96,11 @@ def condition(held: Held, waiting: Sequence[Row[Any]] = (), gateway: str = "") -
     if held.rollout is not None:
         return Reason.Progressing, f"version {held.rollout.candidate}: {held.rollout.message}"
     if wanted == 0 and not ready:
-        return Reason.Scaled, "to none: the next request starts a replica"
+        wakes = held.spec.autoscaling is not None
+        return (
+            Reason.Scaled,
+            "to none: the next request starts a replica" if wakes else "to none, until it is scaled again",
+        )
     if ready >= wanted:
         return Reason.ReplicaReady, f"{ready} of {wanted} replicas are ready"
     return Reason.Progressing, f"{ready} of {wanted} replicas are ready"

@@ -174,6 +174,8 @@ class ServiceSpec(_Part):
             raise ValueError("command: say what the runtime `command` is to run")
         if self.command and self.runtime not in (None, "command"):
             raise ValueError("command: is for the runtime `command`")
+        if self.command and not any("{port}" in word for word in (*self.command, *self.args)):
+            raise ValueError("command: must say {port}, the port that it is to listen at")
         if self.model is None and not self.command:
             raise ValueError("model: name a model (or a command)")
         if self.replicas is not None and self.autoscaling is not None:

@@ -336,6 +336,8 @@ def ask(tx: Tx, row: Row[Any], what: str, *, actor: str) -> None:
     """Promote or roll back, as a person says; where nothing is under way, back is the version before. Raises Conflict."""
     before = hold(tx.conn, row)
     if before.rollout is not None:
+        if what == "rollback" and before.rollout.candidate < before.rollout.stable:
+            raise Conflict(f"{row.name!r} goes back to version {before.rollout.candidate} already")
         tx.conn.execute(update(rollouts).where(rollouts.c.id == before.rollout.id).values(asked=what, asked_by=actor))
         tx.emit(ref(row), Reason.Updated, f"{what} was asked for", actor=actor, data={"asked": what})
         return
@@ -345,6 +347,11 @@ def ask(tx: Tx, row: Row[Any], what: str, *, actor: str) -> None:
     stable = before.stable
     if last is None or stable is None or last.candidate != stable.number:
         raise Conflict(f"{row.name!r} has no earlier version to go back to")
+    if last.stable > last.candidate:  # a second word, said in haste, must not bring back what was thrown out
+        raise Conflict(
+            f"{row.name!r} was rolled back from version {last.stable} to {last.candidate} already",
+            hint="To go elsewhere, `penstock apply` the specification that you want.",
+        )
     _return_to(tx, before, last.stable, actor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -35,6 +36,9 @@ def wants(
         return {} if stable is None else {stable.number: Want(held.wanted, WHOLE)}
     how = AT_ONCE if held.rollout.asked == versions.BACK else held.spec.rollout
     decided = rollout.decide(how, seen_of(held, held.rollout, traffic, progress), tx.now)
+    candidate = next((one for one in held.versions if one.number == held.rollout.candidate), None)
+    if decided.phase is RolloutPhase.ROLLED_BACK and candidate is not None and candidate.failures and candidate.message:
+        decided = replace(decided, message=f"{decided.message}: {candidate.message}")  # how the last of them ended
     _keep(tx, held, held.rollout, decided)
     return decided.wants
 

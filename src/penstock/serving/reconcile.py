@@ -75,8 +75,11 @@ class ServiceReconciler:
     async def take_over(self) -> None:
         """Look at every service: after a start, and after leadership came back."""
         self._published = -1
-        for service_id in await self.store.read(versions.ids):
+        there = await self.store.read(versions.ids)
+        for service_id in there:
             self.loop.enqueue("service", service_id)
+        if not there:  # the last one went while no server was there: what it needed goes too
+            await self._publish()
 
     def heard(self, events: list[EventRow]) -> None:
         for event in events:

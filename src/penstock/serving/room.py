@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,12 @@ class Serving:
 
     async def _take_over(self, _key: object) -> None:
         found = await self.room.store.read(lambda conn: conn.execute(select(services.c.id).limit(1)).first())
-        if found is not None:
+        if found is not None or self._began():
             await self.control.take_over()
+
+    def _began(self) -> bool:
+        """Whether there ever was a gateway here: one may run still, though the last service is gone."""
+        return os.path.exists(os.path.join(self.place.folder, "gateway", "bootstrap.json"))
 
     def _heard(self, events: list[EventRow]) -> None:
         if self._control is not None:

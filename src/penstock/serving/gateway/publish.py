@@ -70,19 +70,24 @@ class Publisher:
     async def start(self) -> None:
         """Read what lies there and adopt the Envoy that runs by it; one that should run and does not is started."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._read()
+        if BOOTSTRAP in self._files and LISTENERS in self._files:
+            await self.process.ensure(self._admin)
+
+    def _read(self) -> None:
         for path in [*sorted(self.folder.glob("*/*.json")), self.folder / BOOTSTRAP]:
             if path.exists():
                 self._files[str(path.relative_to(self.folder))] = path.read_text()
-        if BOOTSTRAP in self._files and LISTENERS in self._files:
-            await self.process.ensure(self._admin)
 
     async def close(self) -> None:
         await self.process.forget()
 
     async def stop(self, grace: float = 30.0) -> None:
-        """The last service is gone: drain, and end Envoy."""
+        """The last service is gone: drain, and end Envoy, whoever has started it."""
         async with self._turn:
-            if BOOTSTRAP in self._files:
+            if not self._files:
+                self._read()
+            if BOOTSTRAP in self._files and (self.process.running is not None or self.process.adopt()):
                 await self.process.stop(self._admin, grace)
 
     # ------------------------------------------------------------------------------------------------------ publish

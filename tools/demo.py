@@ -321,7 +321,7 @@ class Demo:
             self.story.command(["python", *words])
         done = subprocess.run(
             [sys.executable, *words], capture_output=True, text=True, cwd=ROOT / "examples/digits", timeout=300, check=False,
-            env=self.env | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT / 'examples/digits'}"},
+            env=self.env | {"TMPDIR": str(self.folder), "PYTHONPATH": f"{path}{os.pathsep}{ROOT / 'examples/digits'}"},
         )  # fmt: skip
         if done.returncode:
             raise DemoFailedError(

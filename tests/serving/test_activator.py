@@ -112,7 +112,7 @@ def test_held_until_there_is_a_replica_then_answered_in_order(tmp_path: Path) ->
 
 def test_too_many_and_too_long(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        world.order(hold_requests=2, hold_time=0.5)
+        world.order(hold_requests=2, hold_time=3.0)
         calls = [asyncio.create_task(world.call()) for _ in range(2)]
         await world.until_held(2)
         refused = await world.call()

@@ -30,7 +30,12 @@ queues:
 async def asked(path: Path, queue: str | None, queues: str, taken: dict[str, int]) -> int | None:
     """``taken``: cores that other jobs hold, by queue."""
     clock, memory = Clock(), Memory()
-    spec: dict[str, Any] = {"runtime": "command", "command": ["serve"], "resources": {"cpus": 2}, "queue": queue}
+    spec: dict[str, Any] = {
+        "runtime": "command",
+        "command": ["serve", "{port}"],
+        "resources": {"cpus": 2},
+        "queue": queue,
+    }
     scales = ServiceSpec.model_validate(spec | {"autoscaling": {"min": 1, "max": 50}})
     async with opened(f"sqlite:///{path}/store.db", clock) as store:
         view = View(memory)

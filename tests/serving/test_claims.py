@@ -23,7 +23,7 @@ ANN = Actor("ann", "", {"default": "member"})
 
 
 def document(name: str, *wanted: dict[str, str], project: str = "default") -> ServiceDocument:
-    spec: dict[str, Any] = {"runtime": "command", "command": ["serve"], "exposed": {"routes": list(wanted)}}
+    spec: dict[str, Any] = {"runtime": "command", "command": ["serve", "{port}"], "exposed": {"routes": list(wanted)}}
     return ServiceDocument(name=name, project=project, spec=ServiceSpec.model_validate(spec))
 
 

@@ -6,6 +6,7 @@ Numbers stay numbers and times stay RFC 3339: the templates' filters write them 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -477,9 +478,12 @@ def _scalar(value: Any) -> str:
     )
     if plain and plain.isalnum() and plain[0].isalpha() and value[0] not in "-." and value.lower() not in _YAML_WORDS:
         return str(value)
-    return json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
+_UNPRINTABLE = re.compile(
+    "[^\\t\\n -~\\xa0-\\u2027\\u202a-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]"
+)  # YAML 1.1, 5.1, less breaks
 _YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 

@@ -6,7 +6,7 @@ import math
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.serving import rollout
@@ -49,9 +49,9 @@ class World:
 
     traffic: Traffic
     chance: random.Random
-    stable: Counts = Counts()  # noqa: RUF009 - a frozen value
-    candidate: Counts = Counts()  # noqa: RUF009 - a frozen value
-    agreement: Agreement = Agreement()  # noqa: RUF009 - a frozen value
+    stable: Counts = field(default_factory=Counts)
+    candidate: Counts = field(default_factory=Counts)
+    agreement: Agreement = field(default_factory=Agreement)
 
     def second(self, weight: int, mirror: int) -> None:
         slower = math.exp(self.chance.gauss(0.0, self.traffic.jitter))

@@ -8,7 +8,6 @@ go on, and ends, once asked to, when nobody waits any more.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
@@ -26,9 +25,9 @@ from pathlib import Path
 import h11
 import uvloop
 
-from penstock.engines.local.kernel import name_process
 from penstock.serving.hold import Line, Ticket
 from penstock.serving.orders import SERVICE_HEADER, VERSION_HEADER, Folder, Orders, named
+from penstock.serving.processes import told
 from penstock.serving.wire import BUFFER, Asked, Broken, NoConnection, Wire, ask, connect, onward
 
 log = logging.getLogger("penstock.activator")
@@ -431,13 +430,7 @@ def more_files() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="penstock.serving.activator")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    name_process("penstock-activ")
+    arguments = told("penstock.serving.activator", "penstock-activ")
     more_files()
     gc.set_threshold(50_000, 20, 100)  # ten thousand who wait are many objects to look through, and none is garbage
     arguments.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

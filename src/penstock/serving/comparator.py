@@ -7,7 +7,6 @@ starts: a death loses half a second of them.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -21,12 +20,12 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from penstock.engines.local.kernel import name_process
 from penstock.serving import compare
 from penstock.serving.asking import Candidate, Failed, Question
 from penstock.serving.extproc import Kind, Part, decoded
 from penstock.serving.judging import Judge, Unjudged
 from penstock.serving.orders import SERVICE_HEADER, Folder, Orders, Shadow, named
+from penstock.serving.processes import told
 from penstock.serving.reply import Reply, shown
 from penstock.serving.shadowed import Tally
 from penstock.serving.state import WHOLE
@@ -350,13 +349,7 @@ async def serve(host: str, port: int, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="penstock.serving.comparator")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    name_process("penstock-compar")
+    arguments = told("penstock.serving.comparator", "penstock-compar")
     asyncio.run(serve(arguments.host, arguments.port, arguments.folder))
 
 

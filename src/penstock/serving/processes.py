@@ -1,4 +1,5 @@
-"""A program that outlives the server which started it, and is adopted by the next: Envoy, the activator, the comparator.
+"""A program that outlives the server which started it, and is adopted by the next: the activator, the comparator. (Envoy hands its
+sockets on when it is replaced, and so has a keeper of its own: gateway/process.py.)
 
 Beside its log lies a record of who it is. A pid alone may be somebody else's by now, so the record has its start time and
 the boot as well. A pidfd tells of its death at once, also of one that this server never started.
@@ -6,6 +7,7 @@ the boot as well. A pidfd tells of its death at once, also of one that this serv
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engines.local import procs
+from penstock.engines.local.kernel import name_process
 
 log = logging.getLogger("penstock")
 
@@ -28,6 +31,18 @@ LOG_BYTES = 8 << 20  # a log that is longer when its program starts is put aside
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LIMIT_S = 10.0
 SETTLED_S = 10.0  # up for so long: the next start waits for nothing
+
+
+def told(module: str, title: str) -> argparse.Namespace:
+    """What such a program of ours is started with: ``host``, ``port``, ``folder``. Names the process, and begins its log."""
+    parser = argparse.ArgumentParser(prog=module)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    found = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    name_process(title)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

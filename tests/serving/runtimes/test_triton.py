@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from penstock.base.errors import InvalidInput
 from penstock.serving.formats import tell
-from penstock.serving.runtimes.spec import Batching, Format, Model, Request
+from penstock.serving.runtimes.spec import Batching, Format, Model, Options, Ports, Request
 from penstock.serving.runtimes.triton.repository import Settings, Signature, Step, Tensor, config, ensemble, joined
-from penstock.serving.runtimes.triton.start import parse, prepare
+from penstock.serving.runtimes.triton.runtime import TritonRuntime
+from penstock.serving.runtimes.triton.start import parse, prepare, visible
 from tests.serving.onnx import models
 from tests.serving.runtimes.worlds import WORLDS, running
 
@@ -86,6 +87,18 @@ def test_what_is_rendered() -> None:
     with pytest.raises(InvalidInput, match="cannot serve") as caught:
         config("m", Signature((Tensor("s", "sequence(tensor(float))", ()),), ()), Settings("python"))
     assert caught.value.details[0].path == "m.s"
+
+
+def test_instances_are_ours_and_other_words_tritonservers() -> None:
+    model, ports = Model("m", 1, "/m.onnx", Format.ONNX), Ports(1, 2, 3)
+    argv = TritonRuntime().launch(model, Options(args=("--instances=2", "--log-verbose=1")), ports, "/w").argv
+    assert argv[-3:] == ("--instances=2", "--", "--log-verbose=1")
+
+
+@pytest.mark.parametrize(("told", "gpus"), [("", ()), ("3,5", (0, 1)), ("GPU-8f1c", (0,))])
+def test_triton_counts_the_jobs_gpus_from_0(told: str, gpus: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    assert visible() == gpus
 
 
 WRONG = {

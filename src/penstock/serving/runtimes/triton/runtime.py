@@ -13,6 +13,9 @@ from penstock.serving.runtimes.spec import Format, Launch, Load, Model, Options,
 
 _LINE = re.compile(r"^(nv_\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _MICRO = 1e-6
+_INSTANCES = (
+    "--instances="  # of a model at once, on each GPU or on the processors; every other argument is tritonserver's
+)
 
 
 class TritonRuntime:
@@ -40,13 +43,15 @@ class TritonRuntime:
     def launch(self, model: Model | None, options: Options, ports: Ports, folder: str) -> Launch:
         assert model is not None  # it takes a format, so it is given a model
         batching = options.batching
+        own = tuple(word for word in options.args if word.startswith(_INSTANCES))
+        theirs = tuple(word for word in options.args if word not in own)
         argv = (
             sys.executable, "-m", "penstock.serving.runtimes.triton.start", "--model", model.path, "--name", model.name,
             "--version", str(model.version), "--folder", f"{folder}/triton", "--host", ports.host,
             "--http", str(ports.http), "--grpc", str(ports.grpc), "--metrics", str(ports.metrics),
             "--max-batch", str(batching.most), "--delay", f"{batching.delay:f}", "--threads", str(options.threads),
             "--grace", f"{self.grace:.0f}", *(("--preferred", *map(str, batching.preferred)) if batching.preferred else ()),
-            *(("--", *options.args) if options.args else ()),
+            *own, *(("--", *theirs) if theirs else ()),
         )  # fmt: skip
         return Launch(argv, dict(options.env))
 

@@ -54,7 +54,10 @@ def main(words: Sequence[str] | None = None) -> int:
         triton = installed()
         batching = Batching(asked.max_batch, tuple(asked.preferred), asked.delay)
         packages = str(triton.site or sysconfig.get_path("purelib"))
-        settings = Settings(triton.onnx, batching, asked.instances, tuple(asked.gpus), asked.threads, packages)
+        gpus = (
+            visible() if triton.onnx == "onnxruntime" else ()
+        )  # our model for the Python backend computes on the processors
+        settings = Settings(triton.onnx, batching, asked.instances, gpus, asked.threads, packages)
         names = prepare(folder / "models", asked.model, asked.name, asked.version, settings)
     except (PenstockError, OSError) as error:
         details = getattr(error, "details", ())
@@ -90,9 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preferred", type=int, nargs="*", default=[])
     parser.add_argument("--delay", type=float, default=0.0, help="seconds")
     parser.add_argument("--instances", type=int, default=1)
-    parser.add_argument("--gpus", type=int, nargs="*", default=[])
     parser.add_argument("more", nargs="*", help="after --: arguments of tritonserver's own")
     return parser
+
+
+def visible() -> tuple[int, ...]:
+    """Triton counts the job's GPUs from 0, whichever they are."""
+    return tuple(range(len(list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))))))
 
 
 def installed(path: str | None = None) -> Installed:

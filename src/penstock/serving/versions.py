@@ -129,11 +129,6 @@ def hold(conn: Connection, row: Row[Any]) -> Held:
     return Held(row, spec, tuple(living.all()), tuple(made.all()), under_way)
 
 
-def all_versions(conn: Connection, service_id: str) -> list[Row[Any]]:
-    query = select(versions).where(versions.c.service_id == service_id).order_by(versions.c.number.desc()).limit(KEPT)
-    return list(conn.execute(query).all())
-
-
 def all_rollouts(conn: Connection, service_id: str) -> list[Row[Any]]:
     query = select(rollouts).where(rollouts.c.service_id == service_id).order_by(rollouts.c.created_at.desc())
     return list(conn.execute(query.limit(KEPT)).all())

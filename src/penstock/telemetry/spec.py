@@ -81,7 +81,7 @@ class Finding:
     device: str = ""
     code: str = ""
     count: int = 1
-    source: str = ""  # the source, or the program that it was taken in from: "kmsg", "nvml", "gpud", "nvsentinel", "npd", "nhc"
+    source: str = ""  # where it comes from: "kmsg", "nvml", or the program that told it: "gpud", "nhc", ...
     active: bool = True
     evidence: tuple[str, ...] = ()
     facts: Mapping[str, float | str] = field(default_factory=dict)  # few; what a rule or a report may ask for by name

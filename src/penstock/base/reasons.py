@@ -78,6 +78,10 @@ class Reason(_Named):
     Drained = auto()
     Lost = auto()
     Restored = auto()
+    FindingRaised = auto()  # something is wrong with it: the finding and its evidence
+    FindingEnded = auto()
+    HealthActed = auto()  # what Penstock's policy did or advises, and on which findings
+    HealthHeld = auto()  # what it would have done, and why not: budget, breaker, shadow
     # engines
     EngineAdded = auto()
     EngineChanged = auto()

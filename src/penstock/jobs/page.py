@@ -60,6 +60,7 @@ _BAD = frozenset(
         Reason.DependencyFailed,
         Reason.Lost,
         Reason.OrphanEnded,
+        Reason.FindingRaised,
     }
 )
 _WAITING = frozenset(
@@ -84,10 +85,12 @@ _WAITING = frozenset(
         Reason.Restarting,
         Reason.Cordoned,
         Reason.Drained,
+        Reason.HealthActed,
+        Reason.HealthHeld,
         Reason.CancelRequested,
     }
 )
-_GOOD = frozenset({Reason.Completed, Reason.Restored, Reason.Uncordoned, Reason.Joined})
+_GOOD = frozenset({Reason.Completed, Reason.Restored, Reason.Uncordoned, Reason.Joined, Reason.FindingEnded})
 _OFF = frozenset({Reason.Cancelled, Reason.IdleTimeout, Reason.Deleted})
 
 # What a phase's reason means, where the server's message does not already say it.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import gc
-import json
 import logging
 import os
 import pwd
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import uvloop
@@ -26,7 +22,7 @@ from penstock.api import serve as http
 from penstock.api import snapshots as api_snapshots
 from penstock.api.asgi import App, build
 from penstock.api.gate import Gate
-from penstock.base.errors import Conflict, InvalidInput, PenstockError, Problem, Unavailable
+from penstock.base.errors import InvalidInput, PenstockError, Problem
 from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.base.routes import Endpoint, Sample
@@ -43,6 +39,7 @@ from penstock.engines.several import Engines
 from penstock.fleet import inventory
 from penstock.fleet import routes as fleet_routes
 from penstock.fleet.attached import Attached
+from penstock.folder import SERVER_FILE, close_to_others, hold, prepare, write_server_file
 from penstock.jobs import gpus, lines, queries
 from penstock.jobs import routes as job_routes
 from penstock.jobs.launch import Site
@@ -73,7 +70,6 @@ from penstock.training.room import Training
 from penstock.training.watching import TrainingWatch
 
 log = logging.getLogger("penstock")
-SERVER_FILE = "server.json"
 FALLBACK_USER = "nobody"  # of a root server's jobs, where neither --job-user nor a mapping names another
 SYNC_NODES_S = 15.0
 SEE_OUTSIDE_S = 60.0
@@ -97,7 +93,7 @@ def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> in
     as_root = os.geteuid() == 0 and settings.simulate is None  # what never really runs needs no other user
     http.check_exposure(settings)
     priced = prices.load_both(settings.prices)  # what is wrong with it is told before anything is made
-    prepare_folders(settings, as_root=as_root)
+    prepare(settings, as_root=as_root)
     lock = hold(settings.data_dir)
     try:
         listening = http.bind(settings.host, settings.port)
@@ -107,85 +103,6 @@ def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> in
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(settings.data_dir, SERVER_FILE))
         lock.close()
-
-
-def prepare_folders(settings: Settings, *, as_root: bool) -> None:
-    """Make the data folder. Root's is passable (0711), so that a job's user reaches its own work folder and nothing else."""
-    mode = 0o711 if as_root else 0o700
-    try:
-        for part in ("", "jobs", "snapshots"):
-            path = os.path.join(settings.data_dir, part) if part else settings.data_dir
-            os.makedirs(path, exist_ok=True)
-            os.chmod(path, 0o700 if part == "snapshots" else mode)
-    except OSError as error:
-        raise Unavailable(
-            f"the data folder {settings.data_dir} cannot be used: {error.strerror}",
-            hint="Give another with --data-dir or PENSTOCK_DATA_DIR.",
-        ) from error
-    if as_root:
-        closed = closed_ancestor(settings.data_dir)
-        if closed is not None:
-            raise InvalidInput(
-                f"started by root, jobs run as another user, who cannot pass {closed} to the data folder",
-                hint="Choose a data folder that others can pass, such as /var/lib/penstock, with --data-dir.",
-            )
-
-
-def closed_ancestor(path: str) -> str | None:
-    """The first folder above ``path`` that others may not pass."""
-    parent = os.path.dirname(os.path.abspath(path))
-    while True:
-        if not os.stat(parent).st_mode & 0o001:
-            return parent
-        if parent == os.path.dirname(parent):
-            return None
-        parent = os.path.dirname(parent)
-
-
-def close_to_others(data_dir: str) -> None:
-    """Databases made by a server that did not look to its umask."""
-    for name in os.listdir(data_dir):
-        if name.startswith("penstock.db"):
-            os.chmod(os.path.join(data_dir, name), 0o600)
-
-
-def hold(data_dir: str) -> IO[str]:
-    """Lock the data folder for this process's life. Raises Conflict that says who holds it."""
-    path = os.path.join(data_dir, "lock")
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        who = holder(data_dir)
-        raise Conflict(
-            f"the data folder {data_dir} is held by {who}",
-            hint="Use that server, stop it first, or give this one another folder with --data-dir.",
-        ) from error
-    file.seek(0)
-    file.truncate()
-    json.dump({"pid": os.getpid()}, file)
-    file.flush()
-    return file
-
-
-def holder(data_dir: str) -> str:
-    """Who holds the folder, in words."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        found = json.loads(Path(data_dir, SERVER_FILE).read_text())
-        return f"the Penstock server with pid {found['pid']}, listening at {found['url']}"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        pid = json.loads(Path(data_dir, "lock").read_text())["pid"]
-        return f"a Penstock server with pid {pid} that is starting or stopping"
-    return "another Penstock server"
-
-
-def write_server_file(data_dir: str, url: str, tls_cert: str | None) -> None:
-    """What the local CLI reads to find this server; replaced in one step."""
-    with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".server-", delete=False, encoding="utf-8") as file:
-        json.dump({"url": url, "pid": os.getpid(), "version": VERSION, "ca": tls_cert}, file)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, os.path.join(data_dir, SERVER_FILE))
 
 
 def default_environment() -> dict[str, str]:

@@ -42,7 +42,11 @@ def page(cause: Cause) -> str:
 
 
 def _lines(cause: Cause) -> Iterator[str]:
-    yield from (f"# {cause.name}", "", f"`{cause.id}` · {cause.severity} · layer {cause.layer} · [all causes](README.md)")
+    yield from (
+        f"# {cause.name}",
+        "",
+        f"`{cause.id}` · {cause.severity} · layer {cause.layer} · [all causes](README.md)",
+    )
     yield from ("", cause.what_it_is, "", "## What to do", "")
     yield from (f"{number}. {what}" for number, what in enumerate(cause.what_to_do, 1))
     yield from ("", "## What tells it from others", "", cause.evidence, "")

@@ -98,7 +98,7 @@ def read_data(name: str) -> Any:
     try:
         return loader.get_single_data()
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]  # PyYAML is half typed
+        loader.dispose()
 
 
 def _cause(name: str, layer: str, entry: Mapping[str, Any]) -> Cause:

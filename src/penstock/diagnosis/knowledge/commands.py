@@ -31,9 +31,7 @@ def _causes(call: Invocation, arguments: Namespace) -> int:
     if arguments.id is not None:
         _show(call, _named(arguments.id))
         return 0
-    rows: list[dict[str, Any]] = [
-        asdict(cause) for cause in CAUSES.values() if arguments.layer in {None, cause.layer}
-    ]
+    rows: list[dict[str, Any]] = [asdict(cause) for cause in CAUSES.values() if arguments.layer in {None, cause.layer}]
     if call.output.format == "table":
         call.output.table(COLUMNS, rows, call.now)
     else:

@@ -1,0 +1,159 @@
+"""The network: what the transfer itself takes has grown, or packets are lost.
+
+The shortest exposed communication over the ranks is the transfer; what is more than that is waiting for a slow rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from penstock.diagnosis import thresholds as t
+from penstock.diagnosis.causes.rule import Found, Proof, by_lost, job, ms, named, pct, ranks, said, whose
+from penstock.diagnosis.features import Features, View, gauge, middle, quantile
+from penstock.diagnosis.state import Culprit
+
+_FEW_SEGMENTS = 40  # a second, below which a ratio of lost ones tells nothing
+_SMALL = 256 * 1024  # bytes a step: what so little takes longer for is the way's length, not its width
+_FOREIGN = 1.4  # bytes a step to those before: somebody else uses the link
+_FLAT = 1.6  # ninth decile of the transfers to the first: a cap makes them all alike
+_QUEUED = 3.0  # bytes that wait to be sent, to the peers'
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """How much longer the transfer takes than it did or should, a step."""
+
+    now: float
+    usual: float | None
+    extra: float
+    starved: float  # what of it waiting for a core may account for, on the ranks together
+
+
+def lost_packets(features: Features) -> Iterator[Found]:
+    """Segments are sent again: the counter says so before any timing does."""
+    ratios = {view.rank: _ratio(view) for view in features.ranks}
+    losing = [view for view in features.ranks if _loses(view, ratios[view.rank])]
+    if not losing:
+        return
+    most = max(ratios[view.rank] for view in losing)
+    losing = [view for view in losing if ratios[view.rank] >= most / 4]
+    rest = [ratios[view.rank] for view in features.ranks if view not in losing]
+    grown = transfer(features)
+    yield Found(
+        "packet_loss_tcp",
+        Proof.COUNTER,
+        0.35 + min(0.45, 10 * most) + by_lost(features.lost(grown.extra) / 2 if grown else 0.0),
+        _ends(features, losing),
+        said(
+            f"{named(v.rank for v in losing)} had to send {pct(most)} of the segments again",
+            f"the other ranks {pct(max(rest))}" if rest else "",
+            _ratio_before(losing),
+            f"the transfer takes {ms(grown.now)} a step" + (f", it was {ms(grown.usual)}" if grown.usual else "") if grown else "",
+        ),
+    )
+
+
+def _ratio(view: View) -> float:
+    sent = view.now.rate.get("segments_out", 0.0)
+    return view.now.rate.get("retransmits", 0.0) / sent if sent >= _FEW_SEGMENTS else 0.0
+
+
+def _loses(view: View, ratio: float) -> bool:
+    if ratio < t.RETRANSMITS:
+        return False
+    old = view.before.rate if view.before is not None else {}
+    before = old.get("retransmits", 0.0) / old["segments_out"] if old.get("segments_out") else 0.0
+    return ratio >= 3 * before
+
+
+def _ratio_before(losing: Sequence[View]) -> str:
+    old = [v.before.rate for v in losing if v.before is not None and v.before.rate.get("segments_out")]
+    return f"before it was {pct(max(r.get('retransmits', 0.0) / r['segments_out'] for r in old))}" if old else ""
+
+
+def _ends(features: Features, views: Sequence[View]) -> tuple[Culprit, ...]:
+    """Both ends send again what one end loses: where it is all of them, the queue or else the way between them is named."""
+    if len(views) < len(features.ranks):
+        return ranks(view.rank for view in views)
+    return whose(features, views)
+
+
+def transfer(features: Features) -> Transfer | None:
+    """None where no exposed communication was measured, or it is not longer than it was."""
+    if not features.timed() or features.transfer is None or len(features.ranks) < 2:
+        return None
+    usual = features.transfer_before
+    if usual is None:
+        extra = features.transfer if features.lost(features.transfer) >= t.TRANSFER else 0.0
+    else:
+        extra = features.transfer - usual if features.transfer >= t.TRANSFER_GREW * usual else 0.0
+    delay = max((max(0.0, view.grew("run_delay_s"), view.grew("throttled_s")) for view in features.ranks), default=0.0)
+    return Transfer(features.transfer, usual, extra, delay * features.step) if extra > 0 else None
+
+
+def slow_transfer(features: Features) -> Iterator[Found]:
+    """Bandwidth, latency or somebody else's traffic: told apart by how much is sent and how it varies."""
+    grown = transfer(features)
+    if grown is None or features.lost(grown.extra) < t.LOST:
+        return
+    cause, own = _which(features, grown)
+    evidence = said(
+        f"the transfer itself takes {ms(grown.now)} of a step of {ms(features.step)}"
+        + (f", it was {ms(grown.usual)}" if grown.usual is not None else ", on the rank that waits least"),
+        *own,
+        _clean(features),
+    )
+    against = said(
+        f"waiting for a core or a quota accounts for up to {ms(grown.starved)} of it" if grown.starved >= t.EXPLAINED * grown.extra else "",
+        "segments are lost, which makes a transfer longer too" if any(_loses(v, _ratio(v)) for v in features.ranks) else "",
+        "there is no earlier time of this run to compare with" if grown.usual is None else "",
+    )
+    yield Found(cause, Proof.TIMING, by_lost(features.lost(grown.extra)), _at(features), evidence, against)
+    for other in ("net_bandwidth_low", "ib_rate_degraded", "net_latency"):
+        if other != cause:
+            yield Found(other, Proof.HINT, by_lost(features.lost(grown.extra)), _at(features), evidence[:1], against)
+
+
+def _which(features: Features, grown: Transfer) -> tuple[str, tuple[str, ...]]:
+    sent, before = _bytes(features, now=True), _bytes(features, now=False)
+    if sent and before and sent >= _FOREIGN * before:
+        return "congestion_pfc", (f"the links carried {sent / 1e6:.1f} MB a step, before {before / 1e6:.1f} MB: somebody else's traffic",)
+    if sent is not None and 0 < sent < _SMALL:
+        return "net_latency", (f"only {sent / 1e3:.0f} kB are sent a step: what takes longer is the way, not the amount",)
+    low, high = quantile(features.transfers, 0.1), quantile(features.transfers, 0.9)
+    words = []
+    if sent:
+        words.append(f"{sent / 1e6:.1f} MB a step are sent, {sent / max(grown.now, 1e-9) / 1e6:.0f} MB/s")
+    if low > 0 and high <= _FLAT * low:
+        words.append(f"nine of ten transfers take {ms(low)} to {ms(high)}: the rate is capped")
+    return "net_bandwidth_low", tuple(words)
+
+
+def _bytes(features: Features, *, now: bool) -> float | None:
+    """Sent a step, by the rank that sends most."""
+    windows = [w for view in features.ranks if (w := view.now if now else view.before) is not None]
+    sent = [w.rate["net_tx_bytes"] * w.mean["total"] for w in windows if "net_tx_bytes" in w.rate and "total" in w.mean]
+    return max(sent) if sent else None
+
+
+def _clean(features: Features) -> str:
+    known = [view for view in features.ranks if "retransmits" in view.now.rate]
+    worst = max((_ratio(view) for view in known), default=0.0)
+    return f"hardly a segment is sent again ({pct(worst)})" if known and worst < t.RETRANSMITS else ""
+
+
+def _at(features: Features) -> tuple[Culprit, ...]:
+    """The rank whose data wait to be sent, where its sockets say so; both ends of a pair where only they do."""
+    queues = {view.rank: middle(value for _, value in gauge(view.source.counters, "send_queue_bytes")) for view in features.ranks}
+    known = {rank: value for rank, value in queues.items() if value is not None}
+    if len(known) == len(features.ranks) > 1:
+        longest = max(known, key=lambda rank: (known[rank], -rank))
+        others = middle(value for rank, value in known.items() if rank != longest) or 0.0
+        if known[longest] > _QUEUED * max(others, 4096):
+            return ranks([longest])
+    shared = {view.node for view in features.ranks}
+    return job(features) if len(shared) != 1 else whose(features, list(features.ranks))
+
+
+RULES = (lost_packets, slow_transfer)

@@ -44,14 +44,21 @@ class Scene:
     nodes: Mapping[int, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     slower: Callable[[int, int], float] = lambda _step, _world: 1.0  # of the transfer, by step
-    usual: Mapping[str, float] = field(default_factory=lambda: {"run_delay_s": 0.03, "cpu_s": 0.55, "segments_out": 900.0, "net_tx_bytes": 5e7})
+    usual: Mapping[str, float] = field(
+        default_factory=lambda: {"run_delay_s": 0.03, "cpu_s": 0.55, "segments_out": 900.0, "net_tx_bytes": 5e7}
+    )
 
     def evidence(self, *faults: Fault) -> Evidence:
         chance = random.Random(self.seed)
         steps: dict[int, list[Step]] = {rank: [] for rank in range(self.world)}
         counted: dict[int, list[Counters]] = {rank: [] for rank in range(self.world)}
         sums: dict[int, dict[str, float]] = {
-            rank: {**dict.fromkeys((*self.usual, "retransmits", "throttled_s", "io_pressure_s"), 0.0), "rss_bytes": 4e8, "open_files": 40.0, "max_files": 1024.0}
+            rank: {
+                **dict.fromkeys((*self.usual, "retransmits", "throttled_s", "io_pressure_s"), 0.0),
+                "rss_bytes": 4e8,
+                "open_files": 40.0,
+                "max_files": 1024.0,
+            }
             for rank in range(self.world)
         }
         at, due = 1000.0, 1000.0
@@ -63,12 +70,23 @@ class Scene:
             for rank, work in done.items():
                 steps[rank].append(
                     Step(
-                        number, at, total, work.data, work.compute + work.frozen + work.gc, total - work.local, work.optimizer,
-                        work.checkpoint, work.gc, work.tokens, 2.0,
-                    )  # fmt: skip
+                        number,
+                        at,
+                        total,
+                        work.data,
+                        work.compute + work.frozen + work.gc,
+                        total - work.local,
+                        work.optimizer,
+                        work.checkpoint,
+                        work.gc,
+                        work.tokens,
+                        2.0,
+                    )
                 )
                 for name, rate in self.usual.items():
-                    by = total if name.endswith("_s") else self.transfer + 0.035  # what is sent goes with steps, not with time
+                    by = (
+                        total if name.endswith("_s") else self.transfer + 0.035
+                    )  # what is sent goes with steps, not with time
                     sums[rank][name] += rate * by
                 for name, value in work.counts.items():
                     sums[rank][name] = sums[rank].get(name, 0.0) + value
@@ -78,7 +96,13 @@ class Scene:
                     if not work.frozen or work.frozen < COUNTED:
                         counted[rank].append(Counters(at, dict(sums[rank])))
         ranks = tuple(
-            Rank(rank, self.nodes.get(rank, "node-1"), tuple(steps[rank]), tuple(counted[rank]), {"cpus": 2, **self.config})
+            Rank(
+                rank,
+                self.nodes.get(rank, "node-1"),
+                tuple(steps[rank]),
+                tuple(counted[rank]),
+                {"cpus": 2, **self.config},
+            )
             for rank in range(self.world)
         )
         return Evidence("train", "default", "Running", at, ranks)

@@ -6,12 +6,12 @@ import dataclasses
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.diagnosis.plan import HEALTHY, UNKNOWN, diagnose
 from penstock.diagnosis.state import Counters, Diagnosis, Evidence, Rank, Step
-from tests.diagnosis.scenes import Fault, Scene, Work, adds, everywhere, from_step, on, with_rank
+from tests.diagnosis.scenes import Fault, Scene, Work, adds, everywhere, from_step, on
 
 RANK_1 = {
     "data_loader_one_rank": on(1, adds(data=0.03)),
@@ -112,7 +112,11 @@ def test_tokens_that_vary_make_another_rank_slow_each_step() -> None:
     assert (found.verdict, [culprit.kind for culprit in found.culprits]) == ("seq_imbalance", ["job"])
 
 
-PAIRS = [("data_loader_one_rank", "gc_pause"), ("cgroup_throttle", "ckpt_stall"), ("slow_compute_rank", "data_loader_bound")]
+PAIRS = [
+    ("data_loader_one_rank", "gc_pause"),
+    ("cgroup_throttle", "ckpt_stall"),
+    ("slow_compute_rank", "data_loader_bound"),
+]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
@@ -142,12 +146,14 @@ def test_nothing_known_is_unknown() -> None:
 
 
 @given(st.integers(0, 10_000), st.sampled_from([2, 3, 4]), st.sampled_from([40, 120]), st.floats(0.02, 0.3))
+@settings(max_examples=100)
 def test_healthy_noise_stays_healthy(seed: int, world: int, steps: int, noise: float) -> None:
     found = diagnose(Scene(world=world, steps=steps, noise=noise, seed=seed).evidence())
     assert found.verdict == HEALTHY
 
 
 @given(st.permutations(range(4)), st.sampled_from([*RANK_1]))
+@settings(max_examples=40)
 def test_the_order_of_the_ranks_does_not_matter(order: list[int], cause: str) -> None:
     evidence = Scene(world=4).evidence(from_step(60, RANK_1[cause]))
     other = dataclasses.replace(evidence, ranks=tuple(evidence.ranks[n] for n in order))
@@ -162,15 +168,19 @@ def scaled(evidence: Evidence, by: float) -> Evidence:
         return dataclasses.replace(one, **{name: getattr(one, name) * by for name in SECONDS})
 
     def counters(one: Counters) -> Counters:
-        return Counters(one.at * by, {n: v * by if n.endswith("_s") or n == "segments_out" else v for n, v in one.values.items()})
+        return Counters(
+            one.at * by, {n: v * by if n.endswith("_s") or n == "segments_out" else v for n, v in one.values.items()}
+        )
 
     ranks = (
-        dataclasses.replace(r, steps=tuple(map(step, r.steps)), counters=tuple(map(counters, r.counters))) for r in evidence.ranks
+        dataclasses.replace(r, steps=tuple(map(step, r.steps)), counters=tuple(map(counters, r.counters)))
+        for r in evidence.ranks
     )
     return dataclasses.replace(evidence, ranks=tuple(ranks))
 
 
 @given(st.floats(0.05, 50), st.sampled_from([*RANK_1, *ALL_RANKS]))
+@settings(max_examples=40)
 def test_a_machine_that_is_slower_in_all_gives_the_same_verdict(by: float, cause: str) -> None:
     evidence = Scene().evidence(from_step(60, (RANK_1 | ALL_RANKS)[cause]))
     assert said(diagnose(scaled(evidence, by))) == said(diagnose(evidence))
@@ -178,7 +188,9 @@ def test_a_machine_that_is_slower_in_all_gives_the_same_verdict(by: float, cause
 
 NUMBERS = st.one_of(st.none(), st.floats(0, 1e6), st.just(float("nan")), st.just(float("inf")))
 STEPS = st.builds(Step, st.integers(0, 50), st.floats(0, 1e9), st.floats(0, 1e4), *[NUMBERS] * 9)
-NAMES = st.sampled_from(["cpu_s", "run_delay_s", "throttled_s", "rss_bytes", "segments_out", "retransmits", "open_files", "checksum"])
+NAMES = st.sampled_from(
+    ["cpu_s", "run_delay_s", "throttled_s", "rss_bytes", "segments_out", "retransmits", "open_files", "checksum"]
+)
 COUNTERS = st.builds(Counters, st.floats(0, 1e9), st.dictionaries(NAMES, st.floats(0, 1e12)))
 RANKS = st.builds(
     Rank, st.integers(0, 5), st.sampled_from(["a", "b", ""]), st.lists(STEPS, max_size=40).map(tuple),
@@ -187,6 +199,7 @@ RANKS = st.builds(
 
 
 @given(st.lists(RANKS, max_size=4), st.one_of(st.none(), st.floats(0, 1e9)))
+@settings(max_examples=150)
 def test_it_is_total(ranks: list[Rank], since: float | None) -> None:
     found = diagnose(Evidence("train", "default", "Failed", 1e9, tuple(ranks)), since)
     assert 0 <= found.confidence <= 1

@@ -6,6 +6,7 @@ of the communication the shortest over all ranks, which is what the transfer its
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -227,7 +228,7 @@ def rates(counters: Sequence[Counters], begin: float, end: float) -> dict[str, f
     if wall <= 0:
         return {}
     sums: dict[str, float] = {}
-    for old, new in zip(chosen, chosen[1:], strict=False):
+    for old, new in itertools.pairwise(chosen):
         for name in old.values.keys() & new.values.keys():
             sums[name] = sums.get(name, 0.0) + max(0.0, new.values[name] - old.values[name])
     return {name: total / wall for name, total in sums.items()}

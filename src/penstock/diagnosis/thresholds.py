@@ -22,11 +22,15 @@ PERSISTENT = 0.7  # part of the steps in which a rank must be the slow one; NVRx
 # -- phases ----------------------------------------------------------------------------------------------------------
 DATA = 0.2  # of the step, on every rank: catalogue, data_loader_bound
 DATA_RATIO = 2.0  # one rank's wait for data to its peers'
-COMPUTE_RATIO = 1.5  # without an earlier time of the same run to compare with: 25 and 44 ms were healthy once (research, section 4)
+COMPUTE_RATIO = (
+    1.5  # without an earlier time of the same run to compare with: 25 and 44 ms were healthy once (research, section 4)
+)
 COMPUTE_GREW = 1.25  # with one: the ratio to the peers now, to that before
 TOKENS = 0.6  # of a rank's excess in work that its excess in tokens must account for
 VARYING = 0.5  # of the steps: the slow rank is another one in so many of them: uneven work, not a slow device
-TRANSFER = 0.55  # of the step, without an earlier time to compare with; 0.35 was healthy with gloo (research, section 4)
+TRANSFER = (
+    0.55  # of the step, without an earlier time to compare with; 0.35 was healthy with gloo (research, section 4)
+)
 TRANSFER_GREW = 1.6  # with one; x4.5 was a link cut to 200 Mbit/s
 CHECKPOINT = 0.06  # of the wall time; an asynchronous save costs below 0.02
 GC = 0.05  # of the wall time: catalogue, gc_pause

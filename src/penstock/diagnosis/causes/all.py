@@ -21,7 +21,9 @@ RULES: Final[tuple[Rule, ...]] = (
 # What a cause makes look like another one, where both blame the same: the other is then its effect. Where the other is the better
 # founded one, it stays. A rank that is starved, throttled or collects garbage computes longer; a loss makes a link look narrow.
 BRINGS: Final[Mapping[str, frozenset[str]]] = {
-    "cgroup_throttle": frozenset({"cpu_contention", "slow_compute_rank", "process_frozen", "net_bandwidth_low", "net_latency"}),
+    "cgroup_throttle": frozenset(
+        {"cpu_contention", "slow_compute_rank", "process_frozen", "net_bandwidth_low", "net_latency"}
+    ),
     "cpu_contention": frozenset({"slow_compute_rank", "process_frozen", "net_bandwidth_low", "net_latency"}),
     "gc_pause": frozenset({"slow_compute_rank", "process_frozen", "cpu_contention"}),
     "seq_imbalance": frozenset({"slow_compute_rank"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from penstock.diagnosis import thresholds as t
@@ -35,7 +36,7 @@ def stall(features: Features) -> Iterator[Found]:
 
 
 def _rhythm(saves: list[Step]) -> str:
-    gaps = [new.step - old.step for old, new in zip(saves, saves[1:], strict=False)]
+    gaps = [new.step - old.step for old, new in itertools.pairwise(saves)]
     if len(gaps) >= 2 and max(gaps) == min(gaps):
         return f"every {gaps[0]} steps exactly, as a save's interval is"
     return ""

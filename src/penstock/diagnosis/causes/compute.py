@@ -8,7 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.diagnosis import thresholds as t
-from penstock.diagnosis.causes.rule import Found, Proof, by_lost, job, ms, named, pct, ranks, said, shortest_wait, waits_itself
+from penstock.diagnosis.causes.rule import (
+    Found,
+    Proof,
+    by_lost,
+    job,
+    ms,
+    named,
+    pct,
+    ranks,
+    said,
+    shortest_wait,
+    waits_itself,
+)
 from penstock.diagnosis.features import Features, View, Window, middle
 
 
@@ -108,7 +120,11 @@ def _persists(features: Features, view: View) -> bool:
         for step in other.now.steps if other is not view else ():
             if step.compute is not None:
                 others.setdefault(step.step, []).append(step.compute)
-    pairs = [(s.compute, statistics.median(others[s.step])) for s in view.now.steps if s.compute is not None and s.step in others]
+    pairs = [
+        (s.compute, statistics.median(others[s.step]))
+        for s in view.now.steps
+        if s.compute is not None and s.step in others
+    ]
     return bool(pairs) and sum(own > peers for own, peers in pairs) >= t.PERSISTENT * len(pairs)
 
 
@@ -146,8 +162,12 @@ def uneven(features: Features) -> Iterator[Found]:
         return
     slowest = [max(row, key=lambda rank, row=row: (row[rank][0], -rank)) for row in rows]  # type: ignore[misc]
     most = max(slowest.count(view.rank) for view in features.ranks)
-    gap = statistics.median(max(c for c, _ in row.values()) - statistics.median(c for c, _ in row.values()) for row in rows)
-    gap = max(gap, statistics.median((max(c for c, _ in row.values()) - min(c for c, _ in row.values())) / 2 for row in rows))
+    gap = statistics.median(
+        max(c for c, _ in row.values()) - statistics.median(c for c, _ in row.values()) for row in rows
+    )
+    gap = max(
+        gap, statistics.median((max(c for c, _ in row.values()) - min(c for c, _ in row.values())) / 2 for row in rows)
+    )
     if most > t.PERSISTENT * len(rows) or features.lost(gap) < t.LOST:
         return
     follows = [row for row, rank in zip(rows, slowest, strict=True) if _has_most(row, rank)]
@@ -243,12 +263,16 @@ def pipeline(features: Features) -> Iterator[Found]:
     if cause == "pp_bubble" and slowest >= 1 + t.LOST:
         words = f"stage {found.slowest_stage} needs {slowest:.2f} times the median stage, in {'every replica' if replicas > 1 else 'every step'}"
         alone = said("" if replicas > 1 else "there is one replica: a slow device would look the same")
-        yield Found(cause, Proof.COUNTER, part * by_lost(1 - 1 / slowest), ranks(v.rank for v in stage), (words, parts), alone)
+        yield Found(
+            cause, Proof.COUNTER, part * by_lost(1 - 1 / slowest), ranks(v.rank for v in stage), (words, parts), alone
+        )
     elif cause == "slow_compute_rank":
         own = medians[found.slowest] / statistics.median(v for c, v in medians.items() if c[0] == found.slowest[0])
         if own >= 1 + t.LOST:
             words = f"rank {views[found.slowest].rank} needs {own:.2f} times what the other replicas of its stage need"
-            yield Found(cause, Proof.COUNTER, part * by_lost(1 - 1 / own), ranks([views[found.slowest].rank]), (words, parts))
+            yield Found(
+                cause, Proof.COUNTER, part * by_lost(1 - 1 / own), ranks([views[found.slowest].rank]), (words, parts)
+            )
     elif cause == "seq_imbalance" and _spread(cells) >= 1 + 2 * t.LOST:
         words = f"work varies from micro-batch to micro-batch in every worker, up to {_spread(cells):.1f} times"
         yield Found(cause, Proof.TIMING, part * by_lost(1 - 1 / _spread(cells)), job(features), (words, parts))
@@ -256,7 +280,11 @@ def pipeline(features: Features) -> Iterator[Found]:
 
 def _spread(cells: Cells) -> float:
     """The ninth decile to the median, of a typical worker."""
-    ratios = [sorted(values)[int(0.9 * len(values))] / statistics.median(values) for values in cells.values() if len(values) >= 5]
+    ratios = [
+        sorted(values)[int(0.9 * len(values))] / statistics.median(values)
+        for values in cells.values()
+        if len(values) >= 5
+    ]
     return statistics.median(ratios) if ratios else 1.0
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from penstock.diagnosis import thresholds as t
-from penstock.diagnosis.causes.rule import Found, Proof, by_lost, ms, named, nodes, pct, ranks, said, shortest_wait, whose
+from penstock.diagnosis.causes.rule import (
+    Found,
+    Proof,
+    by_lost,
+    ms,
+    named,
+    nodes,
+    pct,
+    ranks,
+    said,
+    shortest_wait,
+    whose,
+)
 from penstock.diagnosis.features import Features, View, gauge, middle
 
 
@@ -134,12 +147,16 @@ def leak(features: Features) -> Iterator[Found]:
     view, grown = max(growing, key=lambda each: each[1])
     readings = gauge(view.source.counters, "rss_bytes")
     evidence = (
-        f"the memory of {named(v.rank for v, _ in growing)} grew by {pct(grown)} while this was watched, in nearly every reading: "
-        f"now {readings[-1][1] / 1e6:,.0f} MB (rank {view.rank})",
+        (
+            f"the memory of {named(v.rank for v, _ in growing)} grew by {pct(grown)} while this was watched, in nearly every reading: "
+            f"now {readings[-1][1] / 1e6:,.0f} MB (rank {view.rank})"
+        ),
     )
     pressed = view.now.rate.get("memory_pressure_s", 0.0)
     more = said(f"something waited for memory {pct(pressed)} of the time" if pressed >= t.MEMORY_PRESSURE else "")
-    yield Found("memory_leak", Proof.COUNTER, min(1.0, grown), whose(features, [v for v, _ in growing]), evidence + more)
+    yield Found(
+        "memory_leak", Proof.COUNTER, min(1.0, grown), whose(features, [v for v, _ in growing]), evidence + more
+    )
 
 
 def _grown(view: View) -> float | None:
@@ -149,7 +166,7 @@ def _grown(view: View) -> float | None:
     if len(values) < 4 or values[0] <= 0:
         return None
     half = len(values) // 2
-    rose = sum(new > old for old, new in zip(values, values[1:], strict=False)) / (len(values) - 1)
+    rose = sum(new > old for old, new in itertools.pairwise(values)) / (len(values) - 1)
     early, late = values[half] - values[0], values[-1] - values[half]
     grown = (values[-1] - values[0]) / values[0]
     return grown if grown >= t.LEAK and rose >= t.LEAK_STEADY and late >= 0.4 * early > 0 else None
@@ -172,9 +189,11 @@ def limits(features: Features) -> Iterator[Found]:
             if "timex_offset" in series.name and series.samples and abs(series.samples[-1][1]) > t.CLOCK:
                 off[node.name] = series.samples[-1][1]
     if off:
-        words = tuple(f"the clock of {name} is {ms(value)} off" for name, value in sorted(off.items()))
-        against = said("a clock does not make steps longer: it misleads who compares hosts' times" if features.change else "")
-        yield Found("clock_skew", Proof.COUNTER, 0.5, nodes(off), words, against)
+        clocks = tuple(f"the clock of {name} is {ms(value)} off" for name, value in sorted(off.items()))
+        against = said(
+            "a clock does not make steps longer: it misleads who compares hosts' times" if features.change else ""
+        )
+        yield Found("clock_skew", Proof.COUNTER, 0.5, nodes(off), clocks, against)
 
 
 def starved_of_memory(features: Features) -> Iterator[Found]:

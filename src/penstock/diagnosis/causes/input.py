@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from penstock.diagnosis import thresholds as t
 from penstock.diagnosis.causes import io
-from penstock.diagnosis.causes.rule import Found, Proof, by_lost, ms, named, pct, said, shortest_wait, waits_itself, whose
+from penstock.diagnosis.causes.rule import (
+    Found,
+    Proof,
+    by_lost,
+    ms,
+    named,
+    pct,
+    said,
+    shortest_wait,
+    waits_itself,
+    whose,
+)
 from penstock.diagnosis.features import Features, View
 
 
@@ -48,7 +60,9 @@ def _bound(features: Features) -> Iterator[Found]:
     evidence = said(
         f"every rank waits for data: {ms(min(waits))} to {ms(max(waits))} of a step of {ms(features.step)}, at least {pct(share)}",
         _new(features),
-        f"the all-reduce itself takes {ms(features.transfer)}: communication is not the cause" if features.transfer else "",
+        f"the all-reduce itself takes {ms(features.transfer)}: communication is not the cause"
+        if features.transfer
+        else "",
     )
     yield from io.told_apart(features, list(features.ranks), "data_loader_bound", by_lost(share), evidence)
 
@@ -67,7 +81,9 @@ def _late(features: Features, late: list[View]) -> Iterator[Found]:
         "its forward and backward pass are not longer than its peers'" if _computes_alike(features, worst) else "",
     )
     strength = by_lost(max(_excess(features, view) for view in late))
-    yield from io.told_apart(features, late, "data_loader_one_rank", strength, evidence, said(waits_itself(features, worst)))
+    yield from io.told_apart(
+        features, late, "data_loader_one_rank", strength, evidence, said(waits_itself(features, worst))
+    )
 
 
 def _computes_alike(features: Features, view: View) -> bool:
@@ -83,9 +99,11 @@ def cold_cache(features: Features) -> Iterator[Found]:
         parts = quarters([step.data or 0.0 for step in view.whole.steps], [step.total for step in view.whole.steps])
         if not parts or parts[0] < t.DATA or parts[0] < t.COLD * max(parts[-1], 1e-9) or parts[-1] >= t.DATA:
             return
-        if any(later > earlier * 1.2 + t.LOST for earlier, later in zip(parts, parts[1:], strict=False)):
+        if any(later > earlier * 1.2 + t.LOST for earlier, later in itertools.pairwise(parts)):
             return
-    firsts = [quarters([s.data or 0.0 for s in v.whole.steps], [s.total for s in v.whole.steps]) for v in features.ranks]
+    firsts = [
+        quarters([s.data or 0.0 for s in v.whole.steps], [s.total for s in v.whole.steps]) for v in features.ranks
+    ]
     first, last = (min(parts[index] for parts in firsts) for index in (0, -1))
     yield Found(
         "cold_cache",
@@ -105,9 +123,7 @@ def quarters(values: list[float], totals: list[float]) -> list[float]:
     size = len(values) // 4
     if size < 3:
         return []
-    return [
-        sum(values[at : at + size]) / max(sum(totals[at : at + size]), 1e-12) for at in range(0, size * 4, size)
-    ]
+    return [sum(values[at : at + size]) / max(sum(totals[at : at + size]), 1e-12) for at in range(0, size * 4, size)]
 
 
 def _reads_fell(features: Features) -> str:

@@ -48,7 +48,9 @@ def _disk(views: Sequence[View]) -> tuple[str, ...]:
     pressure, share = pressed.now.rate.get("io_pressure_s", 0.0), pressed.now.share("data")
     grew = pressed.grew("io_pressure_s")
     if pressure >= t.IO_PRESSURE and pressure >= _DATA_SHARE * share and grew >= pressure / 2:
-        words.append(f"on {pressed.node or 'the node'} something waited for a disk {pct(pressure)} of the time (io pressure)")
+        words.append(
+            f"on {pressed.node or 'the node'} something waited for a disk {pct(pressure)} of the time (io pressure)"
+        )
     stuck = [view.rank for view in views if view.source.state == "D"]
     if stuck:
         words.append(f"rank {stuck[0]} is in uninterruptible sleep (state D), as reads of a slow disk are")

@@ -49,7 +49,9 @@ def lost_packets(features: Features) -> Iterator[Found]:
             f"{named(v.rank for v in losing)} had to send {pct(most)} of the segments again",
             f"the other ranks {pct(max(rest))}" if rest else "",
             _ratio_before(losing),
-            f"the transfer takes {ms(grown.now)} a step" + (f", it was {ms(grown.usual)}" if grown.usual else "") if grown else "",
+            f"the transfer takes {ms(grown.now)} a step" + (f", it was {ms(grown.usual)}" if grown.usual else "")
+            if grown
+            else "",
         ),
     )
 
@@ -105,8 +107,12 @@ def slow_transfer(features: Features) -> Iterator[Found]:
         _clean(features),
     )
     against = said(
-        f"waiting for a core or a quota accounts for up to {ms(grown.starved)} of it" if grown.starved >= t.EXPLAINED * grown.extra else "",
-        "segments are lost, which makes a transfer longer too" if any(_loses(v, _ratio(v)) for v in features.ranks) else "",
+        f"waiting for a core or a quota accounts for up to {ms(grown.starved)} of it"
+        if grown.starved >= t.EXPLAINED * grown.extra
+        else "",
+        "segments are lost, which makes a transfer longer too"
+        if any(_loses(v, _ratio(v)) for v in features.ranks)
+        else "",
         "there is no earlier time of this run to compare with" if grown.usual is None else "",
     )
     yield Found(cause, Proof.TIMING, by_lost(features.lost(grown.extra)), _at(features), evidence, against)
@@ -118,9 +124,13 @@ def slow_transfer(features: Features) -> Iterator[Found]:
 def _which(features: Features, grown: Transfer) -> tuple[str, tuple[str, ...]]:
     sent, before = _bytes(features, now=True), _bytes(features, now=False)
     if sent and before and sent >= _FOREIGN * before:
-        return "congestion_pfc", (f"the links carried {sent / 1e6:.1f} MB a step, before {before / 1e6:.1f} MB: somebody else's traffic",)
+        return "congestion_pfc", (
+            f"the links carried {sent / 1e6:.1f} MB a step, before {before / 1e6:.1f} MB: somebody else's traffic",
+        )
     if sent is not None and 0 < sent < _SMALL:
-        return "net_latency", (f"only {sent / 1e3:.0f} kB are sent a step: what takes longer is the way, not the amount",)
+        return "net_latency", (
+            f"only {sent / 1e3:.0f} kB are sent a step: what takes longer is the way, not the amount",
+        )
     low, high = quantile(features.transfers, 0.1), quantile(features.transfers, 0.9)
     words = []
     if sent:
@@ -145,7 +155,10 @@ def _clean(features: Features) -> str:
 
 def _at(features: Features) -> tuple[Culprit, ...]:
     """The rank whose data wait to be sent, where its sockets say so; both ends of a pair where only they do."""
-    queues = {view.rank: middle(value for _, value in gauge(view.source.counters, "send_queue_bytes")) for view in features.ranks}
+    queues = {
+        view.rank: middle(value for _, value in gauge(view.source.counters, "send_queue_bytes"))
+        for view in features.ranks
+    }
     known = {rank: value for rank, value in queues.items() if value is not None}
     if len(known) == len(features.ranks) > 1:
         longest = max(known, key=lambda rank: (known[rank], -rank))

@@ -64,7 +64,7 @@ def pct(part: float) -> str:
 
 
 def named(ranks: Iterable[int]) -> str:
-    """ "rank 1", "ranks 1 and 3", "ranks 0, 1 and 2"."""
+    """As a sentence has them: rank 1, ranks 1 and 3, ranks 0, 1 and 2."""
     names = [str(rank) for rank in sorted(ranks)]
     if len(names) == 1:
         return f"rank {names[0]}"

@@ -30,7 +30,9 @@ def collection(features: Features) -> Iterator[Found]:
             f"{ms(worst.now.mean.get('gc', 0.0))} a step",
             f"of its peers' {pct(max(rest))}" if rest else "",
             shortest_wait(features, worst) if rest else "",
-            f"its own process is busy meanwhile ({cpu:.2f} CPU seconds a second)" if cpu is not None and cpu >= 0.5 else "",
+            f"its own process is busy meanwhile ({cpu:.2f} CPU seconds a second)"
+            if cpu is not None and cpu >= 0.5
+            else "",
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -88,9 +89,11 @@ def _stall(features: Features, number: int, own: Mapping[int, Step], excess: flo
     long = [view for view in features.ranks if gaps[view.rank][0] >= t.GAP * excess]
     if len(long) * 2 <= max(2, len(features.ranks)) and len(long) < max(2, len(features.ranks)) and long:
         delayed = any(gaps[view.rank][2] >= t.EXPLAINED * excess for view in long)
-        idle = [gaps[view.rank][1] for view in long if gaps[view.rank][1] is not None]
-        busy = max(idle) if idle else None
-        return Stall(number, excess, () if delayed else tuple(long), True, None if busy is None else busy < 0.2 * excess)
+        used = [cpu for view in long if (cpu := gaps[view.rank][1]) is not None]
+        busy = max(used) if used else None
+        return Stall(
+            number, excess, () if delayed else tuple(long), True, None if busy is None else busy < 0.2 * excess
+        )
     held = [view for view in features.ranks if (local(own[view.rank]) or 0.0) >= t.GAP * excess]
     if len(held) * 2 > max(2, len(features.ranks)) or len(held) == len(features.ranks) > 1:
         held = []
@@ -101,7 +104,7 @@ def _stall(features: Features, number: int, own: Mapping[int, Step], excess: flo
 def _gap(view: View, step: Step) -> tuple[float, float | None, float]:
     """Around a step: how much longer than usual its counters were silent, the CPU time and the run delay of that silence."""
     ordered = sorted(view.source.counters, key=lambda reading: reading.at)
-    pairs = list(zip(ordered, ordered[1:], strict=False))
+    pairs = list(itertools.pairwise(ordered))
     usual = middle(new.at - old.at for old, new in pairs)
     over = [pair for pair in pairs if pair[0].at < step.at and pair[1].at > step.at - step.total]
     if usual is None or not over:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from penstock.diagnosis.causes import checkpoint, compute, host, input, network, software, standing  # noqa: A004
+from penstock.diagnosis.causes import checkpoint, compute, host, network, software, standing
+from penstock.diagnosis.causes import input as feeding
 from penstock.diagnosis.causes.rule import Rule
 
 RULES: Final[tuple[Rule, ...]] = (
-    *input.RULES,
+    *feeding.RULES,
     *checkpoint.RULES,
     *host.RULES,
     *standing.RULES,

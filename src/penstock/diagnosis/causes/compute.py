@@ -160,7 +160,7 @@ def uneven(features: Features) -> Iterator[Found]:
     rows = _rows(features)
     if len(rows) < t.FEWEST:
         return
-    slowest = [max(row, key=lambda rank, row=row: (row[rank][0], -rank)) for row in rows]  # type: ignore[misc]
+    slowest = [_longest(row) for row in rows]
     most = max(slowest.count(view.rank) for view in features.ranks)
     gap = statistics.median(
         max(c for c, _ in row.values()) - statistics.median(c for c, _ in row.values()) for row in rows
@@ -193,6 +193,10 @@ def _rows(features: Features) -> list[Mapping[int, tuple[float, float]]]:
             if step.compute is not None and step.tokens is not None:
                 rows.setdefault(step.step, {})[view.rank] = (step.compute, step.tokens)
     return [rows[number] for number in sorted(rows) if len(rows[number]) == len(features.ranks)]
+
+
+def _longest(row: Mapping[int, tuple[float, float]]) -> int:
+    return max(row, key=lambda rank: (row[rank][0], -rank))
 
 
 def _has_most(row: Mapping[int, tuple[float, float]], rank: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -18,14 +19,13 @@ _HUGE: Final = 2 << 20
 _TOUCH: Final = 64 << 20  # bytes touched at once: between two of them other threads get their turn
 
 
-def aligned(size: int) -> Bytes:
-    """A buffer that begins on a page, in huge pages where the kernel has them. Touch it before it is timed."""
+def aligned(size: int, *, huge: bool = True) -> Bytes:
+    """A buffer that begins on a page, ``huge``: in huge pages where the kernel has them. Touch it before it is timed."""
     length = -(-max(size, 1) // _HUGE) * _HUGE
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        pass
+    if huge:
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[: -(-max(size, 1) // PAGE) * PAGE]
 
 

@@ -47,7 +47,8 @@ class Staging:
 
     def __init__(self, layout: Layout, pinned: bool, threads: int = 1) -> None:
         self.layout = layout
-        self.buffer = aligned(layout.size)
+        # Between the processors' own memory a copy into small pages is the steadier one (benchmarks/README.md, part D).
+        self.buffer = aligned(layout.size, huge=pinned)
         touch(self.buffer)
         self._pinned = pinned and _register(self.buffer)
         self.views = [

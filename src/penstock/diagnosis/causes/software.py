@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from penstock.diagnosis import thresholds as t
 from penstock.diagnosis.causes.rule import Found, Proof, by_lost, ms, named, pct, said, shortest_wait, whose
-from penstock.diagnosis.features import Features, gauge
+from penstock.diagnosis.features import Features, View, gauge
 
 
 def collection(features: Features) -> Iterator[Found]:
@@ -51,4 +53,51 @@ def compiling(features: Features) -> Iterator[Found]:
         yield Found("recompile", Proof.COUNTER, 0.5, whose(features, [v for v, _ in rising]), (words,))
 
 
-RULES = (collection, compiling)
+def small(features: Features) -> Iterator[Found]:
+    """So few tokens a step that starting the operations costs most of it: each token takes longer than it did with more of them."""
+    if not features.timed() or features.change is not None:
+        return
+    halves = [_pace(view) for view in features.ranks]
+    if not halves or any(half is None for half in halves):
+        return
+    known = [half for half in halves if half is not None]
+    fewer = min(half.fewer for half in known)
+    slower = min(half.slower for half in known)
+    if fewer < t.FEWER or slower < t.PER_TOKEN:
+        return
+    worst = max(known, key=lambda half: half.slower)
+    yield Found(
+        "gpu_low_util_launch_bound",
+        Proof.COUNTER,
+        by_lost(1 - 1 / slower),
+        whose(features, list(features.ranks)),
+        (
+            f"a step has {worst.tokens:,.0f} tokens (or rows), {fewer:.0f} times fewer than before, and each takes {slower:.1f} times as long",
+            "on every rank: what a step costs is no longer its work, but starting it",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    tokens: float
+    fewer: float  # times
+    slower: float  # times, by token
+
+
+def _pace(view: View) -> Pace | None:
+    """The steps of most tokens against the last ones."""
+    known = [step for step in view.whole.steps if step.tokens and step.compute is not None]
+    last = known[-(len(known) // 4) :] if len(known) >= 2 * t.FEWEST else []
+    tokens = [step.tokens or 0.0 for step in last]
+    if not last or max(tokens) > 2 * min(tokens):
+        return None
+    most = max(step.tokens or 0.0 for step in known)
+    rich = [step for step in known if (step.tokens or 0.0) > most / 2]
+    if len(rich) < t.FEWEST // 2:
+        return None
+    usual, now = (statistics.median((s.compute or 0.0) / (s.tokens or 1.0) for s in part) for part in (rich, last))
+    return Pace(tokens[-1], most / tokens[-1], now / usual if usual > 0 else 1.0)
+
+
+RULES = (collection, compiling, small)

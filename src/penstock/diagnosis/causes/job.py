@@ -1,0 +1,87 @@
+"""What the ledger tells of a job: lives that end at the same step, preemption, a node that went, a node that keeps going."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from penstock.diagnosis.causes.rule import Found, Proof, job, nodes, ranks, said
+from penstock.diagnosis.features import Features
+from penstock.diagnosis.state import Culprit, Happened
+
+_RESTARTS: Final = frozenset({"Restarting", "RankRestarted", "Requeued"})
+_LIVES = 3  # that ended alike before it is a loop
+_PREEMPTED: Final = frozenset({"Preempted"})
+_NODE: Final = frozenset({"NodeLost"})
+
+
+def _facts(event: Happened, *names: str) -> object:
+    return next((event.facts[name] for name in names if name in event.facts), None)
+
+
+def loops(features: Features) -> Iterator[Found]:
+    """Restarts without progress: the last of them at the same step, or with the same last words."""
+    events = [event for event in features.evidence.happened if event.what in _RESTARTS]
+    exits = [event for event in features.evidence.happened if event.what == "RankExited"]
+    if len(events) < _LIVES - 1 or any(event.what in _PREEMPTED for event in features.evidence.happened):
+        return
+    steps = [step for event in events if (step := _facts(event, "step", "last_step", "progress")) is not None]
+    same = len(steps) >= 2 and len(set(map(str, steps[-_LIVES:]))) == 1
+    codes = {(_facts(event, "rank"), _facts(event, "exit_code"), _facts(event, "signal")) for event in exits[-_LIVES:]}
+    alike = len(exits) >= 2 and len(codes) == 1
+    if not same and not alike:
+        return
+    culprit = next(iter(codes))[0] if alike else None
+    yield Found(
+        "restart_loop",
+        Proof.FACT,
+        0.2,
+        ranks([culprit]) if isinstance(culprit, int) else job(features),
+        said(
+            f"it was started again {len(events)} times",
+            f"and came to step {steps[-1]} each time" if same else "",
+            f"rank {culprit} ended in the same way each time" if alike else "",
+        ),
+    )
+
+
+def taken(features: Features) -> Iterator[Found]:
+    """The scheduler took its place away."""
+    events = [event for event in features.evidence.happened if event.what in _PREEMPTED]
+    if events:
+        yield Found(
+            "preempted",
+            Proof.FACT,
+            0.9,
+            job(features),
+            said(events[-1].message or "its place was given to another job"),
+        )
+
+
+def gone(features: Features) -> Iterator[Found]:
+    """A node that is not heard of any more."""
+    events = [event for event in features.evidence.happened if event.what in _NODE]
+    names = sorted({str(_facts(event, "node") or "") for event in events} - {""})
+    if events:
+        culprits = nodes(names) or _where_gone(features)
+        yield Found("node_down", Proof.FACT, 0.9, culprits, said(events[-1].message or "a node was lost"))
+
+
+def _where_gone(features: Features) -> tuple[Culprit, ...]:
+    """Nodes of which every rank is gone."""
+    where = {view.node for view in features.ranks if view.source.state == "gone"}
+    where -= {view.node for view in features.ranks if view.source.state != "gone"}
+    return nodes(where) or job(features)
+
+
+def lemons(features: Features) -> Iterator[Found]:
+    """A node whose jobs fail more often than others', as its labels or findings tell."""
+    for node in features.evidence.nodes:
+        for finding in node.findings:
+            if "lemon" in finding.rule.lower():
+                yield Found(
+                    "lemon_node", Proof.COUNTER, 0.5, nodes([node.name]), said(finding.message, *finding.evidence[:2])
+                )
+
+
+RULES = (loops, taken, gone, lemons)

@@ -7,8 +7,9 @@ if TYPE_CHECKING:
     from penstock.worker.checkpoint import public as checkpoint
     from penstock.worker.data import public as data
     from penstock.worker.report import report
+    from penstock.worker.watch import watch
 
-__all__ = ["Client", "checkpoint", "data", "export", "report"]
+__all__ = ["Client", "checkpoint", "data", "export", "report", "watch"]
 
 
 def __getattr__(name: str) -> object:
@@ -28,6 +29,8 @@ def __getattr__(name: str) -> object:
         from penstock.worker import export as value
     elif name == "report":
         from penstock.worker.report import report as value
+    elif name == "watch":  # brings torch
+        from penstock.worker.watch import watch as value
     else:
         raise AttributeError(f"module 'penstock' has no attribute {name!r}")
     globals()[name] = value

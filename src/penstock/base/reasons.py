@@ -43,6 +43,8 @@ class Reason(_Named):
     HangEnded = auto()  # it went on by itself
     Straggling = auto()  # a rank works longer than its peers, step after step
     StragglingEnded = auto()
+    SlowedDown = auto()  # its steps take clearly longer than before, and go on so
+    SlowdownEnded = auto()
     SaveAsked = auto()  # somebody asked for a checkpoint now
     CancelRequested = auto()
     # how it ended

@@ -11,6 +11,8 @@ _METRICS = 64
 _NAME = 64
 _WHERE = ("step", "total_steps", "rank", "at", "metrics")
 EVENT = b'"event":'  # in a line that tells of something other than a step
+WATCH = frozenset({"steps", "counters", "watched"})  # events of penstock.watch: many, and kept apart (docs/launch-contract.md)
+_WATCHED_BYTES = 16 << 20  # that are read of all ranks
 _EVENT_FIELDS = 32
 _TEXT = 512
 
@@ -36,6 +38,11 @@ def parse(line: bytes, rank: int, now: float) -> dict[str, Any] | None:
     if step is None and not numbers:
         return None
     return {"at": round(now, 3), "rank": rank, "step": step, "total_steps": total, "metrics": numbers}
+
+
+def share(ranks: int) -> int:
+    """Bytes of each rank's events that are read at once: a step's worth of detail needs few of them."""
+    return max(_WATCHED_BYTES // max(ranks, 1), 1 << 15)
 
 
 def own_time(line: bytes, now: float) -> float:

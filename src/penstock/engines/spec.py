@@ -230,6 +230,7 @@ class Session(Protocol):
 class LogReader(Protocol):
     def read(self, request: LogRequest, finished: Callable[[], bool]) -> AsyncIterator[bytes]: ...
     async def progress(self) -> list[Mapping[str, Any]]: ...
+    async def watched(self) -> list[Mapping[str, Any]]: ...  # what penstock.watch said: the first of it and the newest
 
 
 class Engine(Protocol):

@@ -6,19 +6,23 @@ dropped. Outside a job it does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import select
 import stat
+import threading
 import time
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Final, SupportsFloat
+from typing import IO, Any, Final, SupportsFloat
 
 from penstock.worker.contract import current
 
+WATCH: Final = ("steps", "counters", "watched")  # events of watch.py: many, and kept apart from the others
 LINE_LIMIT: Final = 4096  # bytes: PIPE_BUF on Linux (pipe(7)); writes up to it are never mixed with other ranks' lines
+BESIDE_BYTES: Final = 1 << 19
 _PR_SET_PTRACER: Final = 0x59616D61  # prctl(2); of the kernel's Yama
 _METRICS_LIMIT: Final = 64
 _NAME_LIMIT: Final = 64  # characters
@@ -31,16 +35,20 @@ def report(step: SupportsFloat | None = None, total_steps: SupportsFloat | None 
     Values may be numbers or anything with ``.item()`` (NumPy and torch scalars); others are left out. A value that is
     not finite is sent as null, since JSON has no NaN.
     """
-    channel = _channel()
-    if channel is not None:
-        channel.send(step, total_steps, metrics)
+    found = channel()
+    if found is not None:
+        found.send(step, total_steps, metrics)
 
 
 def tell(event: str, data: Mapping[str, Any]) -> None:
     """Say that something happened, beside the steps: a checkpoint was saved. ``data`` is plain; what is too long is cut."""
-    channel = _channel()
-    if channel is not None:
-        channel.write(event_line(time.time(), channel.rank, event, data))
+    found = channel()
+    if found is not None:
+        line = event_line(time.time(), found.rank, event, data)
+        if event in WATCH and found.beside is not None:
+            found.beside.write(line)
+        else:
+            found.write(line)
 
 
 class Channel:
@@ -50,10 +58,13 @@ class Channel:
         self.fd = fd
         self.rank = rank
         self.dropped = 0
+        self.beside = _beside(fd, rank)
+        self.last: tuple[Any, dict[str, Any]] = (None, {})  # step and metrics that the script reported last
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     def send(self, step: Any, total_steps: Any, metrics: dict[str, Any]) -> None:
+        self.last = (step, metrics)
         self.write(_line(time.time(), self.rank, step, total_steps, metrics))
 
     def write(self, line: bytes) -> None:
@@ -65,6 +76,37 @@ class Channel:
         except (OSError, ValueError):  # closed, or filled by another thread in between
             pass
         self.dropped += 1
+
+
+class Beside:
+    """Where reports are a file that nobody shortens: the newest that ``watch`` says, in ``watch/<rank>`` beside ``progress/``
+    and what was there before in ``watch/<rank>.old``.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._size = 0
+        self._file: IO[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            if self._file is None:
+                os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+                self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - held open
+                self._size = self._file.tell()
+            self._size += self._file.write(line)
+            if self._size > BESIDE_BYTES:
+                self._file.close()
+                self._file = None
+                os.replace(self._path, self._path + ".old")
+
+
+def _beside(fd: int, rank: int) -> Beside | None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return None
+    folder = os.path.dirname(os.path.dirname(_path(fd)))
+    return Beside(f"{folder}/watch/{rank}")
 
 
 def open_channel(fd: int | None, rank: int) -> Channel | None:
@@ -110,7 +152,7 @@ def _let_look(scope: str = "/proc/sys/kernel/yama/ptrace_scope") -> bool:
 
 
 @cache
-def _channel() -> Channel | None:
+def channel() -> Channel | None:
     contract = current()
     if contract.report_fd is not None:
         _let_look()

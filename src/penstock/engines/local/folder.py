@@ -21,6 +21,7 @@ FORMAT = 1
 LOCK, LAUNCH, STARTED, EXIT = "lock", "launch.json", "started.json", "exit.json"
 TRACEBACK = "supervisor.err"  # of a supervisor that died
 EVENTS, PROGRESS, LOGS, IO, CONTROL = "events.jsonl", "progress.jsonl", "logs", "io", "control.sock"
+WATCH = "watch"
 
 
 def claim(run_dir: str) -> int | None:

@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
-from penstock.engines.local.folder import LAUNCH, LOGS, PROGRESS
+from penstock.engines.local.folder import LAUNCH, LOGS, PROGRESS, WATCH
 from penstock.engines.local.logwriter import ROW
 from penstock.engines.loglines import CHUNK, Cursor, Layout, in_order
-from penstock.engines.reports import EVENT
+from penstock.engines.reports import EVENT, share
 from penstock.engines.spec import LogRequest
 
 _POLL_FIRST_S, _POLL_ACTIVE_S, _POLL_IDLE_S = 0.02, 0.05, 0.5
@@ -168,6 +168,28 @@ def points(path: str) -> list[Mapping[str, Any]]:
     return found
 
 
+def events(folder: str) -> list[Mapping[str, Any]]:
+    """All ranks' folders of one kind of log whose lines are reports."""
+    try:
+        names = [name for name in in_order(os.listdir(folder)) if name.isdigit()]
+    except FileNotFoundError:
+        return []
+    found: list[Mapping[str, Any]] = []
+    for name in names:
+        segments = Segments(f"{folder}/{name}")
+        offset = max(0, segments.end() - share(len(names))) if len(names) > 1 else 0
+        pieces = []
+        while (piece := segments.read(offset))[1]:
+            pieces.append(b"\n" if piece[0] != offset else b"")  # a gap: what it cut is no line
+            pieces.append(piece[1])
+            offset = piece[0] + len(piece[1])
+        segments.close()
+        for line in b"".join(pieces).splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
 class LocalLogReader:
     """The logs and the progress of one attempt."""
 
@@ -185,6 +207,10 @@ class LocalLogReader:
     async def progress(self) -> list[Mapping[str, Any]]:
         """The reports, oldest first; of very many an even choice."""
         return await asyncio.to_thread(points, f"{self.run_dir}/{PROGRESS}")
+
+    async def watched(self) -> list[Mapping[str, Any]]:
+        """Events of ``penstock.watch``, by rank and then as they came; of many ranks each one's newest."""
+        return await asyncio.to_thread(events, f"{self.run_dir}/{WATCH}")
 
     async def read(self, request: LogRequest, finished: Callable[[], bool]) -> AsyncIterator[bytes]:
         """Pieces of text. ``finished`` says whether the attempt is over: what was written by then is shown to the end."""

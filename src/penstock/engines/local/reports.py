@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from penstock.engines.local.folder import WATCH as FOLDER
+from penstock.engines.local.logwriter import LogWriter
 from penstock.engines.local.loop import Loop
-from penstock.engines.reports import EVENT, parse
+from penstock.engines.reports import EVENT, WATCH, parse
 
 _LINES_A_BATCH = 50
 _FILE_BYTES = 2 << 20
 _TELL_EVERY_S = 0.5
 _EVENTS = 2000
 _SMOOTHING = 0.3
+_WATCH_FIRST, _WATCH_NEWEST = 1 << 17, 1 << 19  # bytes of each rank
 
 
 class Progress:
@@ -33,6 +36,7 @@ class Progress:
         self._size = 0
         self._told_at = -math.inf
         self._rate: tuple[float, float, float | None] | None = None  # (at, step, steps a second)
+        self._watched: dict[int, LogWriter] = {}  # what penstock.watch says, by rank
 
     def take(self, rank: int, lines: list[bytes]) -> None:
         """A batch of lines; of more than ``_LINES_A_BATCH`` evenly spread ones are kept, the last always, and events."""
@@ -44,11 +48,14 @@ class Progress:
         chosen = [line for n, line in enumerate(lines) if n % stride == first or EVENT in line]
         now = time.time()
         reports = [report for line in chosen if (report := parse(line, rank, now)) is not None]
+        if watched := [report for report in reports if report.get("event") in WATCH]:
+            reports = [report for report in reports if report.get("event") not in WATCH]
+            self._keep(rank, watched)
         if not reports:
             return
         steps = [report["step"] for report in reports if report["step"] is not None]
         self.reached = max([*steps, -1 if self.reached is None else self.reached]) if steps else self.reached
-        self._write(b"".join(json.dumps(report, separators=(",", ":")).encode() + b"\n" for report in reports))
+        self._write(_lines(reports))
         steps = [report for report in reports if "event" not in report]
         if steps and (self.latest is None or rank <= self.latest["rank"]):
             self.latest = steps[-1]
@@ -98,6 +105,13 @@ class Progress:
         except OSError:  # a full disk costs points of a chart, no more
             return
 
+    def _keep(self, rank: int, reports: list[dict[str, Any]]) -> None:
+        writer = self._watched.get(rank)
+        if writer is None:
+            os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+            writer = self._watched[rank] = LogWriter(f"{FOLDER}/{rank}", _WATCH_FIRST, _WATCH_NEWEST)
+        writer.write(_lines(reports))
+
     def _thin_out(self) -> None:
         """Keep every second of the older points: the whole run stays visible, at half the density. Events stay, the newest
         of very many.
@@ -118,6 +132,12 @@ class Progress:
         self._size = len(kept)
 
     def close(self) -> None:
+        for writer in self._watched.values():
+            writer.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _lines(reports: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(report, separators=(",", ":")).encode() + b"\n" for report in reports)

@@ -407,3 +407,6 @@ class PrintedLog:
 
     async def progress(self) -> list[Mapping[str, Any]]:
         return []
+
+    async def watched(self) -> list[Mapping[str, Any]]:
+        return []

@@ -19,10 +19,10 @@ from typing import Protocol
 from penstock.engines.slurm.errors import Unreachable
 from penstock.engines.slurm.spec import Stream, Transport
 
-FOLDERS = ("logs", "progress")
+FOLDERS = ("logs", "progress", "watch")
 ANSWER_S = 30.0
 _NAME = re.compile(
-    r"(?:logs/[a-z0-9][a-z0-9._-]{0,63}\.(?:out|idx)|(?:progress|ranks)/\d{1,7}|claim|started|ended|restarts)"
+    r"(?:logs/[a-z0-9][a-z0-9._-]{0,63}\.(?:out|idx)|(?:progress|ranks)/\d{1,7}|watch/\d{1,7}(?:\.old)?|claim|started|ended|restarts)"
 )
 # POSIX sh and coreutils. Opening a file before it is measured has NFS ask its server for the size.
 READER = r"""
@@ -31,7 +31,7 @@ while read -r verb name offset count; do
   case $verb in
   look)
     if cd -- "$1"; then
-      set -- "$1" logs/*.out logs/*.idx progress/* ranks/* claim started ended restarts
+      set -- "$1" logs/*.out logs/*.idx progress/* watch/* ranks/* claim started ended restarts
       folder=$1; shift
       for file do [ -f "$file" ] && [ -r "$file" ] && true <"$file"; done
       stat -c '%s %Y %n' -- "$@"

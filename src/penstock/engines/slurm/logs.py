@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any
 
 from penstock.engines.loglines import CHUNK, Cursor, Layout, in_order
-from penstock.engines.reports import EVENT, own_time, parse
+from penstock.engines.reports import EVENT, own_time, parse, share
 from penstock.engines.slurm.errors import Unreachable
 from penstock.engines.slurm.files import File, Files, Want
 from penstock.engines.spec import LogRequest
@@ -123,6 +123,30 @@ class SlurmLogReader:
             return sorted(points, key=lambda point: (point["at"], point["rank"]))
         finally:
             await files.close()
+
+
+    async def watched(self) -> list[Mapping[str, Any]]:
+        """Events of ``penstock.watch``, by rank and then as they came; of many ranks each one's newest."""
+        files = await self._files()
+        try:
+            found = await files.look()
+            names = sorted((name for name in found if name.startswith("watch/")), key=_by_rank)
+            each = share(len(names))
+            events: list[Mapping[str, Any]] = []
+            for name in names:
+                size = found[name].size
+                [data] = await files.read([Want(name, max(0, size - each), each)])
+                rank = int(name[6:].removesuffix(".old"))
+                events += reports(data, rank, found[name].changed_at, whole=size <= each)
+            return events
+        finally:
+            await files.close()
+
+
+def _by_rank(name: str) -> tuple[int, bool]:
+    """``watch/3.old`` before ``watch/3``."""
+    rank = name[6:].removesuffix(".old")
+    return int(rank), not name.endswith(".old")
 
 
 class _Reading:

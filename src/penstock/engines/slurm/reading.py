@@ -45,6 +45,9 @@ class LateReader:
     async def progress(self) -> list[Mapping[str, Any]]:
         return await self._reader(await asyncio.to_thread(self._find)).progress()
 
+    async def watched(self) -> list[Mapping[str, Any]]:
+        return await self._reader(await asyncio.to_thread(self._find)).watched()
+
 
 def log_reader(attempt: Attempt | None, transport: Transport) -> SlurmLogReader:
     """``attempt`` is None where nothing was ever submitted: then there is nothing to read."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import torch
 
-from penstock.worker import contract
+from penstock.worker import contract, stalls
 from penstock.worker.checkpoint import folder, saving
 from penstock.worker.checkpoint.apart import promote_apart, prune_apart
 from penstock.worker.checkpoint.errors import CheckpointError, Damaged, FolderInUse, OtherModel, SaveFailed
@@ -345,6 +345,7 @@ class Checkpointer:
             finally:
                 self._flight = self._thread.submit(self._write, ticket, source, layout, (own, shared), began)
         self.figures.stall_s = time.monotonic() - began
+        stalls.waited["checkpoint"] += self.figures.stall_s
         size = {"bytes": layout.size, "interval_s": self._interval if self._every_steps is None else None}
         stalled = {"began": at, "stall_s": self.figures.stall_s, "why": why}
         self._note("saving", ticket, **stalled, **size)

@@ -1,0 +1,160 @@
+"""What the kernel has counted of this process and its node: cumulative but for gauges, each read costs microseconds.
+
+Names are those of ``diagnosis/state.py: Counters``. What this kernel does not tell is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_CGROUPS: Final = "/sys/fs/cgroup"
+_UNSYNC: Final = 0x40  # STA_UNSYNC of adjtimex(2)
+_NANO: Final = 0x2000  # STA_NANO
+_BLKIO: Final = 39  # delayacct_blkio_ticks of proc_pid_stat(5), after the name
+
+
+class Pages:
+    """Files of /proc and /sys, held open: read again from their begin."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+
+    def text(self, path: str) -> str:
+        """Raises OSError."""
+        fd = self._open.get(path)
+        if fd is None:
+            fd = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(fd, 1 << 16, 0).decode("ascii", "replace")
+
+    def close(self) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+
+class Counts:
+    """``read`` gives all that can be had."""
+
+    def __init__(self) -> None:
+        self._pages = Pages()
+        self._throttles = list(_throttles())
+        self._main = f"/proc/self/task/{threading.main_thread().native_id}/schedstat"
+        self._readers: list[Callable[[], dict[str, float]]] = [
+            self._usage, self._schedstat, self._throttled, self._stat, self._statm, self._io, self._pressure, self._network,
+            self._traffic, self._files, self._kills, _clock,
+        ]  # fmt: skip
+
+    def read(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for reader in list(self._readers):
+            try:
+                found |= reader()
+            except (OSError, ValueError, IndexError, KeyError, AttributeError):
+                self._readers.remove(reader)  # not told here
+        return found
+
+    def close(self) -> None:
+        self._pages.close()
+
+    def _usage(self) -> dict[str, float]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "cpu_s": round(used.ru_utime + used.ru_stime, 4),
+            "nonvoluntary": used.ru_nivcsw,
+            "major_faults": used.ru_majflt,
+            "max_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        }
+
+    def _schedstat(self) -> dict[str, float]:
+        return {"run_delay_s": int(self._pages.text(self._main).split()[1]) / 1e9}
+
+    def _throttled(self) -> dict[str, float]:
+        if not self._throttles:
+            return {}
+        return {"throttled_s": max(self._throttle(*one) for one in self._throttles)}
+
+    def _throttle(self, path: str, word: str, unit: float) -> float:
+        for line in self._pages.text(path).splitlines():
+            if line.startswith(word + " "):
+                return int(line.split()[1]) / unit
+        return 0.0
+
+    def _stat(self) -> dict[str, float]:
+        fields = self._pages.text("/proc/self/stat").rpartition(") ")[2].split()
+        return {"io_wait_s": int(fields[_BLKIO]) / _TICKS}
+
+    def _statm(self) -> dict[str, float]:
+        return {"rss_bytes": int(self._pages.text("/proc/self/statm").split()[1]) * _PAGE}
+
+    def _io(self) -> dict[str, float]:
+        lines = dict(line.split(": ") for line in self._pages.text("/proc/self/io").splitlines())
+        return {"read_bytes": int(lines["read_bytes"]), "write_bytes": int(lines["write_bytes"])}
+
+    def _pressure(self) -> dict[str, float]:
+        found = {}
+        for name in ("cpu", "io", "memory"):
+            some = self._pages.text(f"/proc/pressure/{name}").split("\n", 1)[0]
+            found[f"{name}_pressure_s"] = int(some.rpartition("total=")[2]) / 1e6
+        return found
+
+    def _network(self) -> dict[str, float]:
+        names, values = [line for line in self._pages.text("/proc/net/snmp").splitlines() if line.startswith("Tcp:")]
+        tcp = dict(zip(names.split(), values.split(), strict=True))
+        return {"retransmits": int(tcp["RetransSegs"]), "segments_out": int(tcp["OutSegs"])}
+
+    def _traffic(self) -> dict[str, float]:
+        received = sent = 0
+        for line in self._pages.text("/proc/net/dev").splitlines()[2:]:
+            name, _, figures = line.partition(":")
+            if name.strip() != "lo":
+                fields = figures.split()
+                received, sent = received + int(fields[0]), sent + int(fields[8])
+        return {"net_rx_bytes": received, "net_tx_bytes": sent}
+
+    def _files(self) -> dict[str, float]:
+        return {"open_files": len(os.listdir("/proc/self/fd")) - 1}
+
+    def _kills(self) -> dict[str, float]:
+        found = self._pages.text("/proc/vmstat").rpartition("\noom_kill ")[2]
+        return {"oom_kills": int(found.split("\n", 1)[0])}
+
+
+def _throttles() -> Iterator[tuple[str, str, float]]:
+    """``cpu.stat`` of this process's cgroup and those above it: a limit may be set on any of them."""
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, kinds, path = line.rstrip("\n").split(":", 2)
+            if kinds and "cpu" not in kinds.split(","):
+                continue
+            root, word, unit = (
+                (f"{_CGROUPS}/cpu", "throttled_time", 1e9) if kinds else (_CGROUPS, "throttled_usec", 1e6)
+            )
+            while True:
+                if os.access(f"{root}{path}/cpu.stat", os.R_OK):
+                    yield f"{root}{path.rstrip('/')}/cpu.stat", word, unit
+                if path in ("/", ""):
+                    break
+                path = os.path.dirname(path)
+
+
+class _Timex(ctypes.Structure):
+    _fields_ = (
+        ("modes", ctypes.c_uint), ("offset", ctypes.c_long), ("freq", ctypes.c_long), ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long), ("status", ctypes.c_int), ("rest", ctypes.c_byte * 512),
+    )  # fmt: skip
+
+
+def _clock() -> dict[str, float]:
+    """How far NTP says that the clock is off; nothing where nobody keeps it."""
+    timex = _Timex()
+    if ctypes.CDLL(None).adjtimex(ctypes.byref(timex)) < 0 or timex.status & _UNSYNC:
+        return {}
+    return {"clock_offset_s": timex.offset / (1e9 if timex.status & _NANO else 1e6)}

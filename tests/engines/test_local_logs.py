@@ -292,6 +292,30 @@ out('{"step": 3, "metrics": {"loss": NaN}}')
     local(body)
 
 
+def test_what_watch_says_is_kept_apart_and_bounded(local: Local) -> None:
+    script = """
+import json, os
+fd = int(os.environ["PENSTOCK_REPORT_FD"])
+def tell(event, **data):
+    os.write(fd, json.dumps({"event": event, "data": data}).encode() + b"\\n")
+tell("watched", life=1.0)
+tell("checkpoint", state="saved", step=1)
+for n in range(3000):
+    tell("steps", n=n, filler="x" * 400)
+"""
+
+    async def body(world: World) -> None:
+        launch = await world.begin("/usr/bin/python3", "-c", script, wait=False)
+        await world.end_of(launch)
+        reader = world.engine.logs(launch.run_dir)
+        told = await reader.watched()
+        assert told[0]["event"] == "watched" and told[-1]["data"]["n"] == 2999
+        assert 900 < len(told) < 2000
+        assert [point["event"] for point in await reader.progress()] == ["checkpoint"]
+
+    local(body)
+
+
 def test_a_flood_of_reports_stays_small(local: Local) -> None:
     script = """
 import os

@@ -286,6 +286,17 @@ def test_progress_is_checked_and_told_in_order(tmp_path: Path, source: Source) -
     assert points[3]["at"] < 1e12
 
 
+@SOURCES
+def test_what_watch_says_lies_beside_the_reports(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "watch").mkdir()
+    line = '{"at": %d, "rank": %d, "event": "steps", "data": {"step": [%d]}}\n'
+    for name, rank, step in (("1", 1, 2), ("0.old", 0, 0), ("0", 0, 1)):
+        write(tmp_path, f"watch/{name}", (line % (5 + step, rank, step)).encode())
+
+    told = asyncio.run(SlurmLogReader(source(str(tmp_path)), 2).watched())
+    assert [(event["rank"], event["data"]["step"]) for event in told] == [(0, [0]), (0, [1]), (1, [2])]
+
+
 def test_a_flood_of_reports_is_thinned_out_and_its_last_one_kept() -> None:
     data = b"".join(b'{"at": %d, "step": %d}\n' % (number, number) for number in range(50_000))
     told = list(reports(data, 0, 1e9))

@@ -258,4 +258,3 @@ def _baseline(told: Sequence[tuple[float, str, str, Mapping[str, Any]]]) -> floa
 
 def _by_time(*parts: Sequence[Happened]) -> tuple[Happened, ...]:
     return tuple(sorted((one for part in parts for one in part), key=lambda one: one.at))
-

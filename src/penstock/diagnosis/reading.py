@@ -183,12 +183,16 @@ def saves(points: Iterable[Mapping[str, Any]]) -> tuple[Happened, ...]:
     for point in points:
         data = point.get("data")
         if point.get("event") == "checkpoint" and isinstance(data, Mapping) and data.get("state") in _SAVES:
-            words = " ".join(f"{name}={data[name]}" for name in ("step", "stall_s", "reason") if data.get(name) is not None)
+            words = " ".join(
+                f"{name}={data[name]}" for name in ("step", "stall_s", "reason") if data.get(name) is not None
+            )
             found.append(Happened(float(point["at"]), f"checkpoint:{data['state']}", words, data))
     return bounded(found, 20, 180)
 
 
-def exits(events: Iterable[tuple[float, str, str, Mapping[str, Any]]], born: float) -> dict[int, tuple[int | None, int | None]]:
+def exits(
+    events: Iterable[tuple[float, str, str, Mapping[str, Any]]], born: float
+) -> dict[int, tuple[int | None, int | None]]:
     """(exit code, signal) by rank, since ``born``; the first of each."""
     found: dict[int, tuple[int | None, int | None]] = {}
     for at, reason, _, data in events:

@@ -23,7 +23,7 @@ FORMS = (
     ("build-nanogpt", r"\bstep +(?P<step>\d+)(?:/\d+)? ?\|.*?\bdt: ?(?P<ms>{n}) ?ms"),
     ("tqdm, s/it", r"\| *(?P<step>\d+)/\d+ \[[^\]]*?,\s*(?P<s>{n})s/it"),
     ("tqdm, it/s", r"\| *(?P<step>\d+)/\d+ \[[^\]]*?,\s*(?P<rate>{n})it/s"),
-    ("timm, torchvision", r"\[ *(?P<step>\d+)/ *\d+.*?\b[Tt]ime:? *(?P<s>{n})\b"),
+    ("timm, torchvision", r"\[ *(?P<step>\d+)/ *\d+.*?\b[Tt]ime:? *(?P<s>{n})s?\b"),
     ("with seconds", r"\b(?:step|iter(?:ation)?)[ :=#]+(?P<step>\d+)\b.*?\b(?:time|dt|took|step_time)[ :=]+(?P<s>{n}) ?s(?:ec|econds)?\b"),
     ("with milliseconds", r"\b(?:step|iter(?:ation)?)[ :=#]+(?P<step>\d+)\b.*?\b(?:time|dt|took|step_time)[ :=]+(?P<ms>{n}) ?ms\b"),
     ("plain", r"\b(?:[Ss]tep|[Ii]ter(?:ation)?|global_step)[\"']?[ :=#]+(?P<step>\d+)\b"),

@@ -11,7 +11,9 @@ _METRICS = 64
 _NAME = 64
 _WHERE = ("step", "total_steps", "rank", "at", "metrics")
 EVENT = b'"event":'  # in a line that tells of something other than a step
-WATCH = frozenset({"steps", "counters", "watched"})  # events of penstock.watch: many, and kept apart (docs/launch-contract.md)
+WATCH = frozenset(
+    {"steps", "counters", "watched"}
+)  # events of penstock.watch: many, and kept apart (docs/launch-contract.md)
 _WATCHED_BYTES = 16 << 20  # that are read of all ranks
 _EVENT_FIELDS = 32
 _TEXT = 512

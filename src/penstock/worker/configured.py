@@ -14,8 +14,23 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C import _autograd
 
-_PREFIXES: Final = ("NCCL_", "TORCH_", "CUDA_", "GLOO_", "OMP_", "MKL_", "PYTORCH_", "FI_", "UCX_", "RCCL_", "HSA_", "KMP_")
+_cuda: Any = torch.cuda
+_PREFIXES: Final = (
+    "NCCL_",
+    "TORCH_",
+    "CUDA_",
+    "GLOO_",
+    "OMP_",
+    "MKL_",
+    "PYTORCH_",
+    "FI_",
+    "UCX_",
+    "RCCL_",
+    "HSA_",
+    "KMP_",
+)
 _ENV_LIMIT: Final = 32  # values, as engines/reports.py takes them
 _SECRET: Final = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 _DEPTH: Final = 4  # attributes in which a data set may hold another, or its folder
@@ -58,7 +73,7 @@ def _versions() -> list[str]:
         found.append(f"cuda {torch.version.cuda}")
     with contextlib.suppress(AttributeError, RuntimeError, TypeError):
         if torch.cuda.is_available():
-            found.append("nccl " + ".".join(map(str, torch.cuda.nccl.version())))
+            found.append("nccl " + ".".join(map(str, _cuda.nccl.version())))
     return found
 
 
@@ -164,7 +179,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def memory() -> dict[str, float]:
     """Of the GPU in use: the part of its memory that was never used at once. {} without one."""
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if not _cuda.is_available() or not _cuda.is_initialized():
         return {}
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return {"gpu_memory_free": round(max(0.0, 1 - torch.cuda.max_memory_reserved() / total), 4)}
@@ -180,4 +195,4 @@ def autocast() -> str:
 
 def profiled() -> bool:
     """Whether something follows each line or call of Python: a debugger, a profiler, coverage."""
-    return sys.gettrace() is not None or sys.getprofile() is not None or torch._C._autograd._profiler_enabled()  # noqa: SLF001
+    return sys.gettrace() is not None or sys.getprofile() is not None or bool(_autograd._profiler_enabled())  # noqa: SLF001 - torch has no public word for it

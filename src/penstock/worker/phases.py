@@ -19,6 +19,9 @@ from penstock.worker import stalls
 WAITS = 8  # of a step, that are timed on the GPU; more of them cost more than they tell
 
 
+_cuda: Any = torch.cuda
+
+
 class Row:
     """One step: seconds. ``marks``: of a GPU, until they have passed."""
 
@@ -161,7 +164,7 @@ class Phases:
     # -- events of the GPU
 
     def mark(self) -> Any:
-        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
+        event = self._free.pop() if self._free else _cuda.Event(enable_timing=True)
         event.record()
         return event
 

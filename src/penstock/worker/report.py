@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import cache
-from typing import IO, Any, Final, SupportsFloat
+from typing import Any, Final, SupportsFloat
 
 from penstock.worker.contract import current
 
@@ -59,12 +59,12 @@ class Channel:
         self.rank = rank
         self.dropped = 0
         self.beside = _beside(fd, rank)
-        self.last: tuple[Any, dict[str, Any]] = (None, {})  # step and metrics that the script reported last
+        self.last: tuple[Any, float | None] = (None, None)  # the step and the loss that the script reported last
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     def send(self, step: Any, total_steps: Any, metrics: dict[str, Any]) -> None:
-        self.last = (step, metrics)
+        self.last = (step, _number(metrics["loss"]) if "loss" in metrics else None)
         self.write(_line(time.time(), self.rank, step, total_steps, metrics))
 
     def write(self, line: bytes) -> None:
@@ -86,19 +86,19 @@ class Beside:
     def __init__(self, path: str) -> None:
         self._path = path
         self._size = 0
-        self._file: IO[bytes] | None = None
+        self._fd = -1
         self._lock = threading.Lock()
 
     def write(self, line: bytes) -> None:
         with self._lock, contextlib.suppress(OSError, ValueError):
-            if self._file is None:
+            if self._fd < 0:
                 os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
-                self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - held open
-                self._size = self._file.tell()
-            self._size += self._file.write(line)
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+                self._size = os.fstat(self._fd).st_size
+            self._size += os.write(self._fd, line)
             if self._size > BESIDE_BYTES:
-                self._file.close()
-                self._file = None
+                os.close(self._fd)
+                self._fd = -1
                 os.replace(self._path, self._path + ".old")
 
 

@@ -18,12 +18,15 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.autograd.variable import Variable
 
 from penstock.worker import configured, stalls
 from penstock.worker.counting import Counts
 from penstock.worker.phases import Phases, Row
 from penstock.worker.report import channel, report, tell
 
+_engine: Any = Variable._execution_engine  # noqa: SLF001 - as FSDP does: torch has no public way to be called at its end
+_cuda: Any = torch.cuda
 BATCH: Final = 20  # steps in an event
 EVERY_S: Final = 1.0
 COUNT_S: Final = 2.0
@@ -128,12 +131,12 @@ class _Loop:
         self._unhook_gradients()
         for parameter in self.parameters:
             if parameter.requires_grad and parameter.is_leaf:
-                self._gradient.append(parameter.register_post_accumulate_grad_hook(self._graded))
+                self._gradient.append(_on_gradient(parameter, self._graded))
 
     def _unhook_gradients(self, but: torch.Tensor | None = None) -> None:
         for handle in self._gradient:
             handle.remove()
-        self._gradient = [] if but is None else [but.register_post_accumulate_grad_hook(self._graded)]
+        self._gradient = [] if but is None else [_on_gradient(but, self._graded)]
 
     # -- hooks, in the order of a step
 
@@ -153,13 +156,13 @@ class _Loop:
         """Within a backward pass: what is queued here runs at its end, before what DDP queues when it has waited."""
         if not self._queued:
             self._queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._local_end)  # type: ignore[attr-defined] # noqa: SLF001
+            _engine.queue_callback(self._local_end)
             if len(self._gradient) > 1:
                 self._unhook_gradients(but=parameter)
 
     def _local_end(self) -> None:
         self.phases.local_end()
-        torch.autograd.Variable._execution_engine.queue_callback(self._backward_end)  # type: ignore[attr-defined] # noqa: SLF001
+        _engine.queue_callback(self._backward_end)
 
     def _backward_end(self) -> None:
         self._queued = False
@@ -234,7 +237,7 @@ class _Teller:
         self._life = round(time.time(), 3)
         self._told_at = time.perf_counter()
         self._configured_at = -math.inf
-        self._reported: Any = None  # the step that the script reported last
+        self._reported: Any = None  # what the script reported last
         self._shift: int | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._count, name="penstock-watch", daemon=True)
@@ -254,14 +257,15 @@ class _Teller:
         found = channel()
         if found is None:
             return
-        step, metrics = found.last
-        if step is not None and step is not self._reported:
-            self._reported = step
+        if found.last is self._reported:
+            return
+        self._reported = step, loss = found.last  # said after the step before this one
+        if step is not None:
             with contextlib.suppress(TypeError, ValueError, OverflowError):
-                self._shift = int(step) - (steps - 2)  # said after the step before this one
+                self._shift = int(step) - (steps - 2)
         rows = self._loop.phases.rows
-        if rows and rows[-1].loss is None and isinstance(metrics.get("loss"), int | float):
-            rows[-1].loss = metrics["loss"]
+        if len(rows) > 1 and rows[-2].loss is None:
+            rows[-2].loss = loss
 
     def flush(self, now: float) -> None:
         self._told_at = now
@@ -271,7 +275,7 @@ class _Teller:
         found = channel()
         if rows and self._shift is None and found is not None and found.rank == 0:
             report(step=rows[-1].step)  # where the script says nothing, this is its progress
-            self._reported = found.last[0]
+            self._reported = found.last
 
     def _event(self, rows: Sequence[Row]) -> dict[str, Any]:
         at0 = round(rows[0].at, 3)
@@ -391,6 +395,10 @@ def _patch_save(phases: Phases) -> Callable[[], None]:
     return restore
 
 
+def _on_gradient(parameter: Any, hook: Callable[[torch.Tensor], None]) -> Any:
+    return parameter.register_post_accumulate_grad_hook(hook)
+
+
 def _nothing() -> None:
     """There is nothing to undo."""
 
@@ -412,7 +420,7 @@ def tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         if isinstance(value, torch.Tensor) and value.dim():
             if not value.is_floating_point():
                 return value.numel()
-            return value.shape[0] * (value.shape[1] if value.dim() == 3 else 1)  # noqa: PLR2004 - batch, time, width
+            return value.shape[0] * (value.shape[1] if value.dim() == 3 else 1)
     return 0
 
 
@@ -421,7 +429,7 @@ def figures(values: Sequence[Any]) -> list[float | str | None]:
     far = [n for n, value in enumerate(values) if isinstance(value, torch.Tensor) and value.is_cuda]
     found = list(values)
     if far:
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with _cuda.stream(_cuda.Stream()):
             near = torch.stack([values[n].float().reshape(()) for n in far]).tolist()
         for n, number in zip(far, near, strict=True):
             found[n] = number

@@ -124,7 +124,6 @@ class SlurmLogReader:
         finally:
             await files.close()
 
-
     async def watched(self) -> list[Mapping[str, Any]]:
         """Events of ``penstock.watch``, by rank and then as they came; of many ranks each one's newest."""
         files = await self._files()

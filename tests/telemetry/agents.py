@@ -102,8 +102,8 @@ class Rig:
     clock: Clock
     findings: list[tuple[str, Finding]] = field(default_factory=list)
 
-    async def take(self, agent: Agent, **options: bool) -> Answer:
-        return await self.room.take(own(agent.node), agent.push(self.clock.now, **options))
+    async def take(self, agent: Agent, *, named: bool = True) -> Answer:
+        return await self.room.take(own(agent.node), agent.push(self.clock.now, named=named))
 
     async def note(self, node: str, findings: Sequence[Finding]) -> None:
         self.findings += [(node, one) for one in findings]

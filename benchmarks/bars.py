@@ -33,7 +33,6 @@ PARTS: dict[str, tuple[str, ...]] = {
         "serving_rollout",
         "serving_rollout_live",
     ),
-    "F": ("telemetry_ingest",),
 }
 
 

@@ -25,7 +25,6 @@ REVISIONS = (
     "0014",
     "0015",
     "0016",
-    "0017",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

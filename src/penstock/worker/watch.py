@@ -21,9 +21,7 @@ from torch import nn
 from torch.autograd.variable import Variable
 
 from penstock.worker import configured, stalls
-from penstock.worker.contract import current
 from penstock.worker.counting import Counts
-from penstock.worker.faults import armed
 from penstock.worker.phases import Phases, Row
 from penstock.worker.report import channel, report, tell
 
@@ -113,8 +111,6 @@ class _Loop:
         self._queued = False
         self.in_place = _patch_iteration(loader, self.phases)
         self._hook()
-        first = optimizers[0] if optimizers else None
-        self.phases.faults = armed(current().inject, current().rank, model, first)
         atexit.register(self.close)
 
     def _hook(self) -> None:
@@ -327,8 +323,7 @@ class _Fetching:
     def __next__(self) -> Any:
         began = self._phases.own()
         try:
-            batch, faults = next(self._inner), self._phases.faults
-            return batch if faults is None else faults.batch(batch)
+            return next(self._inner)
         finally:
             self._phases.fetched(began)
 

@@ -25,6 +25,8 @@ from penstock.scheduling import compiling, live
 from penstock.serving import routes as serving_routes
 from penstock.serving.room import Serving
 from penstock.store.store import Store, Tx
+from penstock.telemetry import routes as telemetry_routes
+from penstock.telemetry.room import Telemetry
 
 log = logging.getLogger("penstock")
 
@@ -35,6 +37,14 @@ class Rooms:
     close: Callable[[], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Rooms that are at work from the start; their endpoints come late."""
+
+    telemetry: Telemetry
+    serving: Serving | None = None
+
+
 def rooms(
     settings: Settings,
     store: Store,
@@ -42,7 +52,7 @@ def rooms(
     terms: Terms,
     attached: Attached,
     job_user: str | None,
-    serving: Serving | None,
+    early: Early,
 ) -> Rooms:
     """Bills, the months to come, replays, and the engines that were added. ``job_user``: of users who are mapped to none."""
 
@@ -65,7 +75,8 @@ def rooms(
             *capacity_routes.endpoints(what_if),
             *engine_routes.endpoints(attached),
             *compiling.endpoints(store, accounting),
-            *(_served(store, rates, serving) if serving is not None else ()),
+            *telemetry_routes.endpoints(early.telemetry),
+            *(_served(store, rates, early.serving) if early.serving is not None else ()),
         ),
         replays.close,
     )

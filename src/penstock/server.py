@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import pwd
+import resource
 import signal
 import socket
 import sys
@@ -59,6 +60,7 @@ from penstock.serving.room import Serving
 from penstock.store import backup
 from penstock.store.leases import Lease
 from penstock.store.store import Store, Tx
+from penstock.telemetry.room import Telemetry
 from penstock.tenancy import accounts, snapshots
 from penstock.tenancy import routes as tenancy_routes
 from penstock.tenancy.access import Access
@@ -87,6 +89,8 @@ def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> in
     """Run until SIGTERM or SIGINT; ``environ`` is what jobs may be shown a little of. Raises PenstockError for what keeps it from starting; jobs outlive it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # an agent a node keeps its connection
     os.umask(0o077)  # root's data folder can be passed by others: what lies in it is nobody else's to read
     gc.freeze()  # what was imported stays: collections need not look at it again
     gc.enable()
@@ -152,12 +156,13 @@ class Later:
         self._rooms: later.Rooms | None = None
         self.closing: list[Callable[[], Awaitable[None]]] = []  # of what is closed with them
         self.serving: Serving | None = None
+        self.telemetry = Telemetry(store)
         self._silent: dict[str, str] = {}
 
     def endpoints(self) -> Sequence[Endpoint]:
         from penstock import later  # noqa: PLC0415 - the server is ready without them
 
-        self._rooms = self._rooms or later.rooms(*self._needs, self.serving)
+        self._rooms = self._rooms or later.rooms(*self._needs, later.Early(self.telemetry, self.serving))
         return self._rooms.endpoints
 
     async def look_outside(self, fence: Callable[[Tx], object]) -> None:
@@ -247,7 +252,7 @@ def build_house(
     serving = late.serving = _serving(settings, room, reconciler, late)
     money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
     money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *_goodput(room, late))
-    above = (money, late.endpoints, _training(reconciler, serving).samples)
+    above = (money, late.endpoints, (_training(reconciler, serving).samples, late.telemetry.samples))
     app = _application(settings, store, attached, reconciler, room, access, above)
     return House(
         settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
@@ -309,7 +314,7 @@ def _application(
     reconciler: JobReconciler,
     room: Room,
     access: Access,
-    above: tuple[Sequence[Endpoint], Callable[[], Sequence[Endpoint]], Callable[[], Any]],
+    above: tuple[Sequence[Endpoint], Callable[[], Sequence[Endpoint]], Sequence[Callable[[], Any]]],
 ) -> App:
     """Every room's endpoints and the console, behind one door."""
 
@@ -320,7 +325,7 @@ def _application(
     aside = [
         Memory(settings.simulate_speed, own) for _ in range(2)
     ]  # read in threads: the room's own is the event loop's
-    house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store), above[2]))
+    house = api_routes.House(store, settings, VERSION, restore, (_job_samples(store), *above[2]))
     endpoints: list[Endpoint] = [
         *api_routes.endpoints(house),
         *tenancy_routes.endpoints(store),

@@ -120,6 +120,7 @@ class Reason(_Named):
     LeaseTaken = auto()
     TokenCreated = auto()
     TokenRevoked = auto()
+    TokenMisused = auto()  # shown for what it is not for: another node's telemetry
     UserCreated = auto()
     UserUpdated = auto()
     BackupTaken = auto()

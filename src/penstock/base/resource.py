@@ -30,6 +30,7 @@ class Actor:
     role: str = ""
     projects: Mapping[str, str] = field(default_factory=dict)
     unix_user: str | None = None
+    node: str = ""  # whose agent it is: that of this node, and nobody else
 
 
 @dataclass(frozen=True, slots=True)

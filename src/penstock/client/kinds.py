@@ -351,9 +351,16 @@ class Tokens(Collection):
     def __init__(self, transport: Transport, project: str) -> None:
         super().__init__(transport, Kind("Token", "tokens"), project)
 
-    def create(self, *, user: str | None = None, name: str | None = None, expires_in: str | None = None) -> Resource:
-        """Never tried twice: a second one would leave a token that nobody knows of."""
-        body = {"user": user, "name": name, "expires_in": expires_in}
+    def create(
+        self,
+        *,
+        user: str | None = None,
+        name: str | None = None,
+        expires_in: str | None = None,
+        node: str | None = None,
+    ) -> Resource:
+        """Never tried twice: a second one would leave a token that nobody knows of. ``node``: for that node's agent."""
+        body = {"user": user, "name": name, "expires_in": expires_in, "node": node}
         return Resource(post(self._transport, self.path(), _given(body)))
 
     def revoke(self, token_id: str) -> None:

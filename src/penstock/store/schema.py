@@ -25,6 +25,7 @@ REVISIONS = (
     "0014",
     "0015",
     "0016",
+    "0017",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

@@ -67,6 +67,8 @@ class Access:
         found = await self._store.read(lambda conn: accounts.token_by_id(conn, shown.id))
         if found is None or not tokens.same(found[1], shown.hash) or not found[0].usable(self._now()):
             raise refusal
+        if found[0].node:
+            raise Unauthenticated("that is the token of a node's agent, and opens no console")
         token = found[0]
         secret = await self._store.write(lambda tx: accounts.open_session(tx, token))
         return secret.text
@@ -97,6 +99,11 @@ class Access:
         return known
 
 
+def agent(node: str) -> Actor:
+    """Who shows a node's own token."""
+    return Actor(f"agent:{node}", node=node)
+
+
 def _find(conn: Connection, shown: tokens.Credential, now: float) -> tuple[str, Actor, float | None] | None:
     """The credential's hash, its actor and when it ends."""
     ends_at: float | None = None
@@ -110,6 +117,8 @@ def _find(conn: Connection, shown: tokens.Credential, now: float) -> tuple[str, 
     if found is None or not found[0].usable(now):
         return None
     token, token_hash = found
+    if token.node:
+        return token_hash, agent(token.node), token.expires_at
     actor = accounts.actor_of(conn, token.user)
     return None if actor is None else (kept or token_hash, actor, _earlier(ends_at, token))
 

@@ -156,11 +156,20 @@ def _project(name: str) -> Ref:
 # ---- tokens
 
 
-def add_token(tx: Tx, actor: str, user: str, name: str, *, secret: Secret, expires_at: float | None = None) -> Token:
-    """Keep the hash of ``secret`` as a token of ``user``."""
+def add_token(
+    tx: Tx,
+    actor: str,
+    user: str,
+    name: str,
+    *,
+    secret: Secret,
+    expires_at: float | None = None,
+    node: str | None = None,
+) -> Token:
+    """Keep the hash of ``secret`` as a token of ``user``; with a ``node`` it is that node's agent's."""
     if _user_row(tx.conn, user) is None:
         raise NotFound(f"there is no user {user!r}")
-    token = Token(secret.id, user, name, secret.text[-4:], tx.now, expires_at)
+    token = Token(secret.id, user, name, secret.text[-4:], tx.now, expires_at, node=node)
     tx.conn.execute(
         insert(tokens).values(
             id=token.id,
@@ -170,10 +179,12 @@ def add_token(tx: Tx, actor: str, user: str, name: str, *, secret: Secret, expir
             last_four=token.last_four,
             created_at=token.created_at,
             expires_at=expires_at,
+            node=node,
         )
     )
-    said = {"user": user, "last_four": token.last_four}
-    tx.emit(_token(token), Reason.TokenCreated, f"for {user}", actor=actor, data=said)
+    said = {"user": user, "last_four": token.last_four} | ({"node": node} if node else {})
+    whose = f"for the agent of {node}" if node else f"for {user}"
+    tx.emit(_token(token), Reason.TokenCreated, whose, actor=actor, data=said)
     return token
 
 
@@ -210,7 +221,7 @@ def token_by_id(conn: Connection, token_id: str) -> tuple[Token, str] | None:
 
 
 def _to_token(row: Row[Any]) -> Token:
-    return Token(row.id, row.user, row.name, row.last_four, row.created_at, row.expires_at, row.revoked_at)
+    return Token(row.id, row.user, row.name, row.last_four, row.created_at, row.expires_at, row.revoked_at, row.node)
 
 
 def _token(token: Token) -> Ref:

@@ -27,6 +27,7 @@ TOKENS = (
     _plain("ID", "id"),
     _plain("USER", "user"),
     _plain("NAME", "name"),
+    _plain("NODE", "node"),
     _plain("ENDS IN", "last_four"),
     _plain("CREATED", "created_at"),
     _plain("EXPIRES", "expires_at"),
@@ -45,10 +46,12 @@ def _token(call: Invocation, arguments: Namespace) -> int:
             tokens.revoke(token_id)
             call.output.note(f"token {token_id} is revoked")
         return 0
-    token = tokens.create(user=arguments.user, name=arguments.name, expires_in=arguments.expires_in)
+    name = arguments.name or ("agent" if arguments.agent else None)
+    token = tokens.create(user=arguments.user, name=name, expires_in=arguments.expires_in, node=arguments.agent)
     if call.output.format == "table":
         call.output.line(token["token"])
-        call.output.note(f"token {token['id']} of {token['user']}: it is shown this once")
+        whose = f"of the agent of {arguments.agent}" if arguments.agent else f"of {token['user']}"
+        call.output.note(f"token {token['id']} {whose}: it is shown this once")
     else:
         call.output.document(token)
     return 0
@@ -59,6 +62,9 @@ def _token_arguments(parser: ArgumentParser) -> None:
     create = what.add_parser("create", help="make a token and print its secret, this once", add_help=True)
     create.add_argument("--user", metavar="NAME", help="whose (default: yours; an administrator may name another)")
     create.add_argument("--name", metavar="NAME", help="what it is for")
+    create.add_argument(
+        "--agent", metavar="NODE", help="for that node's agent: it tells of the node, and opens nothing else"
+    )
     create.add_argument("--expires-in", metavar="TIME", help="30d; without it, it lives until it is revoked")
     what.add_parser("list", help="list tokens, without their secrets")
     what.add_parser("revoke", help="end a token").add_argument("id", nargs="+", metavar="ID")
@@ -138,7 +144,7 @@ VERBS = {
     ),
     "user": Verb("penstock user create anna --unix-user anna\npenstock user list", _user_arguments, _user),
     "token": Verb(
-        "penstock token create --user anna --expires-in 90d\npenstock token revoke 01JD2Z8Q",
+        "penstock token create --user anna --expires-in 90d\npenstock token create --agent node-3\npenstock token revoke 01JD2Z8Q",
         _token_arguments,
         _token,
         about="The server keeps a token's hash only.",

@@ -28,6 +28,7 @@ PROJECT_ROLES = ("viewer", "member", "admin")
 FLEET_ROLES = ("", "viewer", "admin")
 _RANK = {"viewer": 1, "member": 2, "admin": 3}
 _FLEET_RANK = {"viewer": 1, "admin": 3}
+AGENT = frozenset({"telemetry.push", "version.read"})  # all that the token of a node's agent is for
 
 _anyone = Rule(Scope.ANYONE)
 _project_read = Rule(Scope.PROJECT)
@@ -42,6 +43,7 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "whoami.read": _anyone,
         "tokens.read": _anyone,  # one's own; an administrator's are everybody's
         "nodes.read": _anyone,
+        "telemetry.push": _anyone,  # of one's own node; the room looks whose it is, and tells of what is refused
         "engines.read": _anyone,
         "projects.read": _project_read,
         "members.read": _project_read,
@@ -90,7 +92,7 @@ def decide(actor: Actor, verb: str, project: str | None = None, *, owner: str | 
     each row's project. With an ``owner``, verbs marked ``owned`` are held to it; without, the answer is "might".
     """
     rule = VERBS.get(verb)
-    if rule is None:
+    if rule is None or (actor.node and verb not in AGENT):
         return False
     if rule.scope is Scope.ANYONE:
         return True

@@ -38,6 +38,7 @@ def _duration(text: str) -> str:
 # The pattern is told in the document, and checked by a function that says it in words.
 _NAME_FORM: dict[str, Any] = {"pattern": f"^{NAME_RULE.pattern}$", "minLength": 1}
 Name = Annotated[str, Field(max_length=63, json_schema_extra=_NAME_FORM), AfterValidator(_checked)]
+NodeName = Annotated[str, Field(min_length=1, max_length=253)]
 UnixUser = Annotated[str, Field(min_length=1, max_length=32)]
 
 
@@ -74,6 +75,9 @@ class Membership(_Model):
 class NewToken(_Model):
     name: Name = "token"
     user: Name | None = Field(None, description="Whose; oneself when left out. An administrator may name another.")
+    node: NodeName | None = Field(
+        None, description="For the agent of this node: it tells of that node, and opens nothing else."
+    )
     expires_in: Annotated[str, Field(max_length=40), AfterValidator(_duration)] | None = Field(
         None, description="A duration such as 30d; without it the token lives until it is revoked."
     )
@@ -181,12 +185,13 @@ class Rooms:
         user = new.user or call.actor.user
         if user != call.actor.user and not decide(call.actor, "users.write"):
             raise Forbidden("a token for another user is made by an administrator")
+        if new.node and not decide(call.actor, "nodes.write"):
+            raise Forbidden("a token for a node's agent is made by an administrator")
         now = self.store.clock()
         secret = accounts.new_token(now)
         ends = now + parse_duration(new.expires_in) if new.expires_in else None
-        token = await self.store.write(
-            lambda tx: accounts.add_token(tx, call.actor.user, user, new.name, secret=secret, expires_at=ends)
-        )
+        more: dict[str, Any] = {"secret": secret, "expires_at": ends, "node": new.node}
+        token = await self.store.write(lambda tx: accounts.add_token(tx, call.actor.user, user, new.name, **more))
         return token.to_dict() | {"token": secret.text}
 
     async def revoke_token(self, call: Call) -> None:

@@ -37,6 +37,7 @@ class Token:
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    node: str | None = None  # an agent's token: it tells of that node, and does nothing else
 
     def usable(self, now: float) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
@@ -51,4 +52,5 @@ class Token:
             "created_at": format_time(self.created_at),
             "expires_at": format_time(self.expires_at),
             "revoked_at": format_time(self.revoked_at),
+            "node": self.node,
         }

@@ -42,6 +42,7 @@ tokens = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("revoked_at", Double),
+    Column("node", Text),  # an agent's token: it is that node's alone
 )
 Index("tokens_by_user", tokens.c.user)
 

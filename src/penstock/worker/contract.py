@@ -39,6 +39,7 @@ class LaunchContract:
     url: str | None = None
     array_index: int | None = None
     array_count: int | None = None
+    inject: str | None = None  # a file of faults for game days: worker/faults.py
 
     @property
     def in_job(self) -> bool:
@@ -72,6 +73,7 @@ class LaunchContract:
             url=environ.get("PENSTOCK_URL") or None,
             array_index=_number(environ.get("PENSTOCK_ARRAY_INDEX")),
             array_count=_number(environ.get("PENSTOCK_ARRAY_COUNT")),
+            inject=environ.get("PENSTOCK_INJECT") or None,
         )
 
 

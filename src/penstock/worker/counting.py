@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import os
 import resource
-import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -46,7 +45,7 @@ class Counts:
     def __init__(self) -> None:
         self._pages = Pages()
         self._throttles = list(_throttles())
-        self._main = f"/proc/self/task/{threading.main_thread().native_id}/schedstat"
+        self._main = f"/proc/self/task/{os.getpid()}/schedstat"  # of the main thread, also after a fork
         self._readers: list[Callable[[], dict[str, float]]] = [
             self._usage, self._schedstat, self._throttled, self._stat, self._statm, self._io, self._pressure, self._network,
             self._traffic, self._files, self._kills, _clock,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from penstock.worker import stalls
+from penstock.worker.faults import Faults
 
 WAITS = 8  # of a step, that are timed on the GPU; more of them cost more than they tell
 
@@ -57,6 +58,7 @@ class Phases:
         self.rows: deque[Row] = deque(maxlen=1000)  # ended, and not told yet
         self.steps = 0
         self.cuda = cuda
+        self.faults: Faults | None = None  # of a game day: worker/faults.py
         self._stolen = 0.0
         self._began = perf_counter()
         self._checkpoint = stalls.waited["checkpoint"]

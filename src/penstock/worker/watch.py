@@ -21,7 +21,9 @@ from torch import nn
 from torch.autograd.variable import Variable
 
 from penstock.worker import configured, stalls
+from penstock.worker.contract import current
 from penstock.worker.counting import Counts
+from penstock.worker.faults import armed
 from penstock.worker.phases import Phases, Row
 from penstock.worker.report import channel, report, tell
 
@@ -111,6 +113,8 @@ class _Loop:
         self._queued = False
         self.in_place = _patch_iteration(loader, self.phases)
         self._hook()
+        first = optimizers[0] if optimizers else None
+        self.phases.faults = armed(current().inject, current().rank, model, first)
         atexit.register(self.close)
 
     def _hook(self) -> None:
@@ -323,7 +327,8 @@ class _Fetching:
     def __next__(self) -> Any:
         began = self._phases.own()
         try:
-            return next(self._inner)
+            batch, faults = next(self._inner), self._phases.faults
+            return batch if faults is None else faults.batch(batch)
         finally:
             self._phases.fetched(began)
 

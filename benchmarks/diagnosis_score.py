@@ -1,0 +1,85 @@
+"""How the diagnoses of a corpus compare with what was injected: the confusion matrix, and the figures of the bars."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from benchmarks.diagnosis_corpus import Record
+from penstock.diagnosis.plan import diagnose
+
+HEALTHY = "healthy"
+
+
+def diagnosed(record: Record) -> tuple[Record, str]:
+    """The record with what the rules make of it now, and that in a few words."""
+    found = diagnose(record.evidence)
+    kept = {
+        "verdict": found.verdict,
+        "confidence": round(found.confidence, 3),
+        "culprits": [asdict(culprit) for culprit in found.culprits],
+        "causes": [[ranked.cause, round(ranked.score, 3)] for ranked in found.causes[:5]],
+    }
+    who = ",".join(culprit.name for culprit in found.culprits)
+    mark = "ok" if right(record, found.verdict) else "WRONG"
+    return replace(record, facts=record.facts | {"diagnosis": kept}), f"{mark} {found.verdict} [{who}]"
+
+
+def right(record: Record, verdict: str) -> bool:
+    return verdict in record.truth.causes if record.truth.causes else verdict == HEALTHY
+
+
+def in_three(record: Record) -> bool:
+    """Every cause that was injected is among the first three."""
+    said = [cause for cause, _ in record.facts["diagnosis"]["causes"][:3]]
+    return set(record.truth.causes) <= set(said)
+
+
+def culprit_right(record: Record) -> bool | None:
+    """None where the cause concerns the whole job."""
+    found = record.facts["diagnosis"]
+    if found["verdict"] not in record.truth.causes:
+        wanted = record.truth.culprits[0] if record.truth.culprits else ()
+    else:
+        wanted = record.truth.culprits[record.truth.causes.index(found["verdict"])]
+    if not wanted:
+        return None
+    named = {str(culprit["name"]).removeprefix("node-") for culprit in found["culprits"] if culprit["kind"] != "link"}
+    for culprit in found["culprits"]:
+        if culprit["kind"] == "link":
+            named |= {end.strip().removeprefix("node-") for end in str(culprit["name"]).split("->")}
+    return named == {str(rank) for rank in wanted}
+
+
+def report(records: Sequence[Record]) -> str:
+    injected = [record for record in records if record.truth.causes and not record.facts["refused"]]
+    healthy = [record for record in records if not record.truth.causes]
+    pairs = Counter((r.truth.causes[0], _said(r)) for r in injected)
+    pairs.update((HEALTHY, _said(r)) for r in healthy)
+    lines = [f"{'injected':28} {'n':>4} {'right':>6}  taken for"]
+    for cause in sorted({one for one, _ in pairs}):
+        row = {said: count for (one, said), count in pairs.items() if one == cause}
+        total = sum(row.values())
+        others = ", ".join(f"{said} {n}" for said, n in sorted(row.items(), key=lambda each: -each[1]) if said != cause)
+        lines.append(f"{cause:28} {total:4} {row.get(cause, 0) / total:6.0%}  {others}")
+    return "\n".join([*lines, "", *summary(injected, healthy)])
+
+
+def _said(record: Record) -> str:
+    """Of two faults at once either is right, and is counted for the first."""
+    verdict = str(record.facts["diagnosis"]["verdict"])
+    return record.truth.causes[0] if record.truth.causes and right(record, verdict) else verdict
+
+
+def summary(injected: Sequence[Record], healthy: Sequence[Record]) -> list[str]:
+    def share(values: Sequence[bool]) -> str:
+        return f"{sum(values) / len(values):.1%} ({sum(values)} of {len(values)})" if values else "none"
+
+    named = [found for record in injected if (found := culprit_right(record)) is not None]
+    return [
+        f"top-1 {share([right(r, r.facts['diagnosis']['verdict']) for r in injected])}",
+        f"top-3 {share([in_three(r) for r in injected])}",
+        f"culprit {share(named)}",
+        f"healthy flagged {share([r.facts['diagnosis']['verdict'] != HEALTHY for r in healthy])}",
+    ]

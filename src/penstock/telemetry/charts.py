@@ -1,0 +1,131 @@
+"""A node's recent samples as charts: a few lines each, in units that people read. Pure.
+
+One chart for one question; a line for each device. What the console draws, what ``penstock describe node`` prints, and the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.telemetry.history import Recent
+from penstock.telemetry.kept import MODES, written
+
+MOST_LINES = 16  # of one chart
+_CPU = "penstock_node_cpu_seconds_total"
+_PRESSURE = "penstock_node_pressure_seconds_total"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    name: str  # the device, or what of the node it is
+    samples: tuple[tuple[float, float], ...]
+
+    @property
+    def newest(self) -> float:
+        return self.samples[-1][1]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    id: str
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        lines = [
+            {"name": line.name, "samples": [(at, float(f"{value:.5g}")) for at, value in line.samples]}
+            for line in self.lines
+        ]
+        return {"id": self.id, "title": self.title, "unit": self.unit, "lines": lines}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    id: str
+    title: str
+    unit: str
+    series: Mapping[str, str]  # a series' name -> what the line is called; "": by its device
+    scale: float = 1.0
+
+
+_BYTES = 1e6
+_WANTED = (
+    _Wanted("gpu_utilization", "GPU utilisation", "%", {"penstock_gpu_utilization_ratio": ""}, 100.0),
+    _Wanted("gpu_memory", "GPU memory in use", "GiB", {"penstock_gpu_memory_used_bytes": ""}, 1 / (1 << 30)),
+    _Wanted("gpu_temperature", "GPU temperature", "°C", {'penstock_gpu_temperature_celsius{sensor="gpu"}': ""}),
+    _Wanted("gpu_power", "GPU power", "W", {"penstock_gpu_power_watts": ""}),
+    _Wanted("gpu_clock", "GPU clock (SM)", "MHz", {'penstock_gpu_clock_hertz{clock="sm"}': ""}, 1e-6),
+    _Wanted("cpu", "CPU in use", "%", {}),
+    _Wanted("memory", "Memory in use", "%", {}),
+    _Wanted(
+        "pressure",
+        "Pressure: time that something waited",
+        "%",
+        {written(_PRESSURE, {"resource": one, "kind": "some"}): one for one in ("cpu", "io", "memory")},
+        100.0,
+    ),
+    _Wanted("network_in", "Network, received", "MB/s", {"penstock_node_network_receive_bytes_total": ""}, 1 / _BYTES),
+    _Wanted("network_out", "Network, sent", "MB/s", {"penstock_node_network_transmit_bytes_total": ""}, 1 / _BYTES),
+    _Wanted("fabric_in", "InfiniBand, received", "MB/s", {"penstock_infiniband_receive_bytes_total": ""}, 1 / _BYTES),
+    _Wanted("fabric_out", "InfiniBand, sent", "MB/s", {"penstock_infiniband_transmit_bytes_total": ""}, 1 / _BYTES),
+    _Wanted("retransmits", "TCP segments sent again", "%", {}),
+    _Wanted("disk", "Disk, busy", "%", {"penstock_node_disk_busy_seconds_total": ""}, 100.0),
+)
+
+
+def charts(series: Iterable[Recent]) -> tuple[Chart, ...]:
+    """Those that there is something to draw in, in the order in which a person asks."""
+    by_name: dict[str, list[Recent]] = {}
+    for one in series:
+        by_name.setdefault(one.name, []).append(one)
+    found = []
+    for wanted in _WANTED:
+        worked_out = _WORKED_OUT.get(wanted.id)
+        lines = worked_out(by_name) if worked_out is not None else _lines(wanted, by_name)
+        if lines:
+            found.append(Chart(wanted.id, wanted.title, wanted.unit, tuple(lines[:MOST_LINES])))
+    return tuple(found)
+
+
+def _lines(wanted: _Wanted, by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
+    return [
+        Line(called or one.device or "node", tuple((at, value * wanted.scale) for at, value in one.samples))
+        for name, called in wanted.series.items()
+        for one in by_name.get(name, ())
+    ]
+
+
+def _together(found: Sequence[Recent], work_out: Callable[[Sequence[float]], float | None]) -> list[Line]:
+    """One line from several series, where all of them are known."""
+    known = [dict(one.samples) for one in found]
+    times = sorted(set(known[0]).intersection(*known[1:])) if known else []
+    samples = [(at, value) for at in times if (value := work_out([one[at] for one in known])) is not None]
+    return [Line("node", tuple(samples))] if samples else []
+
+
+def _first(by_name: Mapping[str, Sequence[Recent]], *names: str) -> list[Recent]:
+    """A series of each name; none where one of them is not there."""
+    found = [by_name[name][0] for name in names if name in by_name]
+    return found if len(found) == len(names) else []
+
+
+def _cpu(by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
+    modes = [mode for mode in MODES if mode != "idle"]
+    names = (written(_CPU, {"mode": mode}) for mode in ("idle", *modes))
+    return _together(_first(by_name, *names), lambda s: 100 * (1 - s[0] / sum(s)) if sum(s) else None)
+
+
+def _memory(by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
+    found = _first(by_name, "penstock_node_memory_available_bytes", "penstock_node_memory_total_bytes")
+    return _together(found, lambda s: 100 * (1 - s[0] / s[1]) if s[1] else None)
+
+
+def _retransmits(by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
+    found = _first(by_name, "penstock_node_tcp_retransmits_total", "penstock_node_tcp_segments_out_total")
+    return _together(found, lambda s: 100 * s[0] / s[1] if s[1] else 0.0)
+
+
+_WORKED_OUT = {"cpu": _cpu, "memory": _memory, "retransmits": _retransmits}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re._constants as codes  # the only place that has the parsed form of an expression
-import re._parser as parser
 import string
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -15,6 +14,9 @@ from penstock.diagnosis import logs
 from penstock.diagnosis.knowledge.catalogue import CAUSES
 from penstock.diagnosis.logs import Role, account, again, exception, fingerprint, of_line
 from penstock.diagnosis.state import Evidence, LogLine, NodeEvidence, Rank
+
+parser = import_module("re._parser")  # the parsed form of an expression is nowhere public
+codes = import_module("re._constants")
 
 HUNG = (
     "[rank{}]:[E1126 06:12:44.123456789 ProcessGroupNCCL.cpp:632] [Rank {}] Watchdog caught collective operation timeout: "

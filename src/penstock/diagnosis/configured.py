@@ -49,8 +49,9 @@ class Setup:
 
     def number(self, name: str) -> float | None:
         value = self.config.get(name)
-        known = isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
-        return float(value) if known else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST < value < _MOST:
+            return None
+        return float(value)
 
     @property
     def cuda(self) -> bool:

@@ -269,7 +269,7 @@ def _jump(steps: Sequence[Step], step: int, name: str) -> float:
     if len(past) < FEWEST or not recent:
         return 0.0
     usual, deviation = median_and_deviation(past)
-    return max(abs(value - usual) / deviation for value in recent)
+    return max(abs(float(value) - usual) / deviation for value in recent)
 
 
 def _when(ranks: Sequence[Rank], number: int) -> float:

@@ -17,6 +17,7 @@ from penstock.capacity.replays import Replays
 from penstock.cost import bill_routes, outlook, outside, service_routes
 from penstock.cost.spec import Prices
 from penstock.cost.terms import Terms
+from penstock.diagnosis import routes as diagnosis_routes
 from penstock.engines.slurm.accounting import Accounted
 from penstock.fleet import engine_routes, inventory, registry
 from penstock.fleet.attached import Attached
@@ -83,7 +84,11 @@ def rooms(
 
 
 def _served(store: Store, rates: Prices, serving: Serving) -> Sequence[Endpoint]:
-    return (*serving_routes.endpoints(serving), *service_routes.endpoints(store, rates, serving))
+    return (
+        *serving_routes.endpoints(serving),
+        *service_routes.endpoints(store, rates, serving),
+        *diagnosis_routes.endpoints(serving.room),
+    )
 
 
 async def look_outside(store: Store, attached: Attached, fence: Callable[[Tx], object], silent: dict[str, str]) -> None:

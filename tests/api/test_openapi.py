@@ -32,6 +32,7 @@ _FREE = (
     "GET /api/v1/cost/report",
     "GET /api/v1/cost/idle",
     "GET /api/v1/goodput",
+    "GET /api/v1/projects/{project}/jobs/{name}/diagnosis",
 )
 
 

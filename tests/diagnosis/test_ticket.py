@@ -40,7 +40,17 @@ def test_a_time(text: str, since: str) -> None:
     assert since in found.words
 
 
-@pytest.mark.parametrize("text", ["", "training is slow", "my loss is 3 times what it was", "each step takes 400 ms", "8 gpus at 90% only", "since 23:00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "training is slow",
+        "my loss is 3 times what it was",
+        "each step takes 400 ms",
+        "8 gpus at 90% only",
+        "since 23:00",
+    ],
+)
 def test_no_time(text: str) -> None:
     assert window(text, NOW).since is None
 

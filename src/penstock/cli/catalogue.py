@@ -30,6 +30,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("exec", "run a command inside a running job", "penstock.jobs.commands.session"),
             Entry("port-forward", "reach a port inside a running job", "penstock.jobs.commands.session"),
             Entry("goodput", "where a training's wall time went, or the fleet's", "penstock.training.commands"),
+            Entry("diagnose", "why a job is slow, hangs or failed, with evidence", "penstock.diagnosis.commands"),
             Entry("causes", "why trainings are slow or fail, and what to do", "penstock.diagnosis.knowledge.commands"),
             Entry("checkpoint", "list, verify, prune, export checkpoints; save now", "penstock.cli.checkpoint"),
             Entry("data", "list, verify, prepare data sets of tokens", "penstock.cli.data"),

@@ -179,26 +179,42 @@ def _shortest(steps: Mapping[int, Sequence[Step]]) -> dict[int, float]:
 
 
 def _view(rank: Rank, steps: Sequence[Step], change: Change | None, shortest: Mapping[int, float]) -> View:
-    whole = window(steps, rank.counters, shortest)
+    whole = window(steps, rank.counters, shortest, last=True)
     if change is None:
         return View(rank, whole, None, whole)
-    now = window([s for s in steps if _within(s.step, change)], rank.counters, shortest)
-    before = window([s for s in steps if s.step < change.step], rank.counters, shortest)
-    return View(rank, now, before, whole)
+    now = [s for s in steps if _within(s.step, change)]
+    before = [s for s in steps if s.step < change.step]
+    return View(
+        rank,
+        window(now, rank.counters, shortest, last=change.until is None),
+        window(before, rank.counters, shortest, first=True),
+        whole,
+    )
 
 
-def window(steps: Sequence[Step], counters: Sequence[Counters], shortest: Mapping[int, float]) -> Window:
-    """Of these steps, with what was counted meanwhile."""
+def window(
+    steps: Sequence[Step],
+    counters: Sequence[Counters],
+    shortest: Mapping[int, float],
+    *,
+    first: bool = False,
+    last: bool = False,
+) -> Window:
+    """Of these steps, with what was counted meanwhile. ``first``, ``last``: nothing comes before, or after, that is another's."""
     columns = {phase: [v for s in steps if (v := getattr(s, phase)) is not None] for phase in PHASES}
     columns["local"] = [v for s in steps if (v := local(s)) is not None]
     columns["wait"] = [s.comm - shortest[s.step] for s in steps if s.comm is not None and s.step in shortest]
     known = {phase: values for phase, values in columns.items() if values}
-    begin = steps[0].at - steps[0].total if steps else -math.inf
+    begin, end = (steps[0].at - steps[0].total, steps[-1].at) if steps else (-math.inf, math.inf)
+    if first:
+        begin = -math.inf
+    if last:
+        end = math.inf
     return Window(
         tuple(steps),
         {phase: statistics.median(values) for phase, values in known.items()},
         {phase: _mean(values, whole=phase in WHOLE_MEAN) for phase, values in known.items()},
-        rates(counters, begin, steps[-1].at if steps else math.inf),
+        rates(counters, begin, end),
     )
 
 
@@ -223,7 +239,9 @@ def rates(counters: Sequence[Counters], begin: float, end: float) -> dict[str, f
     inside = [index for index, reading in enumerate(ordered) if begin <= reading.at <= end]
     if not inside:
         return {}
-    chosen = ordered[max(0, inside[0] - (len(inside) < 2)) : inside[-1] + 1 + (len(inside) < 2)]
+    chosen = ordered[
+        max(0, inside[0] - (len(inside) < 2)) : inside[-1] + 1
+    ]  # one before is thinned, one after would be false
     wall = chosen[-1].at - chosen[0].at if len(chosen) > 1 else 0.0
     if wall <= 0:
         return {}

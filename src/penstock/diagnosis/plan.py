@@ -34,7 +34,11 @@ PRIOR: Final[Mapping[str, float]] = {
 
 def diagnose(evidence: Evidence, since: float | None = None) -> Diagnosis:
     """``since``: when somebody says that it began."""
-    known = features(evidence, since)
+    return concluded(features(evidence, since))
+
+
+def concluded(known: Features) -> Diagnosis:
+    """The same, of what was computed already."""
     causes = ranked(found for rule in RULES for found in rule(known))
     verdict, confidence = _verdict(known, causes)
     top = causes[0] if causes and causes[0].cause == verdict else None

@@ -19,6 +19,19 @@ from penstock.diagnosis.ticket import Window
 POINTS: Final = 240  # of the picture of step times
 EVENTS: Final = 40
 _NEAR_S: Final = 120.0  # an event so near to the change may have to do with it
+_PLAIN: Final = frozenset(
+    {
+        "SlowDown",
+        "SlowedDown",
+        "SlowdownEnded",
+        "AttemptStarted",
+        "AttemptEnded",
+        "Started",
+        "Completed",
+        "Admitted",
+        "Progressing",
+    }
+)  # what changes nothing, or is the change itself
 _RATIO: Final = 1.1  # slower than that is slower
 
 
@@ -104,7 +117,11 @@ def picture(known: Features) -> list[list[float]]:
         for step in view.whole.steps:
             lengths.setdefault(step.step, []).append(1000 * step.total)
     numbers = sorted(lengths)
-    groups = [numbers[n * len(numbers) // POINTS : (n + 1) * len(numbers) // POINTS] for n in range(POINTS)] if len(numbers) > POINTS else [[n] for n in numbers]
+    groups = (
+        [numbers[n * len(numbers) // POINTS : (n + 1) * len(numbers) // POINTS] for n in range(POINTS)]
+        if len(numbers) > POINTS
+        else [[n] for n in numbers]
+    )
     return [[group[0], round(max(statistics.median(lengths[n]) for n in group), 3)] for group in groups if group]
 
 
@@ -130,7 +147,9 @@ def _first(evidence: Evidence, found: Diagnosis) -> str:
         return f"{evidence.job}: nothing is wrong that its steps, counters, nodes or logs would show."
     if found.verdict == UNKNOWN:
         why = "; ".join(found.missing[:2])
-        return f"{evidence.job}: the cause is not known" + (f" ({why})." if why else ": nothing that is known explains it.")
+        return f"{evidence.job}: the cause is not known" + (
+            f" ({why})." if why else ": nothing that is known explains it."
+        )
     name = CAUSES[found.verdict].name if found.verdict in CAUSES else found.verdict
     return f"{evidence.job}: {name[0].lower()}{name[1:]}{_who(found.culprits, evidence)}. {sure(found.confidence)}"
 
@@ -165,7 +184,11 @@ def _asked(known: Features, asked: Window | None) -> list[str]:
         return [f"Of what the ticket says ({asked.words}): the steps that are known took no longer then than before."]
     if asked.since is not None and change.at < asked.since - _NEAR_S:
         return [f"The ticket says {asked.words}; the steps became longer before that."]
-    return [f"The ticket says {asked.words}, and the steps' times agree." if asked.since is not None else f"The ticket says {asked.words}."]
+    return [
+        f"The ticket says {asked.words}, and the steps' times agree."
+        if asked.since is not None
+        else f"The ticket says {asked.words}."
+    ]
 
 
 def _since(known: Features) -> list[str]:
@@ -174,8 +197,10 @@ def _since(known: Features) -> list[str]:
         return [f"A step takes {1000 * known.step:.0f} ms, and did so all the while."] if known.step > 0 else []
     ended = f" Since step {change.until} they are as before." if change.until is not None else ""
     return [
-        f"Since step {change.step} ({format_time(change.at)}) a step takes {1000 * change.after:.0f} ms instead of "
-        f"{1000 * change.before:.0f}: {change.ratio:.1f} times as long.{ended}"
+        (
+            f"Since step {change.step} ({format_time(change.at)}) a step takes {1000 * change.after:.0f} ms instead of "
+            f"{1000 * change.before:.0f}: {change.ratio:.1f} times as long.{ended}"
+        )
     ]
 
 
@@ -183,7 +208,7 @@ def _changed(found: Diagnosis, change: Change | None) -> list[str]:
     """Events near to the change."""
     if change is None:
         return []
-    near = [e for e in found.timeline if e.what not in {"SlowDown", "SlowedDown"} and abs(e.at - change.at) <= _NEAR_S]
+    near = [e for e in found.timeline if e.what not in _PLAIN and abs(e.at - change.at) <= _NEAR_S]
     return [f"About then: {'; '.join(f'{e.what} {e.message}'.strip() for e in near[:3])}."] if near else []
 
 
@@ -193,6 +218,6 @@ def _also(found: Diagnosis) -> str:
         return ""
     first, second = found.causes[:2]
     name = CAUSES[second.cause].name if second.cause in CAUSES else second.cause
-    return f"There is a second cause beside it: {name[0].lower()}{name[1:]}." if second.score >= 0.75 * first.score else ""
-
-
+    return (
+        f"There is a second cause beside it: {name[0].lower()}{name[1:]}." if second.score >= 0.75 * first.score else ""
+    )

@@ -11,19 +11,42 @@ from datetime import datetime, timedelta, timezone
 from typing import Final
 
 from penstock.base.text import one_line
+from penstock.diagnosis.state import Evidence
 
 LONGEST: Final = 2000  # characters of a ticket that are read
 _PARTS: Final = {"morning": 6, "noon": 12, "lunch": 12, "afternoon": 12, "evening": 18, "tonight": 18, "night": 22}
 _DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_UNITS: Final = {"minute": 60.0, "min": 60.0, "hour": 3600.0, "hr": 3600.0, "h": 3600.0, "day": 86400.0, "week": 604800.0}
-_NUMBERS: Final = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "half an": 0.5, "couple of": 2, "few": 3}
-_CLOCK: Final = re.compile(r"\b(?:at|since|from|around|about|after)?\s*(\d{1,2})(?::(\d{2}))?\s*(am|pm|h\b|o'?clock)?", re.I)
+_UNITS: Final = {
+    "minute": 60.0,
+    "min": 60.0,
+    "hour": 3600.0,
+    "hr": 3600.0,
+    "h": 3600.0,
+    "day": 86400.0,
+    "week": 604800.0,
+}
+_NUMBERS: Final = {
+    "a": 1,
+    "an": 1,
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "half an": 0.5,
+    "couple of": 2,
+    "few": 3,
+}
+_CLOCK: Final = re.compile(
+    r"\b(?:at|since|from|around|about|after)?\s*(\d{1,2})(?::(\d{2}))?\s*(am|pm|h\b|o'?clock)?", re.IGNORECASE
+)
 _AGO: Final = re.compile(
     r"\b(?:(?:for|in|over|during) (?:the )?(?:last|past) |since |for |about |the last |the past )?"
     r"(\d+(?:\.\d+)?|half an|couple of|few|an?|one|two|three|four|five|six)?\s*(minute|min|hour|hr|h|day|week)s?( ago)?\b",
-    re.I,
+    re.IGNORECASE,
 )
-_STEP: Final = re.compile(r"\b(?:since|from|at|after|around)\s+(?:step|iteration)\s+(\d{1,12})\b", re.I)
+_STEP: Final = re.compile(r"\b(?:since|from|at|after|around)\s+(?:step|iteration)\s+(\d{1,12})\b", re.IGNORECASE)
 _STAMP: Final = re.compile(r"\b(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}):(\d{2})(?::\d{2})?)?\b")
 
 
@@ -34,6 +57,12 @@ class Window:
     since: float | None = None
     step: int | None = None
     words: str = ""
+
+    def at(self, evidence: Evidence) -> float | None:
+        """The time that it names, by itself or by a step's number."""
+        if self.step is None:
+            return self.since
+        return next((step.at for rank in evidence.ranks for step in rank.steps if step.step >= self.step), None)
 
 
 def window(text: str, now: float, offset_s: float = 0.0) -> Window:
@@ -48,7 +77,9 @@ def window(text: str, now: float, offset_s: float = 0.0) -> Window:
         found = read(text, local)
         if found is not None:
             at = found.timestamp()
-            return Window(at, words=f"since {found:%Y-%m-%d %H:%M}{'' if offset_s else ' UTC'}") if at <= now else Window()
+            return (
+                Window(at, words=f"since {found:%Y-%m-%d %H:%M}{'' if offset_s else ' UTC'}") if at <= now else Window()
+            )
     return Window()
 
 
@@ -118,5 +149,6 @@ def _hour(text: str, day: datetime) -> datetime | None:
 
 def _counts(text: str, end: int) -> bool:
     """Whether the number counts something else: "after 2 hours", "at 90%"."""
-    return bool(re.match(r"\s*(%|\w*(?:steps?|hours?|minutes?|days?|epochs?|gpus?|nodes?|ranks?|ms|times|x)\b)", text[end:]))
-
+    return bool(
+        re.match(r"\s*(%|\w*(?:steps?|hours?|minutes?|days?|epochs?|gpus?|nodes?|ranks?|ms|times|x)\b)", text[end:])
+    )

@@ -9,18 +9,11 @@ from penstock.diagnosis.causes.rule import Found, Proof, job, named, ranks, said
 from penstock.diagnosis.features import Features, View, gauge, middle
 from penstock.diagnosis.state import Culprit, Happened, Rank
 
-_WAITS = (
-    "all_reduce",
-    "barrier",
-    "wait (",
-    "broadcast",
-    "all_gather",
-    "reduce_scatter",
-    "_engine_run_backward",
-    "synchronize",
-    "recv",
-    "send",
-)
+_COLLECTIVES = frozenset(
+    {"all_reduce", "barrier", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter", "reduce_scatter_tensor",
+     "all_to_all", "reduce", "gather", "scatter", "recv", "send", "_engine_run_backward", "synchronize"}
+)  # fmt: skip
+_WAITED_IN = ("distributed_c10d.py", "penstock/worker/watch.py", " (watch.py")  # what a plain ``wait`` must be of
 _SILENT = 4.0  # intervals of its counters: everything in the process stands still
 _AGAIN = 0.2  # of the segments sent are sent again: what is sent does not arrive
 _TOLD = "RankHung"
@@ -97,8 +90,12 @@ def _blamed(features: Features, hang: Happened) -> set[int]:
 
 
 def waits(rank: Rank) -> bool:
-    """Whether it is in a collective."""
-    return any(word in frame for frame in rank.stack[:8] for word in _WAITS)
+    """Whether it is in a collective, or where ranks wait for one."""
+    for frame in rank.stack[:8]:
+        name, _, place = frame.partition(" (")
+        if name in _COLLECTIVES or (name == "wait" and any(file in f" ({place}" for file in _WAITED_IN)):
+            return True
+    return False
 
 
 def _behind(features: Features, views: Sequence[View]) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from penstock.diagnosis.causes.rule import Found, Proof, job, nodes, ranks, said
-from penstock.diagnosis.features import Features
+from penstock.diagnosis.causes.rule import Found, Proof, job, named, nodes, ranks, said
+from penstock.diagnosis.features import Features, View
 from penstock.diagnosis.state import Culprit, Happened
 
 _RESTARTS: Final = frozenset({"Restarting", "RankRestarted", "Requeued"})
 _LIVES = 3  # that ended alike before it is a loop
 _PREEMPTED: Final = frozenset({"Preempted"})
 _NODE: Final = frozenset({"NodeLost"})
+_KILL: Final = 9
 
 
 def _facts(event: Happened, *names: str) -> object:
@@ -67,6 +68,46 @@ def gone(features: Features) -> Iterator[Found]:
         yield Found("node_down", Proof.FACT, 0.9, culprits, said(events[-1].message or "a node was lost"))
 
 
+def vanished(features: Features) -> Iterator[Found]:
+    """A rank whose process was ended from outside, without a word of it or of its kernel: as when its host goes."""
+    if features.evidence.phase == "Succeeded" or any(e.what in _PREEMPTED | _NODE for e in features.evidence.happened):
+        return
+    killed = [v for v in features.ranks if v.source.signal == _KILL or v.source.exit_code == 128 + _KILL]
+    killed = [
+        v
+        for v in killed
+        if not any(_last_words(line.text) for line in v.source.lines) and not _ended_by_kernel(features, v)
+    ]
+    if not killed or len(killed) * 2 > max(2, len(features.ranks)):
+        return
+    where = {view.node for view in killed}
+    left = {view.node for view in features.ranks if view not in killed}
+    yield Found(
+        "node_down",
+        Proof.TIMING,
+        0.6,
+        ranks(view.rank for view in killed),
+        said(
+            f"{named(v.rank for v in killed)} ended at once (signal 9), without a word in its log",
+            "its kernel says nothing of it either: it did not want memory",
+        ),
+        said("other ranks on its node went on" if where & left - {""} else ""),
+    )
+
+
+def _last_words(text: str) -> bool:
+    return "Error" in text or "Traceback" in text or "rror:" in text
+
+
+def _ended_by_kernel(features: Features, view: View) -> bool:
+    node = features.node(view.node)
+    if node is None:
+        return False
+    return any("ut of memory" in line.text for line in node.kernel) or any(
+        f.rule == "OutOfMemory" for f in node.findings
+    )
+
+
 def _where_gone(features: Features) -> tuple[Culprit, ...]:
     """Nodes of which every rank is gone."""
     where = {view.node for view in features.ranks if view.source.state == "gone"}
@@ -84,4 +125,4 @@ def lemons(features: Features) -> Iterator[Found]:
                 )
 
 
-RULES = (loops, taken, gone, lemons)
+RULES = (loops, taken, gone, vanished, lemons)

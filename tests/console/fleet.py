@@ -21,9 +21,14 @@ from penstock.base.settings import Settings
 from penstock.capacity.asked import ReplayForm
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
+from penstock.telemetry.charts import charts
+from penstock.telemetry.history import History
+from penstock.telemetry.push import Row
+from penstock.telemetry.routes import Window
 from penstock.tenancy.plan import decide
 from tests.console import operations, services
 from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
+from tests.telemetry.agents import Agent
 
 TOKEN = "pst_test-token"
 SESSION = "test-session"
@@ -184,6 +189,8 @@ class Fleet:
             *operations.cost_endpoints(),
             *self.services.endpoints(),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=operations.NodesQuery),
+            Endpoint(get, "/api/v1/nodes/{name}", "nodes.read", self._node, ""),
+            Endpoint(get, "/api/v1/nodes/{name}/telemetry", "nodes.read", self._telemetry, "", query=Window),
             Endpoint(get, "/api/v1/fleet", "nodes.read", operations.told(lambda: operations.glance(self.nodes)), ""),
             *(
                 Endpoint("POST", f"/api/v1/nodes/{{name}}/{verb}", "nodes.write", self._change(verb), "", body=Why)
@@ -324,6 +331,28 @@ class Fleet:
         names = call.query.name
         return {"items": [n for n in self.nodes if not names or n["name"] in names], "next_cursor": None}
 
+    async def _node(self, call: Call) -> dict[str, Any]:
+        node = next((n for n in self.nodes if n["name"] == call.path["name"]), None)
+        if node is None:
+            raise NotFound(f"there is no node {call.path['name']!r}")
+        return node
+
+    async def _telemetry(self, call: Call) -> dict[str, Any]:
+        """An hour of an agent's looks, kept and drawn as the server does."""
+        name = call.path["name"]
+        history, agent = History(), Agent(name, gpus=8)
+        history.learn(name, "all", agent.series)
+        for look in range(361):
+            at, values = agent.row(self.now - 3600 + 10 * look)
+            load = [
+                1.0 if one.type == "counter" else 0.85 + 0.15 * math.sin(look / 20 + i)
+                for i, one in enumerate(agent.series)
+            ]
+            history.take(name, [Row(at, tuple(value * part for value, part in zip(values, load, strict=True)))])
+        found = charts(history.series(name, self.now - 60 * call.query.minutes, self.now))
+        heard = {"heard_at": format_time(self.now), "version": "0.1", "clock_behind_s": 0.0, "sources": {"nvml": ""}}
+        return {"node": name, "at": format_time(self.now), "agent": heard, "charts": [one.to_dict() for one in found]}
+
     async def _verify(self, _call: Call) -> dict[str, Any]:
         return {"ok": True, "rows": len(self.events), "first_bad_seq": None, "problem": None, "head": "0" * 64}
 
@@ -359,9 +388,7 @@ class Fleet:
 
     def _change(self, verb: str) -> Any:
         async def handler(call: Call) -> dict[str, Any]:
-            node = next((n for n in self.nodes if n["name"] == call.path["name"]), None)
-            if node is None:
-                raise NotFound(f"there is no node {call.path['name']!r}")
+            node = await self._node(call)
             node["cordoned"] = verb != "uncordon"
             node["jobs"] = [] if verb == "drain" else node["jobs"]
             return node

@@ -30,6 +30,7 @@ PAGES = (
     COST_ROWS,
     "/cost/trace?month=2026-11&row=x",
     "/nodes",
+    "/nodes/node-0",
     "/events",
 )
 

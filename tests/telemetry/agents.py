@@ -19,6 +19,7 @@ from tests.stores import NOON, Clock, opened
 COUNTERS = {
     "penstock_node_tcp_segments_out_total": 1000.0,
     "penstock_node_tcp_retransmits_total": 2.0,
+    "penstock_node_network_receive_bytes_total": 120e6,
 }
 
 

@@ -166,7 +166,7 @@ def _whole_job(call: Invocation, name: str) -> dict[str, Any]:
 
 
 def _whole_node(call: Invocation, name: str) -> dict[str, Any]:
-    return dict(call.client.nodes.get(name))
+    return {**call.client.nodes.get(name), "telemetry": call.client.nodes.telemetry(name)}
 
 
 def _print_job(call: Invocation, body: dict[str, Any]) -> None:
@@ -189,6 +189,8 @@ def _print_job(call: Invocation, body: dict[str, Any]) -> None:
 
 def _print_node(call: Invocation, body: dict[str, Any]) -> None:
     for line in import_module("penstock.fleet.commands").page(body):
+        call.output.line(line)
+    for line in import_module("penstock.telemetry.terminal").lines(body["telemetry"]):
         call.output.line(line)
 
 

@@ -259,6 +259,10 @@ class Nodes(Collection):
     def __init__(self, transport: Transport, project: str) -> None:
         super().__init__(transport, Kind("Node", "nodes", paged=False), project)
 
+    def telemetry(self, name: str, minutes: float = 60.0) -> dict[str, Any]:
+        """Its recent samples, as charts of lines, and how its agent is."""
+        return self.part(name, "telemetry", minutes=minutes)
+
     def cordon(self, name: str, reason: str | None = None) -> Resource:
         """No new job is placed there; running ones go on."""
         return self._say(name, "cordon", reason)

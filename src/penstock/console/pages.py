@@ -89,6 +89,7 @@ class Pages:
             "cost_trace": self._cost_trace,
             "goodput": self._goodput,
             "nodes": self._nodes,
+            "node": self._node,
             "events": self._events,
         }
         return await pages[name](request, actor)
@@ -426,6 +427,19 @@ class Pages:
         }
         return self._render.respond(request, "nodes.html", context, part="_nodes.html")
 
+    async def _node(self, request: Request, actor: Actor) -> Response:
+        """The charts' numbers the browser fetches itself."""
+        base = f"/api/v1/nodes/{quote(request.path_params['name'], safe='')}"
+        node = await self._gate.ask("GET", base, actor)
+        heard = await self._optional(f"{base}/telemetry", actor, {"minutes": 1})
+        context = {
+            **self._of(actor),
+            "api": base,
+            "node": node_card(node),
+            "agent": heard["agent"] if heard is not None else None,
+        }
+        return self._render.respond(request, "node.html", context, part="_node.html")
+
     async def _events(self, request: Request, actor: Actor) -> Response:
         given = request.query_params
         filters = {k: given.get(k, "").strip()[:200] for k in ("kind", "project", "name", "reason", "actor")}
@@ -444,10 +458,12 @@ class Pages:
         }
         return self._render.respond(request, "events.html", context, part="_events.html")
 
-    async def _optional(self, path: str, actor: Actor) -> Mapping[str, Any] | None:
+    async def _optional(
+        self, path: str, actor: Actor, query: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any] | None:
         """A part that a page can do without: None where the endpoint refuses."""
         try:
-            answer: Mapping[str, Any] = await self._gate.ask("GET", path, actor)
+            answer: Mapping[str, Any] = await self._gate.ask("GET", path, actor, query)
         except PenstockError:
             return None
         return answer

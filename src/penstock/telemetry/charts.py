@@ -62,7 +62,7 @@ _WANTED = (
     _Wanted("memory", "Memory in use", "%", {}),
     _Wanted(
         "pressure",
-        "Pressure: time that something waited",
+        "Pressure, some waited",
         "%",
         {written(_PRESSURE, {"resource": one, "kind": "some"}): one for one in ("cpu", "io", "memory")},
         100.0,

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from penstock.base.quantities import format_duration
+from penstock.client.sparkline import sparkline
 from penstock.client.verb import Column
 
-WIDTH = 60
-_BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _NAMES = {"p95": "all of an answer", "ttft": "the first token", "tpot": "each further token"}
-
-
-def sparkline(values: Sequence[float], top: float) -> str:
-    """The largest of each part; a blank for nothing."""
-    marks = []
-    width = min(WIDTH, len(values))
-    for n in range(width):
-        part = values[n * len(values) // width : (n + 1) * len(values) // width]
-        share = max(part) / top if top > 0 else 0.0
-        marks.append(_BARS[min(len(_BARS) - 1, int(share * len(_BARS)))] if share > 0 else " ")
-    return "".join(marks)
 
 
 def took(seconds: float) -> str:

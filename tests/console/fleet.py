@@ -21,14 +21,11 @@ from penstock.base.settings import Settings
 from penstock.capacity.asked import ReplayForm
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
-from penstock.telemetry.charts import charts
-from penstock.telemetry.history import History
-from penstock.telemetry.push import Row
 from penstock.telemetry.routes import Window
 from penstock.tenancy.plan import decide
 from tests.console import operations, services
 from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
-from tests.telemetry.agents import Agent
+from tests.telemetry.agents import an_hour
 
 TOKEN = "pst_test-token"
 SESSION = "test-session"
@@ -338,20 +335,7 @@ class Fleet:
         return node
 
     async def _telemetry(self, call: Call) -> dict[str, Any]:
-        """An hour of an agent's looks, kept and drawn as the server does."""
-        name = call.path["name"]
-        history, agent = History(), Agent(name, gpus=8)
-        history.learn(name, "all", agent.series)
-        for look in range(361):
-            at, values = agent.row(self.now - 3600 + 10 * look)
-            load = [
-                1.0 if one.type == "counter" else 0.85 + 0.15 * math.sin(look / 20 + i)
-                for i, one in enumerate(agent.series)
-            ]
-            history.take(name, [Row(at, tuple(value * part for value, part in zip(values, load, strict=True)))])
-        found = charts(history.series(name, self.now - 60 * call.query.minutes, self.now))
-        heard = {"heard_at": format_time(self.now), "version": "0.1", "clock_behind_s": 0.0, "sources": {"nvml": ""}}
-        return {"node": name, "at": format_time(self.now), "agent": heard, "charts": [one.to_dict() for one in found]}
+        return an_hour(call.path["name"], self.now, call.query.minutes)
 
     async def _verify(self, _call: Call) -> dict[str, Any]:
         return {"ok": True, "rows": len(self.events), "first_bad_seq": None, "problem": None, "head": "0" * 64}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from penstock.base.quantities import format_time
 from penstock.base.resource import Actor
 from penstock.engines.spec import NodeOffer
 from penstock.fleet import inventory
 from penstock.store.store import Tx
+from penstock.telemetry.charts import charts
+from penstock.telemetry.history import History
 from penstock.telemetry.push import Answer, Push, Row, Series, digest
 from penstock.telemetry.room import Telemetry
 from penstock.telemetry.spec import Finding, Labels
@@ -19,7 +24,10 @@ from tests.stores import NOON, Clock, opened
 COUNTERS = {
     "penstock_node_tcp_segments_out_total": 1000.0,
     "penstock_node_tcp_retransmits_total": 2.0,
+}
+RATES = COUNTERS | {
     "penstock_node_network_receive_bytes_total": 120e6,
+    "penstock_node_network_transmit_bytes_total": 8e7,
 }
 
 
@@ -80,7 +88,7 @@ class Agent:
     def _value(self, one: Series) -> float:
         labels = dict(one.labels)
         if one.type == "counter":
-            return COUNTERS.get(one.name, 7.5 if labels.get("mode") == "idle" else 0.5) * 10 * self.looks
+            return RATES.get(one.name, 7.5 if labels.get("mode") == "idle" else 0.5) * 10 * self.looks
         values = {
             "penstock_node_memory_total_bytes": 2.0 * (1 << 40),
             "penstock_node_memory_available_bytes": 1.5 * (1 << 40),
@@ -91,6 +99,23 @@ class Agent:
             "penstock_gpu_clock_hertz": 1.98e9,
         }
         return values.get(one.name, 1.0)
+
+
+def an_hour(node: str, now: float, minutes: float) -> dict[str, Any]:
+    """What the server answers of a node whose agent has pushed for an hour, its load up and down."""
+    history, agent = History(), Agent(node)
+    history.learn(node, "all", agent.series)
+    for look in range(361):
+        at, values = agent.row(now - 3600 + 10 * look)
+        parts = [
+            1.0 if one.type == "counter" else 0.85 + 0.15 * math.sin(look / 20 + i)
+            for i, one in enumerate(agent.series)
+        ]
+        moved = tuple(value * part for value, part in zip(values, parts, strict=True) if value is not None)
+        history.take(node, [Row(at, moved)])
+    found = charts(history.series(node, now - 60 * minutes, now))
+    heard = {"heard_at": format_time(now), "version": "0.1", "clock_behind_s": 0.0, "sources": {"nvml": ""}}
+    return {"node": node, "at": format_time(now), "agent": heard, "charts": [one.to_dict() for one in found]}
 
 
 def own(node: str) -> Actor:

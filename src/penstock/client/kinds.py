@@ -261,7 +261,8 @@ class Nodes(Collection):
 
     def telemetry(self, name: str, minutes: float = 60.0) -> dict[str, Any]:
         """Its recent samples, as charts of lines, and how its agent is."""
-        return self.part(name, "telemetry", minutes=minutes)
+        found: dict[str, Any] = self.part(name, "telemetry", minutes=minutes)
+        return found
 
     def cordon(self, name: str, reason: str | None = None) -> Resource:
         """No new job is placed there; running ones go on."""

@@ -56,6 +56,7 @@ BREAKS = (
     ),
     Break("tables-tenancy", "jobs reads tenancy's tables", (("jobs/queries.py", "import penstock.tenancy.tables"),)),
     Break("tables-fleet", "jobs reads fleet's tables", (("jobs/queries.py", "import penstock.fleet.tables"),)),
+    Break("tables-health", "jobs reads the tables of health", (("jobs/queries.py", "import penstock.health.tables"),)),
     Break("tables-jobs", "cost reads the tables of jobs", (("cost/queries.py", "import penstock.jobs.tables"),)),
     Break("tables-cost", "an entrance reads cost's tables", (("api/asgi.py", "import penstock.cost.tables"),)),
     Break(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import pwd
 import resource
@@ -24,6 +25,7 @@ from penstock.api import snapshots as api_snapshots
 from penstock.api.asgi import App, build
 from penstock.api.gate import Gate
 from penstock.base.errors import InvalidInput, PenstockError, Problem
+from penstock.base.quantities import parse_time
 from penstock.base.reasons import Reason
 from penstock.base.resource import Ref
 from penstock.base.routes import Endpoint, Sample
@@ -41,7 +43,9 @@ from penstock.fleet import inventory
 from penstock.fleet import routes as fleet_routes
 from penstock.fleet.attached import Attached
 from penstock.folder import SERVER_FILE, close_to_others, hold, prepare, write_server_file
-from penstock.jobs import gpus, lines, queries
+from penstock.health import routes as health_routes
+from penstock.health.room import Health
+from penstock.jobs import gpus, lines, queries, running
 from penstock.jobs import routes as job_routes
 from penstock.jobs.launch import Site
 from penstock.jobs.orphans import orphans
@@ -97,6 +101,10 @@ def main(settings: Settings, spawner: Spawner, environ: Mapping[str, str]) -> in
     as_root = os.geteuid() == 0 and settings.simulate is None  # what never really runs needs no other user
     http.check_exposure(settings)
     priced = prices.load_both(settings.prices)  # what is wrong with it is told before anything is made
+    if settings.health_policy is not None:
+        from penstock.health import shipped  # noqa: PLC0415 - likewise; the shipped one is read when something is wrong
+
+        shipped.load(settings.health_policy)
     prepare(settings, as_root=as_root)
     lock = hold(settings.data_dir)
     try:
@@ -251,8 +259,10 @@ def build_house(
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     serving = late.serving = _serving(settings, room, reconciler, late)
     money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
+    health = _health(settings, reconciler)
     money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *_goodput(room, late))
-    above = (money, late.endpoints, (_training(reconciler, serving).samples, late.telemetry.samples))
+    money = (*money, *health_routes.endpoints(health))
+    above = (money, late.endpoints, (_training(reconciler, serving, health).samples, late.telemetry.samples))
     app = _application(settings, store, attached, reconciler, room, access, above)
     return House(
         settings, store, attached, loop, reconciler, room, leadership, access, app, rates, watch, late, simulation
@@ -283,7 +293,32 @@ def _goodput(room: Room, late: Later) -> Sequence[Endpoint]:
     return training_routes.endpoints(training)
 
 
-def _training(reconciler: JobReconciler, serving: Serving) -> TrainingWatch:
+def _health(settings: Settings, reconciler: JobReconciler) -> Health:
+    """What is wrong with nodes, and what is done about it: a part of the jobs' loop too."""
+    store, loop = reconciler.store, reconciler.loop
+
+    def restart(tx: Tx, attempt: str, since: float, words: str) -> bool:
+        job_id = running.again(tx, attempt, Reason.NodeDrained, words, lambda job: _reported(reconciler, job) > since)
+        if job_id is not None:
+            loop.enqueue("job", job_id)
+        return job_id is not None
+
+    fence, file = reconciler.fence, settings.health_policy
+    health = Health(
+        store, reconciler.engines, fence, running.on_nodes, lambda: loop.enqueue("health", "all"), file, restart
+    )
+    loop.reconcilers["health"] = health.reconcile
+    health.listen()
+    return health
+
+
+def _reported(reconciler: JobReconciler, job_id: str) -> float:
+    """When a job reported last. One that never did is nothing to judge by: it counts as getting on."""
+    at = (reconciler.progress.get(job_id) or {}).get("at")
+    return math.inf if at is None else parse_time(at)
+
+
+def _training(reconciler: JobReconciler, serving: Serving, health: Health) -> TrainingWatch:
     """A part of the jobs' loop, from its start on."""
     loop = reconciler.loop
     watch = TrainingWatch(
@@ -297,6 +332,7 @@ def _training(reconciler: JobReconciler, serving: Serving) -> TrainingWatch:
 
     def begin() -> None:
         loop.enqueue("training", "all")
+        health.wake()
         serving.begin()
 
     reconciler.on_start = begin

@@ -36,6 +36,7 @@ class Settings:
     gpu_idle_after: float = (
         1800.0  # --gpu-idle-after: GPUs that a job holds and that do nothing for so long are told of
     )
+    health_policy: str | None = None  # --health-policy: the site's health policy (YAML), over the shipped one
     gateway_host: str = "127.0.0.1"  # --gateway-host: where callers of inference services reach them
     otlp: tuple[str, int] | None = None  # --otlp: the OpenTelemetry collector that spans of requests are sent to
     gateway_port: int = 7071  # --gateway-port

@@ -25,7 +25,7 @@ _SIMULATED: dict[str, Callable[[str], Any]] = {
     "simulate_mtbf": parse_duration,
     "simulate_repair": parse_duration,
 }
-_FILES = ("tls_cert", "tls_key", "prices")
+_FILES = ("tls_cert", "tls_key", "prices", "health_policy")
 
 
 def _up(call: Invocation, arguments: Namespace) -> int:
@@ -134,6 +134,7 @@ def _up_arguments(parser: ArgumentParser) -> None:
     add("--allowed-host", action="append", metavar="NAME", help="a further name to answer to; may be repeated")
     add("--prices", metavar="FILE", help="the price file (YAML); default: the shipped one")
     add("--otlp", metavar="HOST:PORT", help="the OpenTelemetry collector that spans of served requests are sent to")
+    add("--health-policy", metavar="FILE", help="what is done about faults (YAML), over the shipped policy")
     add("--gpu-idle-after", metavar="TIME", help="tell of GPUs that are held and do nothing for so long (default 30m)")
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.reasons import Reason
 from penstock.jobs import faults, progression, submit
 from penstock.jobs.spec import JobSpec
-from penstock.jobs.state import Phase
+from penstock.jobs.state import ACTIVE, Phase
 from penstock.jobs.tables import attempts, jobs
 from penstock.jobs.view import Memory
 from penstock.store import events
@@ -90,6 +90,31 @@ def _made(row: Row[Any], memory: Memory) -> Running:
         row.restarts,
         memory.spec(row),
     )
+
+
+def on_nodes(conn: Connection, since: float) -> dict[str, list[str]]:
+    """By node, the attempts (``project/name#2``) that are there, or ended after ``since``."""
+    query = (
+        select(attempts.c.groups, attempts.c.number, jobs.c.project, jobs.c.name)
+        .join(jobs, jobs.c.id == attempts.c.job_id)
+        .where(or_(attempts.c.phase.in_(ACTIVE), attempts.c.ended_at > since))
+        .order_by(jobs.c.seq, attempts.c.number)
+    )
+    found: dict[str, list[str]] = {}
+    for row in conn.execute(query):
+        for group in json.loads(row.groups):
+            found.setdefault(group["node"], []).append(f"{row.project}/{row.name}#{row.number}")
+    return found
+
+
+def again(tx: Tx, attempt: str, reason: Reason, message: str, got_on: Callable[[str], bool]) -> str | None:
+    """Ask an attempt (``project/name#2``) to end and start again, unless its job ``got_on`` (by id). The job's id if it does."""
+    project, _, rest = attempt.partition("/")
+    name, _, number = rest.rpartition("#")
+    row = tx.conn.execute(select(jobs).where(jobs.c.project == project, jobs.c.name == name)).first()
+    if row is None or row.attempt != int(number) or got_on(row.id):
+        return None
+    return row.id if progression.evict(tx, row, reason, message) else None
 
 
 def lives(conn: Connection, one: Running, also: Sequence[Reason]) -> list[float]:

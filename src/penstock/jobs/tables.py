@@ -95,3 +95,4 @@ attempts = Table(
     Column("help", Text),  # what would let it start, while it waits in its engine's line
 )
 Index("attempts_by_phase", attempts.c.phase)
+Index("attempts_by_end", attempts.c.ended_at)  # who was on a node a moment ago

@@ -26,6 +26,7 @@ REVISIONS = (
     "0015",
     "0016",
     "0017",
+    "0018",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

@@ -22,7 +22,7 @@ from penstock.telemetry.push import Answer, Push, Row
 from penstock.telemetry.spec import Finding
 from penstock.tenancy.plan import decide
 
-Take = Callable[[str, Sequence[Finding]], Awaitable[None]]  # the node, and what is wrong with it
+Take = Callable[[Push, Sequence[Finding]], Awaitable[object]]  # a push, and its findings by the server's clock
 SKEW_S = 5.0  # clocks that differ by more are not believed: the server's counts
 LIVE_S = 60.0  # a node that was heard of so lately is heard of
 MOST_NODES = 20_000  # agents that are remembered; and misuses that were told
@@ -44,8 +44,8 @@ class Heard:
 
 @dataclass(slots=True)
 class Telemetry:
-    """``on_findings`` is called with each push's findings before the push is answered: what it raises, the agent is told, and it
-    sends them again. health/ adds itself.
+    """``on_findings`` is called with each push (its boot and its sources' problems count too) before it is answered: what it
+    raises, the agent is told, and it sends it again. health/ adds itself.
     """
 
     store: Store
@@ -77,11 +77,10 @@ class Telemetry:
             raise InvalidInput("the push's rows are not as long as its series")
         now = self.store.clock()
         offset = now - push.at if abs(now - push.at) > SKEW_S else 0.0
-        if push.findings:
-            moved = [_moved(finding, offset, now) for finding in push.findings]
-            for take in self.on_findings:
-                await take(push.node, moved)
-            self.findings += len(moved)
+        moved = [_moved(finding, offset, now) for finding in push.findings]
+        for take in self.on_findings:
+            await take(push, moved)
+        self.findings += len(moved)
         self._keep(push, offset, now)
         known.sequence, known.at, known.offset = push.sequence, now, offset
         known.boot_id, known.version, known.sources = push.boot_id, push.version, push.sources

@@ -1,0 +1,205 @@
+"""What others call: findings are taken in, acknowledged and ended, and the planner is woken. Light: the policy and the planner
+are loaded when there is something to decide.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sqlalchemy.engine import Connection
+
+from penstock.base.quantities import format_duration
+from penstock.base.reasons import Reason
+from penstock.base.text import one_line
+from penstock.engines.several import Engines
+from penstock.fleet import inventory
+from penstock.health import kept
+from penstock.health.state import Key
+from penstock.store.events import EventRow
+from penstock.store.store import Store, Tx
+from penstock.telemetry.spec import Finding
+
+if TYPE_CHECKING:
+    from penstock.health.reconcile import Reconciler
+
+log = logging.getLogger("penstock.health")
+CLOCK_S = 60.0  # how far a node's clock may be off
+LATE_S = 900.0  # what is told later than this has a time of its own no more
+TOLD_S = 60.0  # the same finding, told again by every push, is looked at so often
+MOST = 256  # findings of one call
+JUST_S = 30.0  # a job that ended so shortly before met it too
+_PROBLEM = 200  # characters
+_NEWS = frozenset({Reason.FindingRaised, Reason.FindingEnded})
+
+
+@dataclass(slots=True)
+class _Told:
+    count: int
+    severity: str
+    at: float
+    taken: float
+
+
+def _nobody(_tx: Tx, _job: str, _since: float, _words: str) -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class Health:
+    """Wired in server.py. ``jobs(conn, since)``: by node, the attempts that run there, or ended after ``since``
+    (``project/name#2``); ``restart(tx, attempt, since, words)``: that attempt is to start again, unless it has got on since; jobs/
+    knows both. ``policy``: the site's file.
+    """
+
+    store: Store
+    engines: Engines
+    fence: Callable[[Tx], int]
+    jobs: Callable[[Connection, float], Mapping[str, Sequence[str]]]
+    wake: Callable[[], None]
+    policy: str | None = None
+    restart: Callable[[Tx, str, float, str], bool] = _nobody
+    _told: dict[Key, _Told] = field(default_factory=dict)
+    _doubts: dict[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)  # by node: boot, and problems
+    _reconciler: Reconciler | None = None
+
+    async def take(
+        self,
+        findings: Sequence[Finding],
+        *,
+        node: str = "",
+        sources: Mapping[str, str] | None = None,
+        boot_id: str = "",
+        sent_at: float | None = None,
+    ) -> int:
+        """Findings of one node's agent (``node``, its sources with their problems, its boot and its clock), or of any program
+        that finds. The same again is the same finding. Returns how many said something new; those of nodes that there are not
+        are left out.
+        """
+        now = self.store.clock()
+        problems = _problems(sources or {}, sent_at, now)
+        known = self._doubts.get(node)
+        agent = (boot_id, problems) if node and (sources is not None or boot_id) else None
+        fresh = [one for one in findings[:MOST] if self._says_something(one, now)]
+        if not fresh and (agent is None or agent == known):
+            return 0
+        drift = 0.0 if sent_at is None else sent_at - now
+        new = await self.store.write(lambda tx: self._taken(tx, fresh, node, agent, drift))
+        if agent is not None:
+            self._doubts[node] = agent
+        for one in fresh:
+            if one.active:
+                self._told[one.key] = _Told(one.count, one.severity, one.at, now)
+            else:
+                self._told.pop(one.key, None)
+        if new or agent != known:
+            self.wake()
+        return new
+
+    def _says_something(self, one: Finding, now: float) -> bool:
+        """Every push tells again of what is so: most of it need not be looked up."""
+        told = self._told.get(one.key)
+        if told is None or not one.active:
+            return True
+        same = (told.count, told.severity) == (one.count, one.severity)
+        return not same or (one.at > told.at and now - told.taken >= TOLD_S)
+
+    def _taken(
+        self, tx: Tx, fresh: Sequence[Finding], node: str, agent: tuple[str, Mapping[str, str]] | None, drift: float
+    ) -> int:
+        there = {
+            row.name for row in inventory.some_nodes(tx.conn, {one.node for one in fresh} | ({node} if node else set()))
+        }
+        if agent is not None and node in there:
+            self._agent(tx, node, *agent)
+        jobs = self.jobs(tx.conn, tx.now - JUST_S) if any(one.active for one in fresh) else {}
+        new = 0
+        for one in fresh:
+            if one.node not in there:
+                log.warning(
+                    "a finding of %s, which is no node here: %s", one_line(one.node, 80), one_line(kept.told(one))
+                )
+            elif one.active:
+                late = max(0.0, tx.now + drift - one.at)  # by the clock that dated it
+                at = one.at if abs(tx.now - one.at) <= LATE_S and one.at <= tx.now else tx.now
+                new += kept.raised(tx, one, late_s=late, trusted_at=at, jobs=jobs.get(one.node, ()))
+            else:
+                new += kept.ended(tx, one.key, "it has ended", actor=one.source or "telemetry")
+        return new
+
+    def _agent(self, tx: Tx, node: str, boot_id: str, problems: Mapping[str, str]) -> None:
+        row = kept.watched_nodes(tx.conn).get(node)
+        if row is not None and boot_id and row.boot_id and row.boot_id != boot_id:
+            for one in kept.active_of(tx.conn, node):
+                kept.ended(tx, one.key, "the node was started anew", actor="system")
+                self._told.pop(one.key, None)
+        doubts = json.dumps(dict(problems), sort_keys=True)
+        if row is None or (row.boot_id, row.doubts) != (boot_id or row.boot_id, doubts):
+            kept.note_node(tx, node, boot_id=boot_id or (row.boot_id if row is not None else ""), doubts=doubts)
+
+    def listen(self) -> None:
+        """Findings that another server has taken in are decided of here, where this one leads."""
+
+        def heard(rows: Sequence[EventRow]) -> None:
+            if any(row.reason in _NEWS for row in rows):
+                self.wake()
+
+        self.store.listen(heard)
+
+    async def acknowledge(self, node: str, rule: str, code: str, device: str, *, actor: str) -> list[Key]:
+        """It is known, and nothing is to be done about it until it comes anew. Raises NotFound."""
+
+        def work(tx: Tx) -> list[Key]:
+            found = kept.matching(tx.conn, node, rule, code, device)
+            kept.acknowledge(tx, found, actor=actor)
+            return found
+
+        found = await self.store.write(work)
+        self.wake()
+        return found
+
+    async def clear(self, node: str, rule: str, code: str, device: str, *, actor: str, why: str) -> list[Key]:
+        """It is mended. Raises NotFound."""
+
+        def work(tx: Tx) -> list[Key]:
+            found = kept.matching(tx.conn, node, rule, code, device)
+            for key in found:
+                kept.ended(tx, key, why or "cleared", actor=actor)
+            return found
+
+        found = await self.store.write(work)
+        for key in found:
+            self._told.pop(key, None)
+        self.wake()
+        return found
+
+    async def checked(self, node: str) -> None:
+        """A check of the node has passed now."""
+        await self.store.write(lambda tx: kept.note_node(tx, node, checked_at=tx.now))
+        self.wake()
+
+    async def reconcile(self, _key: object) -> float | None:
+        """For the loop."""
+        if self._reconciler is None and not await self.store.read(kept.anything):
+            return None
+        return await self.reconciler().look()
+
+    def reconciler(self) -> Reconciler:
+        """Raises InvalidInput where the site's policy cannot be read (any more)."""
+        if self._reconciler is None:
+            from penstock.health.reconcile import Reconciler  # noqa: PLC0415 - a fleet that is well does without
+
+            self._reconciler = Reconciler(self)
+        return self._reconciler
+
+
+def _problems(sources: Mapping[str, str], sent_at: float | None, now: float) -> dict[str, str]:
+    """Those that have one; the clock's is under no name, since all that the node says is dated by it."""
+    found = {one_line(name, 80): one_line(text, _PROBLEM) for name, text in sources.items() if text}
+    if sent_at is not None and abs(sent_at - now) > CLOCK_S:
+        off = format_duration(round(abs(sent_at - now), -1))
+        found[""] = f"the node's clock is {off} {'ahead' if sent_at > now else 'behind'}"
+    return found

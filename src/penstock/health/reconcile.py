@@ -107,12 +107,12 @@ class Reconciler:
                     kept.ended(tx, one.key, "it has not come again", actor="system")
         rows = {row.name: row for row in inventory.all_nodes(tx.conn)}
         for name, mine_ in kept.outages_of(tx.conn, tx.now).items():
-            row = rows.get(name)
-            if row is not None and row.cordoned:
+            there = rows.get(name)
+            if there is not None and there.cordoned:
                 continue
-            who = "nobody: it is not there any more" if row is None else _opened_by(tx.conn, name)
+            who = "nobody: it is not there any more" if there is None else _opened_by(tx.conn, name)
             _end_outage(tx, name, who)
-            if row is not None:  # who lets it back in knows of what was found
+            if there is not None:  # who lets it back in knows of what was found
                 kept.acknowledge(tx, [key for each in mine_ for key in each.keys], actor=who)
         kept.forget(tx)
 

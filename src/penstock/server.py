@@ -259,7 +259,7 @@ def build_house(
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     serving = late.serving = _serving(settings, room, reconciler, late)
     money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
-    health = _health(settings, reconciler)
+    health = _health(settings, reconciler, late.telemetry)
     money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *_goodput(room, late))
     money = (*money, *health_routes.endpoints(health))
     above = (money, late.endpoints, (_training(reconciler, serving, health).samples, late.telemetry.samples))
@@ -293,7 +293,7 @@ def _goodput(room: Room, late: Later) -> Sequence[Endpoint]:
     return training_routes.endpoints(training)
 
 
-def _health(settings: Settings, reconciler: JobReconciler) -> Health:
+def _health(settings: Settings, reconciler: JobReconciler, telemetry: Telemetry) -> Health:
     """What is wrong with nodes, and what is done about it: a part of the jobs' loop too."""
     store, loop = reconciler.store, reconciler.loop
 
@@ -309,6 +309,7 @@ def _health(settings: Settings, reconciler: JobReconciler) -> Health:
     )
     loop.reconcilers["health"] = health.reconcile
     health.listen()
+    telemetry.on_findings.append(health.push)
     return health
 
 

@@ -131,8 +131,8 @@ class Rig:
     async def take(self, agent: Agent, *, named: bool = True) -> Answer:
         return await self.room.take(own(agent.node), agent.push(self.clock.now, named=named))
 
-    async def note(self, node: str, findings: Sequence[Finding]) -> None:
-        self.findings += [(node, one) for one in findings]
+    async def note(self, push: Push, findings: Sequence[Finding]) -> None:
+        self.findings += [(push.node, one) for one in findings]
 
 
 @asynccontextmanager

@@ -95,7 +95,7 @@ def test_findings_that_health_cannot_take_are_sent_again(tmp_path: Path) -> None
     async def test() -> None:
         async with rigged(tmp_path) as rig:
 
-            async def busy(_node: str, _findings: object) -> None:
+            async def busy(_push: object, _findings: object) -> None:
                 raise Unavailable("the database is away")
 
             rig.room.on_findings.append(busy)

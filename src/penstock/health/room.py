@@ -21,6 +21,7 @@ from penstock.health import kept
 from penstock.health.state import Key
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
+from penstock.telemetry.push import Push
 from penstock.telemetry.spec import Finding
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ class Health:
     _doubts: dict[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)  # by node: boot, and problems
     _reconciler: Reconciler | None = None
 
+    async def push(self, push: Push, findings: Sequence[Finding]) -> None:
+        """From an agent; its findings are dated by the server's clock."""
+        told = dict(push.sources)
+        await self.take(findings, node=push.node, sources=told, boot_id=push.boot_id, sent_at=push.at)
+
     async def take(
         self,
         findings: Sequence[Finding],
@@ -86,8 +92,7 @@ class Health:
         fresh = [one for one in findings[:MOST] if self._says_something(one, now)]
         if not fresh and (agent is None or agent == known):
             return 0
-        drift = 0.0 if sent_at is None else sent_at - now
-        new = await self.store.write(lambda tx: self._taken(tx, fresh, node, agent, drift))
+        new = await self.store.write(lambda tx: self._taken(tx, fresh, node, agent))
         if agent is not None:
             self._doubts[node] = agent
         for one in fresh:
@@ -107,9 +112,7 @@ class Health:
         same = (told.count, told.severity) == (one.count, one.severity)
         return not same or (one.at > told.at and now - told.taken >= TOLD_S)
 
-    def _taken(
-        self, tx: Tx, fresh: Sequence[Finding], node: str, agent: tuple[str, Mapping[str, str]] | None, drift: float
-    ) -> int:
+    def _taken(self, tx: Tx, fresh: Sequence[Finding], node: str, agent: tuple[str, Mapping[str, str]] | None) -> int:
         there = {
             row.name for row in inventory.some_nodes(tx.conn, {one.node for one in fresh} | ({node} if node else set()))
         }
@@ -123,7 +126,7 @@ class Health:
                     "a finding of %s, which is no node here: %s", one_line(one.node, 80), one_line(kept.told(one))
                 )
             elif one.active:
-                late = max(0.0, tx.now + drift - one.at)  # by the clock that dated it
+                late = max(0.0, tx.now - one.at)
                 at = one.at if abs(tx.now - one.at) <= LATE_S and one.at <= tx.now else tx.now
                 new += kept.raised(tx, one, late_s=late, trusted_at=at, jobs=jobs.get(one.node, ()))
             else:

@@ -235,21 +235,22 @@ def _mean(values: Sequence[float], *, whole: bool) -> float:
 
 def rates(counters: Sequence[Counters], begin: float, end: float) -> dict[str, float]:
     """By second of wall time, of what was counted from ``begin`` to ``end``: a counter that began anew loses one reading."""
-    ordered = sorted(counters, key=lambda reading: reading.at)
-    inside = [index for index, reading in enumerate(ordered) if begin <= reading.at <= end]
+    names = {name for reading in counters for name in reading.values}
+    found = {name: _rate(gauge(counters, name), begin, end) for name in sorted(names)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _rate(readings: Sequence[tuple[float, float]], begin: float, end: float) -> float | None:
+    inside = [index for index, (at, _) in enumerate(readings) if begin <= at <= end]
     if not inside:
-        return {}
-    chosen = ordered[
+        return None
+    chosen = readings[
         max(0, inside[0] - (len(inside) < 2)) : inside[-1] + 1
     ]  # one before is thinned, one after would be false
-    wall = chosen[-1].at - chosen[0].at if len(chosen) > 1 else 0.0
+    wall = chosen[-1][0] - chosen[0][0]
     if wall <= 0:
-        return {}
-    sums: dict[str, float] = {}
-    for old, new in itertools.pairwise(chosen):
-        for name in old.values.keys() & new.values.keys():
-            sums[name] = sums.get(name, 0.0) + max(0.0, new.values[name] - old.values[name])
-    return {name: total / wall for name, total in sums.items()}
+        return None
+    return sum(max(0.0, new - old) for (_, old), (_, new) in itertools.pairwise(chosen)) / wall
 
 
 def gauge(counters: Sequence[Counters], name: str) -> list[tuple[float, float]]:

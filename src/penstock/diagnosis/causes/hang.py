@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from penstock.diagnosis.causes.rule import Found, Proof, job, named, ranks, said
@@ -23,7 +24,8 @@ def hangs(features: Features) -> Iterator[Found]:
     hang = _hang(features)
     if hang is None:
         return
-    views = [view for view in features.ranks if view.rank in _blamed(features, hang)]
+    odd = _another(features)
+    views = [view for view in features.ranks if view.rank in (odd or _blamed(features, hang))]
     at = ranks(view.rank for view in views) or job(features)
     words = said(hang.message)
     if not views:
@@ -32,7 +34,7 @@ def hangs(features: Features) -> Iterator[Found]:
     stack = [f"rank {view.rank} is in {view.source.stack[0]}" for view in views if view.source.stack]
     stuck = [view for view in views if view.source.state == "D"]
     dumb = [view for view in views if view.source.state not in {"T", "t", "D", "gone", "Z"} and _silent(features, view)]
-    another = hang.facts.get("clue") == "another collective"
+    another = bool(odd) or hang.facts.get("clue") == "another collective"
     if stuck:
         words = (
             f"{named(v.rank for v in stuck)} is stuck in the kernel (state D), as who waits for a file server is",
@@ -50,7 +52,8 @@ def hangs(features: Features) -> Iterator[Found]:
         quiet = "its process is alive, and nothing in it gets on: its own counters are silent too"
         yield Found("gil_lock", Proof.FACT, 0.5, ranks(v.rank for v in dumb), said(quiet, *stack, *words))
     if another:
-        yield Found("collective_mismatch", Proof.FACT, 0.5, at, said(*words, *stack))
+        calls = f"{named(odd)} has called {_call(views[0].source)}, which the others have not" if odd else ""
+        yield Found("collective_mismatch", Proof.FACT, 0.5, at, said(calls, *words, *stack))
     yield Found(
         "collective_hang",
         Proof.FACT,
@@ -96,6 +99,32 @@ def waits(rank: Rank) -> bool:
         if name in _COLLECTIVES or (name == "wait" and any(file in f" ({place}" for file in _WAITED_IN)):
             return True
     return False
+
+
+def _call(rank: Rank) -> str:
+    """The collective that it has called, by torch's name; a backward pass waits for its gradients' all_reduce."""
+    for frame in rank.stack[:12]:
+        name, _, place = frame.partition(" (")
+        if "distributed_c10d.py" in place and name in _COLLECTIVES:
+            return name
+        if name == "_engine_run_backward":
+            return "all_reduce"
+    return ""
+
+
+def _another(features: Features) -> set[int]:
+    """Those few ranks that are in another collective than the others, where every rank is in one."""
+    calls = {view.rank: _call(view.source) for view in features.ranks}
+    counts = Counter(calls.values()).most_common()
+    if len(counts) < 2 or "" in calls.values():
+        return set()
+    if counts[0][1] == counts[1][1]:  # as many in one as in the other: the gradients' is the usual one
+        return (
+            {rank for rank, call in calls.items() if call != "all_reduce"}
+            if len(counts) == 2 and "all_reduce" in calls.values()
+            else set()
+        )
+    return {rank for rank, call in calls.items() if call != counts[0][0]}
 
 
 def _behind(features: Features, views: Sequence[View]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterator
 
 from penstock.diagnosis import thresholds as t
@@ -32,6 +33,27 @@ def slow_data(features: Features) -> Iterator[Found]:
         yield from _bound(features)
     elif late and len(late) * 2 <= len(features.ranks):
         yield from _late(features, late)
+    else:
+        yield from _in_turn(features)
+
+
+def _in_turn(features: Features) -> Iterator[Found]:
+    """Now this rank waits for data and now that one: what they share is slow."""
+    worst: dict[int, list[float]] = {}
+    for view in features.ranks:
+        for step in view.now.steps:
+            worst.setdefault(step.step, []).append(step.data or 0.0)
+    waits = sorted(max(row) for row in worst.values() if len(row) == len(features.ranks))
+    kept = waits[: max(1, int(len(waits) * (1 - t.OUTLIERS)) - 1)]
+    wait = statistics.fmean(kept) if kept else 0.0
+    mean = statistics.fmean(view.now.mean.get("total", 0.0) for view in features.ranks)
+    waiting = [view for view in features.ranks if view.now.share("data") >= t.LOST / 2]
+    if mean <= 0 or wait < t.DATA * mean or len(waiting) * 2 < len(features.ranks):
+        return
+    evidence = (
+        f"in a step the rank that waits longest for data waits {ms(wait)} of {ms(mean)}, and it is another one each time",
+    )
+    yield from io.told_apart(features, list(features.ranks), "data_loader_bound", by_lost(wait / mean), evidence)
 
 
 def _alike(views: list[View]) -> bool:

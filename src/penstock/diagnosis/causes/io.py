@@ -6,6 +6,7 @@ for blocks grows. A pipeline that is slow by itself shows none of these.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from penstock.diagnosis import thresholds as t
@@ -45,7 +46,8 @@ def _disk(views: Sequence[View]) -> tuple[str, ...]:
         if wait >= _DATA_SHARE * share and wait >= t.LOST:
             words.append(f"rank {view.rank} slept {pct(wait)} of the time for blocks from a disk")
     pressed = max(views, key=lambda view: view.now.rate.get("io_pressure_s", 0.0))
-    pressure, share = pressed.now.rate.get("io_pressure_s", 0.0), pressed.now.share("data")
+    pressure = pressed.now.rate.get("io_pressure_s", 0.0)
+    share = statistics.fmean(view.now.share("data") for view in views)
     grew = pressed.grew("io_pressure_s")
     if pressure >= t.IO_PRESSURE and pressure >= _DATA_SHARE * share and grew >= pressure / 2:
         words.append(

@@ -226,3 +226,27 @@ def test_replicas_that_do_a_third_of_what_the_curve_promises_are_found_out() -> 
         replicas = decision.replicas
     assert 5 <= replicas <= 10
     assert waits <= 5 * replicas
+
+
+def test_what_was_found_out_is_not_forgotten_with_the_looks_that_told_it() -> None:
+    """A curve that promises three times too much: nothing waits any more, and for two hours nothing may again."""
+    memory, replicas, waits, told = Memory(), 1, 0.0, []
+    for second in range(7200):
+        waits = max(5.0 * replicas, waits + 100 - 20 * replicas)
+        decision, memory = plan(CALM, CURVE, Seen(waits, 100, 1.0, replicas, replicas), memory, float(second))
+        told.append((replicas, waits))
+        replicas = decision.replicas
+    later = told[600:]
+    assert min(count for count, _ in later) >= 5
+    assert all(waiting <= 5 * count for count, waiting in later)
+
+
+def test_a_replica_that_does_better_again_is_believed() -> None:
+    memory = Memory(full=20.0)
+    for second in range(60):
+        decision, memory = plan(CALM, CURVE, Seen(90, 59, 1.0, 2, 2), memory, float(second))
+    assert memory.full == 29.5
+    for second in range(60, 200):
+        decision, memory = plan(CALM, CURVE, Seen(90, 116, 1.0, 2, 2), memory, float(second))
+    assert memory.full is None
+    assert decision.numbers["rate"] < 2.1

@@ -8,9 +8,11 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,39 @@ def test_a_request_wakes_a_service_that_has_no_replica(house: House) -> None:
     until(lambda: not status(house, "zero")["replicas"]["all"], "it has replicas still", 30)
     assert ask(house, "zero") == (200, "awake")
     services.delete("zero")
+
+
+SLOW = SERVER.replace("        body =", "        __import__('time').sleep(0.4)\n        body =")
+
+
+def test_an_autoscaler_asks_for_no_more_than_its_queue_has(house: House) -> None:
+    services = house.client.services
+    house.client.apply_queues(b"queues:\n- {name: narrow, quotas: {default: {cpus: 0.5}}}\n")
+    slow = [sys.executable, "-c", SLOW, "{port}", "slow"]
+    scaled = {"min": 1, "max": 9, "concurrency": 1, "up_after": "0s"}
+    services.create(
+        "narrow",
+        {**spec(house, autoscaling=scaled, queue="narrow"), "command": slow, "resources": {"cpus": 0.2}},
+    )
+    ready(house, "narrow", 1)
+    until(lambda: ask(house, "narrow")[0] == 200, "no answer")
+    with ThreadPoolExecutor(8) as callers:
+        ended = threading.Event()
+
+        def calls() -> None:
+            while not ended.is_set():
+                ask(house, "narrow")
+
+        for _ in range(8):
+            callers.submit(calls)
+        try:
+            until(lambda: status(house, "narrow")["replicas"] == {"wanted": 2, "ready": 2, "all": 2}, "not scaled", 30)
+            until(lambda: any("Bounded" in one["message"] for one in house.client.events.list(kind="InferenceService", name="narrow")), "the bound is not told")
+            assert status(house, "narrow")["replicas"]["all"] == 2
+        finally:
+            ended.set()
+    services.delete("narrow")
+    house.client.apply_queues(b"queues: []\n", force=True)
 
 
 def test_who_waits_for_a_replica_may_wait_longer_than_an_answer_may_take(house: House) -> None:

@@ -23,6 +23,7 @@ from penstock.serving.profile import UNKNOWN, Curve, Point
 from penstock.serving.spec import Autoscaling, Objective
 
 HOUR = 3600.0
+_FORGETS = 24 * HOUR  # within which what was found out of the curve fades to a third: about once a day its promise is tried again
 _BUCKETS = 60  # of the time that stabilisation looks back
 
 
@@ -47,11 +48,13 @@ class Tuning:
 
     steady: float = 60.0  # seconds that load is averaged over, at least; what is averaged over less is a burst
     starts: float = 4.0  # times the cold start, at least: a shorter burst is over before a replica for it is ready
-    quick: float = 6.0  # and for panic
+    lag: float = 0.5  # of that time: so much later a mean tells that load fell, and so much less it is waited then
+    quick: float = 6.0  # and for panic, at least
+    swift: float = 0.25  # times the cold start, at least: what is over sooner helps nobody whom a new replica would
     panic: float = 2.0  # times what is ready
     headroom: float = 0.15  # above the mean load
-    ahead: float = 2.0  # times the cold start: the load of so long is what comes while a replica starts
-    horizon: float = 30.0  # seconds in which what waits shall be cleared, or in one cold start where that is shorter
+    ahead: float = 3.0  # times the cold start: the load of so long is what comes while a replica starts
+    horizon: float = 60.0  # seconds in which what waits shall be cleared, or in one cold start where that is shorter
     guard: float = 0.8  # of the objective: nothing goes down above
     samples: float = 20.0  # answers, for a P95 to be believed
     correct: float = 1.1  # the need is told so many times larger when the curve promised too much
@@ -97,12 +100,14 @@ class Memory:
 
     looks: tuple[Look, ...] = ()
     peaks: tuple[tuple[float, float], ...] = ()  # (begin of a bucket, the largest need in it)
+    began_at: float | None = None
     busy_at: float | None = None
     up_at: float | None = None
     above_since: float | None = None
     panic_at: float | None = None
     guard_at: float | None = None
     correction: float = 1.0
+    full: float | None = None  # answers a second of a replica at full work, where that was less than promised
     direction: int = 0
     turns: tuple[float, ...] = ()
 
@@ -112,11 +117,12 @@ class Memory:
             "peaks": [list(peak) for peak in self.peaks],
             "turns": list(self.turns),
             "correction": self.correction,
+            "full": self.full,
             "direction": self.direction,
         } | {name: getattr(self, name) for name in _TIMES}
 
 
-_TIMES = ("busy_at", "up_at", "above_since", "panic_at", "guard_at")
+_TIMES = ("began_at", "busy_at", "up_at", "above_since", "panic_at", "guard_at")
 
 
 def memory_of(body: Mapping[str, Any]) -> Memory:
@@ -127,6 +133,7 @@ def memory_of(body: Mapping[str, Any]) -> Memory:
         peaks=tuple((at, need) for at, need in body.get("peaks", ())),
         turns=tuple(body.get("turns", ())),
         correction=body.get("correction", 1.0),
+        full=body.get("full"),
         direction=body.get("direction", 0),
         **times,
     )
@@ -158,9 +165,12 @@ def plan(
     config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, now: float, tuning: Tuning = TUNING
 ) -> tuple[Decision, Memory]:
     """Total and deterministic. More load never gives fewer replicas."""
-    memory = _remembered(seen, memory, now, max(tuning.steady, tuning.starts * curve.cold_start))
+    window = max(tuning.steady, tuning.starts * curve.cold_start)
+    memory = _remembered(seen, memory, now, window)
+    if curve.points:
+        memory = replace(memory, full=_at_full_work(memory, working_point(config, curve), tuning))
     need = _need(config, curve, seen, memory, tuning)
-    memory = _peaked(memory, need.now, now, config.down_after)
+    memory = _peaked(memory, need.now, now, config.down_after - tuning.lag * window, window)
     wish, why, memory = _wish(config, curve, seen, need, memory, now, tuning)
     high = config.max if seen.most is None else max(0, min(config.max, seen.most))
     low = min(config.min, high)
@@ -206,8 +216,10 @@ def _remembered(seen: Seen, memory: Memory, now: float, window: float) -> Memory
         memory,
         looks=tuple(looks),
         turns=tuple(at for at in memory.turns if now - HOUR < at <= now),
+        began_at=now if memory.began_at is None else memory.began_at,
         busy_at=now if busy else memory.busy_at,
-        correction=1 + (memory.correction - 1) * math.exp(-seconds / HOUR),
+        correction=1 + (memory.correction - 1) * math.exp(-seconds / _FORGETS),
+        full=None if memory.full is None else memory.full * math.exp(seconds / _FORGETS),
     )
 
 
@@ -222,9 +234,9 @@ def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning:
     point = working_point(config, curve)
     now = memory.looks[-1].at
     rate, _ = _means(memory.looks, -math.inf, tuning.steady)
-    quick_rate, quick_active = _means(memory.looks, now - tuning.quick)
+    quick_rate, quick_active = _means(memory.looks, now - max(tuning.quick, tuning.swift * curve.cold_start))
     answers = point.throughput / memory.correction if curve.points else 0.0  # 0: nobody knows
-    answers = min(answers, _at_full_work(memory.looks, point.concurrency, answers, tuning))
+    answers = min(answers, memory.full if memory.full is not None else answers)
     held = quick_active / point.concurrency
     if answers:
         by_rate = rate / answers
@@ -250,18 +262,22 @@ def _need(config: Autoscaling, curve: Curve, seen: Seen, memory: Memory, tuning:
     )
 
 
-def _at_full_work(looks: tuple[Look, ...], concurrency: float, promised: float, tuning: Tuning) -> float:
+def _at_full_work(memory: Memory, point: Point, tuning: Tuning) -> float | None:
     """Answers a second of a replica that had all it may have, where it had for long enough: what it really does, should that
-    be much less than was promised. The look that is decided on does not count.
+    be much less than was promised; None where it keeps its promise. Where none works so now, what was found before: a curve
+    that promises too much shall not take replicas away as soon as those looks are over. The look that is decided on does not count.
     """
-    seconds = ended = 0.0
-    for before, look in pairwise(looks[:-1]):
+    promised, seconds, ended = point.throughput / memory.correction, 0.0, 0.0
+    for before, look in pairwise(memory.looks[:-1]):
         was, now = before.active / before.seconds, look.active / look.seconds
-        if min(was - concurrency * before.ready / before.seconds, now - concurrency * look.ready / look.seconds) > 0:
+        many = point.concurrency
+        if min(was - many * before.ready / before.seconds, now - many * look.ready / look.seconds) > 0:
             seconds += look.ready
             ended += look.arrived - (now - was)
-    if seconds < tuning.full or ended > tuning.believes * promised * seconds:
-        return promised
+    if seconds < tuning.full:
+        return memory.full
+    if ended > tuning.believes * promised * seconds:
+        return None
     return max(ended / seconds, promised * tuning.least)
 
 
@@ -284,10 +300,15 @@ def _worst(config: Autoscaling, seen: Seen, tuning: Tuning) -> float:
     return max((took / limit for took, limit in pairs if took is not None and limit is not None), default=0.0)
 
 
-def _peaked(memory: Memory, need: float, now: float, window: float) -> Memory:
-    width = max(window / _BUCKETS, 1.0)
+def _peaked(memory: Memory, need: float, now: float, lasts: float, window: float) -> Memory:
+    """A mean over ``window`` tells of a load that fell half of that later, and so much less is waited. Once the first window is
+    full its own mean says what parts of it had guessed.
+    """
+    width = max(lasts / _BUCKETS, 1.0)
     begin = math.floor(now / width) * width
-    peaks = [peak for peak in memory.peaks if now - window - width < peak[0] < begin]
+    full = (memory.began_at or 0.0) + window
+    since = max(now - lasts - width, full - width if now >= full else 0.0)
+    peaks = [peak for peak in memory.peaks if since < peak[0] < begin]
     same = next((value for at, value in memory.peaks if at == begin), 0.0)
     return replace(memory, peaks=(*peaks, (begin, max(same, need))))
 

@@ -182,13 +182,20 @@ def learned(curve: Curve, looks: Iterable[Point]) -> Curve:
         known = points.get(step)
         points[step] = good if known is None else _blended(known, good)
     ordered = [points[step] for step in sorted(points)]
-    rates = _rising([point.throughput for point in ordered])
-    times = _rising([point.p95 or 0.0 for point in ordered])
+    columns = zip(
+        _rising([point.throughput for point in ordered]),
+        *(_rising([value or 0.0 for value in times]) for times in zip(*map(_times, ordered), strict=True)),
+        strict=True,
+    )
     told = (
-        replace(point, throughput=rate, p95=took or None)
-        for point, rate, took in zip(ordered, rates, times, strict=True)
+        Point(point.concurrency, rate, *(took or None for took in times))
+        for point, (rate, *times) in zip(ordered, columns, strict=True)
     )
     return Curve(tuple(told), curve.cold_start, "learned" if points else "assumed")
+
+
+def _times(point: Point) -> tuple[float | None, float | None, float | None]:
+    return point.p95, point.ttft, point.tpot
 
 
 def _rising(values: Sequence[float]) -> list[float]:

@@ -173,7 +173,9 @@ class ServiceReconciler:
         self._ids[held.row.project, held.row.name] = service_id
         held = self._observe(tx, held)
         if held.spec.autoscaling is not None and held.row.deleted_at is None:
-            held = scaling.scale(tx, held, self.traffic, self._allowed.get(service_id, (0.0, None))[1])
+            held = scaling.scale(
+                tx, held, self.traffic, self.room.progress, self._allowed.get(service_id, (0.0, None))[1]
+            )
         wants = rolling.wants(tx, held, self.traffic, self.room.progress)
         held = versions.held(tx.conn, service_id) or held  # a rollout that ended has changed roles
         snapshot = plan.Snapshot(

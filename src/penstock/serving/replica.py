@@ -24,6 +24,7 @@ from pathlib import Path
 
 from penstock.engines.local.kernel import die_with
 from penstock.serving import formats
+from penstock.serving.recent import Recent
 from penstock.serving.runtimes.known import default_for, runtime
 from penstock.serving.runtimes.spec import Format, Launch, Load, Model, Ports, Request, Runtime
 from penstock.serving.told import PHASES, Told
@@ -74,6 +75,7 @@ class Replica:
         self.stages: dict[str, float] = {"queued": max(0.0, _BEGAN - told.submitted_at)} if told.submitted_at else {}
         self.process: subprocess.Popen[bytes] | None = None
         self.failed = ""  # why the thread gave up
+        self._recent = {"ttft": Recent(), "tpot": Recent()}
         self._began = time.monotonic()
         self._reported_at = 0.0
 
@@ -160,10 +162,20 @@ class Replica:
             "metrics_port": self.ports.metrics,
             **{f"{stage}_s": round(seconds, 4) for stage, seconds in self.stages.items()},
             **_figures(load),
+            **self._of_tokens(load, now),
         }
         if self.process is not None:
             metrics["memory_bytes"] = _memory(self.process.pid)
         report(**metrics)
+
+    def _of_tokens(self, load: Load, now: float) -> dict[str, float]:
+        """P95 of the last minute, and of how many, where the runtime counts them."""
+        told = {}
+        for name, total in (("ttft", load.ttft), ("tpot", load.tpot)):
+            found = self._recent[name].take(now, total) if total.bounds else None
+            if found is not None:
+                told |= {f"{name}_p95": found[0], f"{name}_samples": found[1]}
+        return told
 
     def _drain(self, process: subprocess.Popen[bytes]) -> int:
         """Until the gateway has let go of its connections, or the time is over; then the runtime is told to end."""

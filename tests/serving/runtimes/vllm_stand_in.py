@@ -1,7 +1,7 @@
 """A program that answers as vLLM does: vllm_replies.json has its replies, written down from the source of the release it names
 (its build for processors needs AVX-512, so that no other machine can record one).
 
-A prompt ``slow`` takes a second, as many tokens do. SIGTERM: it answers what it has begun and ends, as vLLM does when it is
+A prompt ``slow`` takes a second, as many tokens do; ``late`` is one whose first token is counted as having taken two. SIGTERM: it answers what it has begun and ends, as vLLM does when it is
 told to wait (`--shutdown-timeout`).
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 REPLIES: dict[str, Any] = json.loads((Path(__file__).with_name("vllm_replies.json")).read_text())
 LOADING_S = 0.5
+FIRST_TOKENS: list[float] = []
 
 
 class Replies(http.server.BaseHTTPRequestHandler):
@@ -30,6 +31,7 @@ class Replies(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if asked.get("prompt") == "slow":
             time.sleep(1.0)
+        FIRST_TOKENS.append(2.0 if asked.get("prompt") == "late" else 0.04)
         self._answer(self.path, asked)
 
     def _answer(self, path: str, asked: dict[str, Any] | None) -> None:
@@ -37,6 +39,8 @@ class Replies(http.server.BaseHTTPRequestHandler):
             path = "unknown-model"
         found = REPLIES["replies"].get(path, REPLIES["replies"]["unknown-path"])
         body = found["body"].replace(REPLIES["model"], NAME).encode()
+        if path == "/metrics":
+            body += times().encode()
         self.send_response(found["status"])
         self.send_header("content-type", found["type"])
         self.send_header("content-length", str(len(body)))
@@ -45,6 +49,15 @@ class Replies(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def times() -> str:
+    """The histogram of first tokens, in some of its buckets."""
+    labels = f'engine="0",model_name="{NAME}"'
+    bounds = (0.02, 0.06, 0.25, 1.0, 2.5, float("inf"))
+    counts = ((bound, sum(took <= bound for took in FIRST_TOKENS)) for bound in bounds)
+    name = "vllm:time_to_first_token_seconds_bucket"
+    return "".join(f'{name}{{{labels},le="{str(bound).replace("inf", "+Inf")}"}} {count}.0\n' for bound, count in counts)
 
 
 def option(name: str) -> str:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import ClassVar, Literal, Protocol
 
 from penstock.base.errors import Problem
+from penstock.serving.state import Histogram
 
 COLLECTOR = (
     "OTEL_EXPORTER_OTLP_ENDPOINT"  # OpenTelemetry's own word, in Options.env: where a runtime may send its spans
@@ -100,6 +101,8 @@ class Load:
     queue_s: float | None = None  # summed seconds that requests waited
     compute_s: float | None = None  # summed seconds that the model ran
     memory_used: float | None = None  # share of the cache in use (vLLM's KV cache), 0 to 1
+    ttft: Histogram = Histogram()  # seconds to the first token, of all requests since it began
+    tpot: Histogram = Histogram()  # and for each further one
 
 
 class Runtime(Protocol):

@@ -5,15 +5,23 @@ Names of its metrics: vLLM's documentation, "Production Metrics"; those of the c
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import ClassVar
 
 from penstock.base.errors import Problem
 from penstock.serving.runtimes.spec import Format, Launch, Load, Model, Options, Ports, Request, Speaks
+from penstock.serving.state import Histogram
 
 _LINE = re.compile(r"^vllm:(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_BUCKET = re.compile(r'^vllm:(\w+)_bucket\{(?:[^}]*,)?le="([^"]+)"[^}]*\} (\S+)$', re.MULTILINE)
+_TTFT = ("time_to_first_token_seconds",)
+_TPOT = (  # of a request's mean where it is told, else of each token
+    "request_time_per_output_token_seconds", "inter_token_latency_seconds", "time_per_output_token_seconds",
+)  # fmt: skip
 
 
 class Vllm:
@@ -78,4 +86,22 @@ class Vllm:
             queue_s=found.get("request_queue_time_seconds_sum"),
             compute_s=found.get("request_inference_time_seconds_sum"),
             memory_used=found.get("kv_cache_usage_perc", found.get("gpu_cache_usage_perc")),
+            ttft=_histogram(page, _TTFT),
+            tpot=_histogram(page, _TPOT),
         )
+
+
+def _histogram(page: str, names: tuple[str, ...]) -> Histogram:
+    """Of the first of these that the page has, all of its engines together."""
+    found: dict[str, dict[float, float]] = {}
+    for name, bound, count in _BUCKET.findall(page):
+        if name in names:
+            buckets = found.setdefault(name, {})
+            with contextlib.suppress(ValueError):
+                upto = float(count)
+                buckets[float(bound)] = buckets.get(float(bound), 0.0) + (upto if math.isfinite(upto) else 0.0)
+    totals = next((found[name] for name in names if found.get(name)), {})
+    bounds = sorted(bound for bound in totals if bound < math.inf)
+    totalled = [totals[bound] for bound in (*bounds, *(bound for bound in totals if bound == math.inf))]
+    counts = tuple(max(0.0, now - before) for before, now in zip([0.0, *totalled], totalled, strict=False))
+    return Histogram(tuple(bounds), counts if len(counts) > len(bounds) else (*counts, 0.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from penstock.serving.recent import Recent
@@ -19,15 +21,15 @@ def _total(*counts: float) -> Histogram:
 def test_what_was_there_before_is_not_of_the_last_minute_and_what_is_older_leaves_it() -> None:
     recent = Recent()
     assert recent.take(0.0, _total(0, 0, 7, 0)) is None
-    assert recent.take(30.0, _total(20, 0, 7, 0)) == (pytest.approx(0.095), 20)
-    assert recent.take(60.0, _total(20, 20, 7, 0)) == (pytest.approx(0.91), 40)
-    assert recent.take(91.0, _total(20, 30, 7, 0)) == (pytest.approx(0.955), 10)
+    assert recent.take(30.0, _total(20, 0, 7, 0)) == pytest.approx((0.095, 20))
+    assert recent.take(60.0, _total(20, 20, 7, 0)) == pytest.approx((0.91, 40))
+    assert recent.take(91.0, _total(20, 30, 7, 0)) == pytest.approx((0.955, 10))
 
 
 def test_a_runtime_that_began_anew_is_counted_from_its_beginning() -> None:
     recent = Recent()
     recent.take(0.0, _total(50, 0, 0, 0))
-    assert recent.take(1.0, _total(0, 4, 0, 0)) == (pytest.approx(0.955), 4)
+    assert recent.take(1.0, _total(0, 4, 0, 0)) == pytest.approx((0.955, 4))
 
 
 def test_a_page_with_two_engines_and_the_older_name() -> None:
@@ -44,7 +46,7 @@ def test_a_page_with_two_engines_and_the_older_name() -> None:
 
 
 def test_replicas_count_as_much_as_they_answered() -> None:
-    reports = [
+    reports: list[dict[str, Any]] = [
         {"ttft_p95": 1.0, "ttft_samples": 30.0},
         {"ttft_p95": 3.0, "ttft_samples": 10.0},
         {},

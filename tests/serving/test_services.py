@@ -259,7 +259,13 @@ def test_an_autoscaler_asks_for_no_more_than_its_queue_has(house: House) -> None
             callers.submit(calls)
         try:
             until(lambda: status(house, "narrow")["replicas"] == {"wanted": 2, "ready": 2, "all": 2}, "not scaled", 30)
-            until(lambda: any("Bounded" in one["message"] for one in house.client.events.list(kind="InferenceService", name="narrow")), "the bound is not told")
+            until(
+                lambda: any(
+                    "Bounded" in one["message"]
+                    for one in house.client.events.list(kind="InferenceService", name="narrow")
+                ),
+                "the bound is not told",
+            )
             assert status(house, "narrow")["replicas"]["all"] == 2
         finally:
             ended.set()

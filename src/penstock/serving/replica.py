@@ -170,7 +170,7 @@ class Replica:
 
     def _of_tokens(self, load: Load, now: float) -> dict[str, float]:
         """P95 of the last minute, and of how many, where the runtime counts them."""
-        told = {}
+        told: dict[str, float] = {}
         for name, total in (("ttft", load.ttft), ("tpot", load.tpot)):
             found = self._recent[name].take(now, total) if total.bounds else None
             if found is not None:

@@ -45,7 +45,9 @@ def scale(tx: Tx, held: Held, traffic: Traffic, progress: Reports, most: int | N
     curve = _curve(held, kept, load, seen)
     memory = autoscaling.memory_of(kept.get("memory", {}))
     stable = held.stable.number if held.stable is not None else None
-    if kept.get("version", stable) != stable:  # another model: what was found out of the last one's curve is not its own
+    if (
+        kept.get("version", stable) != stable
+    ):  # another model: what was found out of the last one's curve is not its own
         memory = replace(memory, full=None, correction=1.0)
     decided, memory = autoscaling.plan(config, curve, seen, memory, tx.now)
     replicas = max(decided.replicas, config.min)

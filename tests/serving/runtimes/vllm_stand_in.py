@@ -57,7 +57,9 @@ def times() -> str:
     bounds = (0.02, 0.06, 0.25, 1.0, 2.5, float("inf"))
     counts = ((bound, sum(took <= bound for took in FIRST_TOKENS)) for bound in bounds)
     name = "vllm:time_to_first_token_seconds_bucket"
-    return "".join(f'{name}{{{labels},le="{str(bound).replace("inf", "+Inf")}"}} {count}.0\n' for bound, count in counts)
+    return "".join(
+        f'{name}{{{labels},le="{str(bound).replace("inf", "+Inf")}"}} {count}.0\n' for bound, count in counts
+    )
 
 
 def option(name: str) -> str:

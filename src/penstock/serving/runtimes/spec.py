@@ -101,8 +101,8 @@ class Load:
     queue_s: float | None = None  # summed seconds that requests waited
     compute_s: float | None = None  # summed seconds that the model ran
     memory_used: float | None = None  # share of the cache in use (vLLM's KV cache), 0 to 1
-    ttft: Histogram = Histogram()  # seconds to the first token, of all requests since it began
-    tpot: Histogram = Histogram()  # and for each further one
+    ttft: Histogram = field(default_factory=Histogram)  # seconds to the first token, of all requests since it began
+    tpot: Histogram = field(default_factory=Histogram)  # and for each further one
 
 
 class Runtime(Protocol):

@@ -33,7 +33,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "serving_rollout",
         "serving_rollout_live",
     ),
-    "F": ("telemetry_ingest",),
+    "F": ("watch", "telemetry_ingest",),
 }
 
 

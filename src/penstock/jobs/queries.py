@@ -27,8 +27,10 @@ from penstock.scheduling.cycle import Scheduler
 from penstock.scheduling.explain import IN_LINE
 from penstock.scheduling.pool import Pool
 from penstock.scheduling.state import NodeState, Wait
+from penstock.store import events
 
 NODES_SHOWN = 5  # as evidence
+_TOLD = 40  # findings of an attempt that are looked through, the newest
 AnyRow = Row[Any] | SimpleNamespace  # a job's row, read or just written
 _GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}
 
@@ -364,18 +366,36 @@ def why(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> dic
 
 
 def _why_running(conn: Connection, row: Row[Any], now: float, memory: view.Memory) -> tuple[list[str], list[str]]:
-    """GPUs that it holds and leaves idle, and what its queue makes of that."""
+    """What was found of it and has not ended; GPUs that it holds and leaves idle, and what its queue makes of that."""
+    slow = _slow(conn, row)
+    diagnose = [f"`penstock diagnose {row.name}` looks for the cause"] if slow else []
     playing = in_play(conn, [row]).get(row.id)
     found = playing.idle(now) if playing is not None else None
     if found is None:
-        return [], []
+        return slow, diagnose
     setup = live.current(conn)
     queue = setup.queues.get(view.queue_of(setup, memory.spec(row), row.project))
     helps = [f"look whether it hangs (`penstock logs {row.name}`); end it, or ask for fewer GPUs"]
     if queue is not None and queue.reclaim_after_s is not None:
         patience = format_duration(queue.reclaim_after_s)
         helps.append(f"queue {queue.name} lets others have them once all have been idle for {patience}")
-    return [found[0]], helps
+    return [*slow, found[0]], [*diagnose, *helps]
+
+
+def _slow(conn: Connection, row: Row[Any]) -> list[str]:
+    """That its steps have become longer, that a rank holds the others up: what was told, and has not ended."""
+    ends = {Reason.SlowdownEnded: Reason.SlowedDown, Reason.StragglingEnded: Reason.Straggling}
+    told = events.page(
+        conn, kind="Job", subject_id=row.id, reason=[*ends, *ends.values()], limit=_TOLD, newest_first=True
+    )
+    stands: dict[tuple[str, Any], str] = {}
+    for event in reversed(told):
+        if event.data.get("attempt") == row.attempt:
+            key = (ends.get(Reason(event.reason), Reason(event.reason)), event.data.get("rank"))
+            stands.pop(key, None)
+            if event.reason not in ends:
+                stands[key] = event.message
+    return list(stands.values())
 
 
 def _why_queued(conn: Connection, row: Row[Any], now: float) -> tuple[list[str], list[str]]:

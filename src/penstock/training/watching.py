@@ -27,6 +27,7 @@ from penstock.training import culprit, findings, plan, sampling, stacks, straggl
 from penstock.training.plan import Answer, Means, Policy, Verdict
 from penstock.training.sampling import Sampled, Sampler
 from penstock.training.state import Clue, Evidence, Point
+from penstock.training.slowdown import Slow, Track
 from penstock.training.straggler import Straggler
 from penstock.training.waiting import Awaited
 
@@ -58,6 +59,8 @@ class Watched:
     told_at: float | None = None  # its hang was told of, and nothing more is done about it
     compare_at: float = 0.0  # its ranks' own work, with each other's
     slow: frozenset[int] = frozenset()  # ranks that straggle
+    pace: Track = field(default_factory=Track)
+    slowed: Slow | None = None  # as it was told
     sampled: Sampled = field(default_factory=lambda: Sampled(math.inf))
 
 
@@ -97,6 +100,7 @@ class TrainingWatch:
             watched = self.watched.get(key) or self._meet(one, now)
             watched.one = one
             newest = self._reported(one)
+            await self._paced(watched, newest)
             if newest > watched.sign:
                 watched.sign, watched.due, watched.again_s = newest, newest + watched.limit_s, AGAIN_S
                 if watched.told_at is not None:
@@ -135,6 +139,22 @@ class TrainingWatch:
             log.warning("a look at job %s failed: %s", key[0], error, exc_info=error)
             if (watched := self.watched.get(key)) is not None:
                 self._later(watched)
+
+    # -- steps that take longer than before
+
+    async def _paced(self, watched: Watched, at: float) -> None:
+        one = watched.one
+        step = (self.progress.get(one.job_id) or {}).get("step")
+        if step is None or (watched.pace.last is not None and at == watched.pace.last[0]):
+            return
+        slow = watched.pace.add(at, step)
+        if (slow is None) == (watched.slowed is None):
+            return
+        watched.slowed = slow
+        reason = Reason.SlowdownEnded if slow is None else Reason.SlowedDown
+        words = "its steps take as long as before" if slow is None else slow.words()
+        data = {} if slow is None else slow.data()
+        await self.store.write(lambda tx: self._tell(tx, one, reason, words, data, stands=True))
 
     # -- who is slower than the others
 

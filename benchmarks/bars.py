@@ -33,7 +33,10 @@ PARTS: dict[str, tuple[str, ...]] = {
         "serving_rollout",
         "serving_rollout_live",
     ),
-    "F": ("watch", "telemetry_ingest",),
+    "F": (
+        "watch",
+        "telemetry_ingest",
+    ),
 }
 
 

@@ -147,7 +147,9 @@ class Track:
             return None  # it may be about to be so throughout
         if longer and past.long is not None and _mean(_but_longest(longer)) > max(MEAN_SLOWER * past.mean, past.long):
             first = longer[0]
-            return Slow(first.step - first.steps, first.at - first.pace * first.steps, past.mean, _mean(longer), uneven=True)
+            return Slow(
+                first.step - first.steps, first.at - first.pace * first.steps, past.mean, _mean(longer), uneven=True
+            )
         return None
 
     def _told(self, newest: Sequence[Sample], baseline: float) -> Slow:

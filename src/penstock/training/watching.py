@@ -26,8 +26,8 @@ from penstock.store.store import Store, Tx
 from penstock.training import culprit, findings, plan, sampling, stacks, straggler, waiting
 from penstock.training.plan import Answer, Means, Policy, Verdict
 from penstock.training.sampling import Sampled, Sampler
-from penstock.training.state import Clue, Evidence, Point
 from penstock.training.slowdown import Slow, Track
+from penstock.training.state import Clue, Evidence, Point
 from penstock.training.straggler import Straggler
 from penstock.training.waiting import Awaited
 

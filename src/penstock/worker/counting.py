@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
+import stat
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from typing import Final
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _CGROUPS: Final = "/sys/fs/cgroup"
+_SOCKETS: Final = 512
 _UNSYNC: Final = 0x40  # STA_UNSYNC of adjtimex(2)
 _NANO: Final = 0x2000  # STA_NANO
 _BLKIO: Final = 39  # delayacct_blkio_ticks of proc_pid_stat(5), after the name
@@ -44,7 +49,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._pages = Pages()
-        self._throttles = list(_throttles())
+        self._groups, self._throttles, self._throttled_before = "", list[_Throttle](), 0.0
         self._main = f"/proc/self/task/{os.getpid()}/schedstat"  # of the main thread, also after a fork
         self._readers: list[Callable[[], dict[str, float]]] = [
             self._usage, self._schedstat, self._throttled, self._stat, self._statm, self._io, self._pressure, self._network,
@@ -76,9 +81,20 @@ class Counts:
         return {"run_delay_s": int(self._pages.text(self._main).split()[1]) / 1e9}
 
     def _throttled(self) -> dict[str, float]:
-        if not self._throttles:
-            return {}
-        return {"throttled_s": max(self._throttle(*one) for one in self._throttles)}
+        """Of the group that was throttled most since it was first read; a process may be moved to another one meanwhile."""
+        groups = self._pages.text("/proc/self/cgroup")
+        if groups != self._groups:
+            self._throttled_before += self._most_throttled()
+            self._throttles = [(one, self._throttle(*one)) for one in _throttles(groups)]
+            self._groups = groups
+        return {"throttled_s": self._throttled_before + self._most_throttled()} if self._throttles else {}
+
+    def _most_throttled(self) -> float:
+        found = 0.0
+        for one, first in self._throttles:
+            with contextlib.suppress(OSError):  # a group that is gone
+                found = max(found, self._throttle(*one) - first)
+        return found
 
     def _throttle(self, path: str, word: str, unit: float) -> float:
         for line in self._pages.text(path).splitlines():
@@ -119,29 +135,43 @@ class Counts:
         return {"net_rx_bytes": received, "net_tx_bytes": sent}
 
     def _files(self) -> dict[str, float]:
-        return {"open_files": len(os.listdir("/proc/self/fd")) - 1}
+        """Open files; and what its sockets have to send that is not acknowledged yet, of the first of them."""
+        numbers = os.listdir("/proc/self/fd")
+        waiting = sum(_unsent(int(number)) for number in numbers[:_SOCKETS])
+        return {"open_files": len(numbers) - 1, "send_queue_bytes": waiting}
 
     def _kills(self) -> dict[str, float]:
         found = self._pages.text("/proc/vmstat").rpartition("\noom_kill ")[2]
         return {"oom_kills": int(found.split("\n", 1)[0])}
 
 
-def _throttles() -> Iterator[tuple[str, str, float]]:
+def _unsent(fd: int) -> int:
+    """Of a socket: SIOCOUTQ of tcp(7). 0 of everything else."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return 0
+        return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+    except OSError:  # no stream, or closed meanwhile
+        return 0
+
+
+_Stat = tuple[str, str, float]  # a file, the word in it, its unit
+_Throttle = tuple[_Stat, float]  # with what it said first
+
+
+def _throttles(groups: str) -> Iterator[_Stat]:
     """``cpu.stat`` of this process's cgroup and those above it: a limit may be set on any of them."""
-    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
-        for line in file:
-            _, kinds, path = line.rstrip("\n").split(":", 2)
-            if kinds and "cpu" not in kinds.split(","):
-                continue
-            root, word, unit = (
-                (f"{_CGROUPS}/cpu", "throttled_time", 1e9) if kinds else (_CGROUPS, "throttled_usec", 1e6)
-            )
-            while True:
-                if os.access(f"{root}{path}/cpu.stat", os.R_OK):
-                    yield f"{root}{path.rstrip('/')}/cpu.stat", word, unit
-                if path in ("/", ""):
-                    break
-                path = os.path.dirname(path)
+    for line in groups.splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        root, word, unit = (f"{_CGROUPS}/cpu", "throttled_time", 1e9) if kinds else (_CGROUPS, "throttled_usec", 1e6)
+        while True:
+            if os.access(f"{root}{path}/cpu.stat", os.R_OK):
+                yield f"{root}{path.rstrip('/')}/cpu.stat", word, unit
+            if path in ("/", ""):
+                break
+            path = os.path.dirname(path)
 
 
 class _Timex(ctypes.Structure):

@@ -5,12 +5,14 @@ The shortest exposed communication over the ranks is the transfer; what is more 
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penstock.diagnosis import thresholds as t
-from penstock.diagnosis.causes.rule import Found, Proof, by_lost, job, ms, named, pct, ranks, said, whose
-from penstock.diagnosis.features import Features, View, gauge, middle, quantile
+from penstock.diagnosis.causes.rule import Found, Proof, by_lost, ms, named, pct, ranks, said, whose
+from penstock.diagnosis.features import Features, View, gauge, quantile
 from penstock.diagnosis.state import Culprit
 
 _FEW_SEGMENTS = 40  # a second, below which a ratio of lost ones tells nothing
@@ -75,10 +77,14 @@ def _ratio_before(losing: Sequence[View]) -> str:
 
 
 def _ends(features: Features, views: Sequence[View]) -> tuple[Culprit, ...]:
-    """Both ends send again what one end loses: where it is all of them, the queue or else the way between them is named."""
-    if len(views) < len(features.ranks):
-        return ranks(view.rank for view in views)
-    return whose(features, views)
+    """A link that loses both ways shows on the rank that it is of, and on the one that sends to it: in gloo's ring the next one."""
+    lost = {view.rank for view in views}
+    world = len(features.ranks)
+    if len(lost) == 2 < world and features.ranks[0].source.config.get("backend", "gloo") == "gloo":
+        first = [rank for rank in lost if (rank + 1) % world in lost]
+        if len(first) == 1:
+            return ranks(first)
+    return ranks(lost) if len(lost) < world else whose(features, views)
 
 
 def transfer(features: Features) -> Transfer | None:
@@ -104,6 +110,7 @@ def slow_transfer(features: Features) -> Iterator[Found]:
         f"the transfer itself takes {ms(grown.now)} of a step of {ms(features.step)}"
         + (f", it was {ms(grown.usual)}" if grown.usual is not None else ", on the rank that waits least"),
         *own,
+        _queued(features),
         _clean(features),
     )
     against = said(
@@ -154,19 +161,31 @@ def _clean(features: Features) -> str:
 
 
 def _at(features: Features) -> tuple[Culprit, ...]:
-    """The rank whose data wait to be sent, where its sockets say so; both ends of a pair where only they do."""
-    queues = {
-        view.rank: middle(value for _, value in gauge(view.source.counters, "send_queue_bytes"))
-        for view in features.ranks
-    }
+    """The rank whose data wait to be sent, where its sockets say so."""
+    queues = {view.rank: _queue(features, view) for view in features.ranks}
     known = {rank: value for rank, value in queues.items() if value is not None}
     if len(known) == len(features.ranks) > 1:
         longest = max(known, key=lambda rank: (known[rank], -rank))
-        others = middle(value for rank, value in known.items() if rank != longest) or 0.0
+        others = max(value for rank, value in known.items() if rank != longest)
         if known[longest] > _QUEUED * max(others, 4096):
             return ranks([longest])
-    shared = {view.node for view in features.ranks}
-    return job(features) if len(shared) != 1 else whose(features, list(features.ranks))
+    return whose(features, list(features.ranks))
+
+
+def _queue(features: Features, view: View) -> float | None:
+    """Bytes that waited to be sent, on average."""
+    since = features.change.at if features.change is not None else -math.inf
+    values = [value for at, value in gauge(view.source.counters, "send_queue_bytes") if at >= since]
+    return statistics.fmean(values) if values else None
+
+
+def _queued(features: Features) -> str:
+    at = _at(features)
+    view = features.view(int(at[0].name)) if at and at[0].kind == "rank" else None
+    waiting = _queue(features, view) if view is not None else None
+    if view is None or waiting is None:
+        return ""
+    return f"what rank {view.rank} has to send waits: {waiting / 1e3:,.0f} kB on average, its peers' does not"
 
 
 RULES = (lost_packets, slow_transfer)

@@ -12,6 +12,7 @@ has_postgresql() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgres
 has_slurmdbd() { command -v slurmdbd >/dev/null && command -v mariadbd >/dev/null && command -v mariadb-install-db >/dev/null; }
 has_slurm() { command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && command -v sbatch >/dev/null; }
 has_slurmrestd() { command -v slurmrestd >/dev/null && [ -n "$(find /usr/lib -path '*/slurm*/auth_jwt.so' -print -quit 2>/dev/null)" ]; }
+has_prometheus() { command -v prometheus >/dev/null && command -v promtool >/dev/null && command -v prometheus-alertmanager >/dev/null && command -v amtool >/dev/null; }
 has_wrk() { command -v wrk >/dev/null; }
 # The binary inside nvidia-pytriton's wheel (pip), which needs this interpreter's shared library (apt).
 libpython=$(.venv/bin/python -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
@@ -30,6 +31,7 @@ declare -A packages=(
   [slurmdbd]="slurmdbd mariadb-server"
   [slurmrestd]="slurmrestd slurm-wlm-jwt-plugin"
   [sshd]="openssh-server openssh-client"
+  [prometheus]="prometheus prometheus-alertmanager"
   [wrk]="wrk"
   [libpython]="$libpython"
 )
@@ -39,7 +41,7 @@ elif ! has_libpython && ! apt-cache show "$libpython" >/dev/null 2>&1; then
   left=(tritonserver libpython) # an interpreter that apt knows nothing of
 fi
 missing=() wanted=()
-for need in chromium postgresql slurm slurmdbd slurmrestd sshd wrk libpython; do
+for need in chromium postgresql slurm slurmdbd slurmrestd sshd prometheus wrk libpython; do
   if [[ " ${left[*]} " != *" $need "* ]] && ! "has_$need"; then
     missing+=("$need")
     read -ra names <<<"${packages[$need]}"

@@ -66,6 +66,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("drain", "cordon a node and move its jobs elsewhere", "penstock.fleet.commands"),
             Entry("lose", "a drill: as if a node's power went", "penstock.fleet.commands"),
             Entry("restore-node", "end that drill", "penstock.fleet.commands"),
+            Entry("telemetry", "files for Prometheus and Grafana", "penstock.telemetry.monitoring.commands"),
             Entry("provision", "Slurm's files from a fleet file; lint any", "penstock.provisioning.commands"),
         ),
     ),

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_dashboards_panels_do_not_lie_on_each_other(file: str) -> None:
 
 
 def test_agents_are_listed_with_where_they_stand() -> None:
-    nodes = [{"name": "n1", "topology": {"block": "b0", "rack": None}}, {"name": "n2"}]
+    nodes: list[dict[str, Any]] = [{"name": "n1", "topology": {"block": "b0", "rack": None}}, {"name": "n2"}]
     assert rules.targets(nodes, 7072, ".gpu.example") == [
         {"targets": ["n1.gpu.example:7072"], "labels": {"node": "n1", "block": "b0"}},
         {"targets": ["n2.gpu.example:7072"], "labels": {"node": "n2"}},

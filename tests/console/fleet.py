@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import random
 from collections.abc import AsyncIterator, Mapping
@@ -21,10 +22,13 @@ from penstock.base.settings import Settings
 from penstock.capacity.asked import ReplayForm
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
+from penstock.diagnosis.routes import Asked, answered
+from penstock.diagnosis.state import Happened
 from penstock.telemetry.routes import Window
 from penstock.tenancy.plan import decide
 from tests.console import operations, services
 from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
+from tests.diagnosis.scenes import Scene, adds, from_step, on
 from tests.telemetry.agents import an_hour
 
 TOKEN = "pst_test-token"
@@ -173,6 +177,7 @@ class Fleet:
             Endpoint(get, JOB + "/why", "jobs.read", self._why, ""),
             Endpoint(get, JOB + "/progress", "jobs.read", self._progress, ""),
             Endpoint(get, JOB + "/cost", "cost.read", self._cost, ""),
+            Endpoint(get, JOB + "/diagnosis", "jobs.read", self._diagnosis, "", query=Asked),
             Endpoint(get, JOB + "/events", "jobs.read", self._job_events, "", query=Query),
             Endpoint(get, JOB + "/logs", "jobs.read", self._logs, "", query=LogQuery, kind="text"),
             Endpoint("POST", JOB + "/cancel", "jobs.cancel", self._cancel, "", body=Why),
@@ -298,6 +303,14 @@ class Fleet:
             found = [e for e in reversed(found) if query.cursor is None or e["seq"] < query.cursor]
         page = found[: query.limit]
         return {"items": page, "next_cursor": str(page[-1]["seq"]) if len(found) > len(page) else None}
+
+    async def _diagnosis(self, call: Call) -> dict[str, Any]:
+        job = self.find(call.path)
+        late = Scene(nodes={0: "node-0", 1: "node-0"}).evidence(from_step(60, on(1, adds(data=0.03))))
+        told = str(job["status"].get("message") or "no telemetry of its nodes is kept")
+        happened = (Happened(late.at - 3, told, told),)
+        named = dataclasses.replace(late, job=job["name"], project=job["project"], happened=happened, missing=(told,))
+        return answered(named, call.query)
 
     async def _job_events(self, call: Call) -> dict[str, Any]:
         job = self.find(call.path)

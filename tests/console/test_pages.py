@@ -23,6 +23,7 @@ PAGES = (
     "/",
     "/jobs/default/digits",
     "/jobs/vision/llm-70b",
+    "/jobs/default/digits/diagnosis?ticket=slow%20since%20this%20morning",
     "/services",
     "/services/default/digits",
     "/queues",
@@ -137,6 +138,14 @@ def test_ids_are_unique_and_fields_are_labelled(browser: TestClient, page: str) 
             assert a.get("id") in labelled, a
 
 
+def test_a_diagnosis_names_the_rank_with_its_evidence(browser: TestClient) -> None:
+    text = browser.get("/jobs/default/digits/diagnosis").text
+    assert "data_loader_one_rank" in text
+    assert "rank 1 on node-0" in text
+    assert "waited 30 ms a step for data" in text
+    assert 'href="/jobs/default/digits/diagnosis"' in browser.get("/jobs/default/digits").text
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_strangers_text_stays_text(browser: TestClient, fleet: Fleet, text: str) -> None:
     job = fleet.find({"project": "default", "name": "digits"})
@@ -156,6 +165,7 @@ def test_strangers_text_stays_text(browser: TestClient, fleet: Fleet, text: str)
     for page in (
         "/",
         "/jobs/default/digits",
+        f"/jobs/default/digits/diagnosis?ticket={quote(text)}",
         "/nodes",
         "/events",
         f"/?q={quote(text)}",

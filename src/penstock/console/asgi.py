@@ -43,6 +43,7 @@ def build(gate: Gate) -> list[BaseRoute]:
         Route("/logout", console.logout, methods=["POST"]),
         Route("/", page("jobs"), methods=["GET"]),
         Route("/jobs/{project}/{name}", page("job"), methods=["GET"]),
+        Route("/jobs/{project}/{name}/diagnosis", page("diagnosis"), methods=["GET"]),
         Route("/jobs/{project}/{name}/cancel", form(console.cancel), methods=["POST"]),
         Route("/jobs/{project}/{name}/save", form(console.save), methods=["POST"]),
         Route("/services", page("services"), methods=["GET"]),

@@ -21,6 +21,8 @@ from penstock.console.gate import Gate
 from penstock.console.render import Renderer, link
 from penstock.console.static import Assets
 from penstock.cost import page as money
+from penstock.diagnosis import page as diagnosed
+from penstock.diagnosis.ticket import LONGEST
 from penstock.fleet import page as floor_plan
 from penstock.fleet.page import node_card, summary
 from penstock.jobs.page import (
@@ -79,6 +81,7 @@ class Pages:
         pages = {
             "jobs": self._jobs,
             "job": self._job,
+            "diagnosis": self._diagnosis,
             "services": self._services,
             "service": self._service,
             "queues": self._queues,
@@ -188,6 +191,13 @@ class Pages:
             "may_cancel": not head.final and self._gate.may(actor, "jobs.cancel", project),
         }
         return self._render.respond(request, "job.html", context, part="_job.html")
+
+    async def _diagnosis(self, request: Request, actor: Actor) -> Response:
+        ticket = request.query_params.get("ticket", "")[:LONGEST]
+        path = f"{_api(request.path_params['project'], request.path_params['name'])}/diagnosis"
+        answer = await self._gate.ask("GET", path, actor, {"ticket": ticket} if ticket.strip() else {})
+        context = {**self._of(actor), "found": diagnosed.report(answer), "phases": diagnosed.PHASES, "ticket": ticket}
+        return self._render.respond(request, "diagnosis.html", context)
 
     async def _services(self, request: Request, actor: Actor) -> Response:
         answer = await self._gate.ask("GET", "/api/v1/services", actor)

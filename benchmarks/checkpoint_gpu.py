@@ -104,7 +104,7 @@ class Run:
     def dcp(self) -> tuple[float, float]:
         folder = f"{self.folder}/dcp"
         began = now()
-        answer = async_save(
+        answer: Any = async_save(
             self.state,
             checkpoint_id=folder,
             async_checkpointer_type=AsyncCheckpointerType.THREAD,

@@ -19,6 +19,7 @@ from xxhash import xxh3_128_hexdigest
 from penstock.worker.checkpoint import memory
 from penstock.worker.checkpoint.errors import Damaged
 from penstock.worker.checkpoint.layout import PAGE, SIZES, Box, make_layout
+from penstock.worker.checkpoint.loading import OnDevice
 from penstock.worker.checkpoint.reading import Want, read_files
 from penstock.worker.checkpoint.staging import Staging, streamed
 from penstock.worker.checkpoint.tensors import DTYPES, place
@@ -46,6 +47,18 @@ def test_what_is_written_is_there(tmp_path_factory: pytest.TempPathFactory, piec
     read_files(str(path.parent), [file], {"f": [Want(0, into)]}, frozenset())
     assert into.tobytes() == data
     path.unlink()
+
+
+def test_what_lies_elsewhere_is_brought_there_chunk_by_chunk(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 5 * CHUNK + 100, dtype=np.uint8)
+    file = write_shard(str(tmp_path / "f"), gathered([data]), CHUNK)
+    there = torch.zeros(3 * CHUNK, dtype=torch.uint8).view(torch.bfloat16)
+    into = OnDevice(there, PAGE, PAGE + 2 * CHUNK)
+    read_files(str(tmp_path), [file], {"f": [Want(CHUNK - 10, into)]}, frozenset())
+    found = there.view(torch.uint8).numpy()
+    assert found[PAGE : PAGE + 2 * CHUNK].tobytes() == data[CHUNK - 10 : 3 * CHUNK - 10].tobytes()
+    assert not found[:PAGE].any()
+    assert not found[PAGE + 2 * CHUNK :].any()
 
 
 def test_a_buffer_goes_to_the_disk_from_where_it_is(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def steps(parts: tuple[Any, Any, Any], count: int) -> list[float]:
     for _ in range(count):
         batch = torch.randn(64, 512, device="cuda")
         loss = (torch.nn.functional.dropout(model(batch), 0.1) - batch).square().mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()

@@ -10,8 +10,9 @@ import torch
 from penstock.worker.checkpoint.errors import Damaged, OtherModel
 from penstock.worker.checkpoint.layout import SIZES, Box
 from penstock.worker.checkpoint.manifest import Manifest, Piece, Tensor
+from penstock.worker.checkpoint.memory import Bytes
 from penstock.worker.checkpoint.reading import Want, read_files
-from penstock.worker.checkpoint.tensors import DTYPES, Placed, as_bytes, is_flat, overlap
+from penstock.worker.checkpoint.tensors import DTYPES, Placed, as_bytes, is_flat, is_one_run, overlap
 
 
 def compare(manifest: Manifest, placed: Sequence[Placed], prefixes: Iterable[str]) -> None:
@@ -74,11 +75,11 @@ class Filling:
         starts, shape = shared
         width = SIZES[tensor.dtype]
         source = _run(piece.offsets, piece.shape, starts, shape)
-        as_it_lies = is_flat(local) and local.dtype == DTYPES[tensor.dtype]
+        as_it_lies = is_one_run(local) and local.dtype == DTYPES[tensor.dtype]
         target = _run(box.offsets, box.shape, starts, shape) if as_it_lies else None
         if source is not None and target is not None:
-            memory = as_bytes(local)
-            into = memory[target * width : (target + math.prod(shape)) * width]
+            begin, end = target * width, (target + math.prod(shape)) * width
+            into = as_bytes(local)[begin:end] if is_flat(local) else OnDevice(local, begin, end)
             self.wants.setdefault(piece.file, []).append(Want(piece.start + source * width, into))
             return
         # The two lie differently: the piece is read beside, and its box copied when all is verified.
@@ -92,6 +93,19 @@ class Filling:
     def finish(self) -> None:
         for step in self._after:
             step()
+
+
+class OnDevice:
+    """Bytes of a tensor on a device. They go there chunk by chunk, so that the host holds no second copy of the whole."""
+
+    def __init__(self, tensor: torch.Tensor, begin: int, end: int) -> None:
+        self._memory = tensor.detach().view(-1).view(torch.uint8)[begin:end]
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def put(self, at: int, data: Bytes) -> None:
+        self._memory[at : at + len(data)].copy_(torch.from_numpy(data))
 
 
 def _run(offsets: Sequence[int], shape: Sequence[int], starts: Sequence[int], part: Sequence[int]) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from xxhash import xxh3_128_hexdigest
@@ -27,12 +27,20 @@ _AHEAD: Final = 4  # chunks that are read and not yet verified, at most
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
 
+class Elsewhere(Protocol):
+    """Memory that is not this process's own, a device's: verified bytes are brought there."""
+
+    def __len__(self) -> int: ...
+
+    def put(self, at: int, data: Bytes) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """Bytes ``start .. start + len(into)`` of a file, and where they go."""
 
     start: int
-    into: Bytes
+    into: Bytes | Elsewhere
 
 
 def manifest_of(folder: str) -> Manifest:
@@ -140,7 +148,11 @@ class _Reading:
             raise Damaged(f"{self.path}: bytes {start} to {start + size} are not what was written")
         for want in self.plan.get(index, ()):
             begin, end = max(want.start, start), min(want.start + len(want.into), start + size)
-            np.copyto(want.into[begin - want.start : end - want.start], data[begin - start : end - start])
+            piece, at = data[begin - start : end - start], begin - want.start
+            if isinstance(want.into, np.ndarray):
+                np.copyto(want.into[at : at + len(piece)], piece)
+            else:
+                want.into.put(at, piece)
 
     def _fill(self, scratch: Bytes, index: int) -> None:
         start = index * self.file.chunk

@@ -106,9 +106,14 @@ def as_bytes(tensor: torch.Tensor) -> Bytes:
     return tensor.detach().reshape(-1).view(torch.uint8).numpy()
 
 
+def is_one_run(tensor: torch.Tensor) -> bool:
+    """Whether its memory, wherever it is, holds its values in their order."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
 def is_flat(tensor: torch.Tensor) -> bool:
-    """Whether its memory can be read and written as it lies."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    """Whether its memory can be read and written from here as it lies."""
+    return tensor.device.type == "cpu" and is_one_run(tensor)
 
 
 _WRAPPED: Final = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.)")

@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "serving_replay",
         "serving_rollout",
         "serving_rollout_live",
+        "serving_soak",
     ),
     "F": (
         "watch",

@@ -25,10 +25,11 @@ def measure() -> list[Bar]:
     return read(BARS)
 
 
-def read(rows: Iterable[tuple[str, str, float, str]]) -> list[Bar]:
-    """Bars of what the last soak recorded: rows of (name, key, limit, direction)."""
+def read(rows: Iterable[tuple[str, str, float, str]], within: str | None = None) -> list[Bar]:
+    """Bars of what the last soak recorded: rows of (name, key, limit, direction). ``within``: of one test's own record."""
     report, note = soak_report.read(ROOT)
-    measured = report.measured if report is not None and not note else {}
+    found = report.measured if report is not None and not note else {}
+    measured = found if within is None else found.get(within, {})
     bars = []
     for name, key, limit, direction in rows:
         value = float(measured[key]) if key in measured else None

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from penstock.serving.plan import (
     BACKOFF_LIMIT_S,
+    CRASHES,
     LIVE,
+    REFUSED_S,
     SETTLED_S,
     Cancel,
     Drain,
@@ -162,5 +164,7 @@ def test_a_version_that_does_not_come_up_waits_longer_each_time_and_one_that_was
     assert waits[-1] == BACKOFF_LIMIT_S
     useful = replace(lost, phase=ReplicaPhase.READY, since=NOW - SETTLED_S)
     assert after_loss(version, useful, NOW) == replace(version, failures=0, next_at=None)
+    refused = after_loss(Version(1, Role.STABLE), lost, NOW, refused=True)
+    assert (refused.failures, refused.next_at) == (CRASHES, NOW + REFUSED_S)
     young = replace(lost, phase=ReplicaPhase.READY)
     assert after_loss(Version(1, Role.STABLE), young, NOW).next_at == NOW

@@ -11,6 +11,7 @@ from benchmarks.serving_traffic import Traffic, Way, follow
 from penstock.base.settings import Settings
 from penstock.cli.output import Screen
 from penstock.serving import rollout_view
+from penstock.serving.commands import _name
 from penstock.serving.rollout_memory import points
 from penstock.serving.rollout_view import marks
 from penstock.serving.spec import Rollout, Step
@@ -59,3 +60,7 @@ def test_a_shadow_tells_how_many_agreed() -> None:
 def test_nothing_is_a_blank_and_zero_the_lowest_mark() -> None:
     assert "".join(marks([None, 0.0, 0.5, 1.0], 1.0)) == " ▁▄█"
     assert "".join(marks([0.0], 0.0)) == "▁"
+
+
+def test_a_service_is_named_as_describe_names_it() -> None:
+    assert [_name(text) for text in ("digits", "service/digits", "services/digits")] == ["digits"] * 3

@@ -154,7 +154,10 @@ def test_a_pickle_is_refused_and_says_so(house: House, tmp_path: Path) -> None:
     found = until(lambda: [one for one in status(house, "pickled")["versions"] if one["failures"]], "it was served")
     assert "is a pickle" in found[0]["message"]
     reasons = [event["reason"] for event in house.client.events.list(kind="InferenceService", name="pickled")]
-    assert "ModelRefused" in reasons
+    assert reasons.count("ModelRefused") == 1  # it is not tried again and again
+    assert status(house, "pickled")["reason"] == "ModelRefused"
+    assert not [job for job in house.client.jobs.list(replicas="false") if job.name.startswith("pickled")]
+    assert [job for job in house.client.jobs.list() if job.name.startswith("pickled")]
     services.delete("pickled")
 
 
@@ -167,6 +170,9 @@ def test_bad_specifications_are_refused_with_their_paths(house: House) -> None:
         services.create("bad", {"model": "/m.onnx", "replicas": 1, "autoscaling": {"max": 2}})
     with pytest.raises(InvalidInput):
         services.create("bad", {"model": "../m.onnx", "snapshot": "0" * 64})
+    with pytest.raises(InvalidInput, match="cannot run here") as falling:
+        services.create("bad", spec(house, rollout={"strategy": "canary", "steps": [{"weight": 20}, {"weight": 10}]}))
+    assert [problem.path for problem in falling.value.details] == ["spec.rollout.steps.1.weight"]
     with pytest.raises(NotFound):
         services.get("bad")
 
@@ -174,7 +180,9 @@ def test_bad_specifications_are_refused_with_their_paths(house: House) -> None:
 def test_keys_are_shown_once(house: House) -> None:
     services = house.client.services
     services.create("keyed", spec(house, replicas=0, exposed={"api_keys": True}))
-    key = services.add_key("keyed", "web")["key"]
+    made = services.add_key("keyed", "web")
+    assert made["asked_for"]
+    key = made["key"]
     assert key.startswith("pk-")
     assert [one["name"] for one in services.keys("keyed")] == ["web"]
     assert key not in str(services.keys("keyed"))

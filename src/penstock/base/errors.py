@@ -63,7 +63,7 @@ class NotFound(PenstockError):
 
 class Conflict(PenstockError):
     code, status, exit_code = "Conflict", 409, 5
-    hint = "Read it again (`penstock get NAME -o yaml`) and decide on what is there now."
+    hint = "Read it again (`penstock get` with -o yaml) and decide on what is there now."
 
 
 class Unauthenticated(PenstockError):

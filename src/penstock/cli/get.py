@@ -78,6 +78,7 @@ def _rows(call: Invocation, kind: str, collection: Collection, arguments: Namesp
         return list(collection.list()), False
     project = None if arguments.all_projects else call.settings.project
     only = {"phase": arguments.phase, "q": arguments.query, "engine": arguments.engine}
+    only |= {} if arguments.all else {"replicas": "false"}
     found = list(collection.list(most=arguments.limit + 1, project=project, **only))
     if not found and project is not None and project != "default":
         _must_exist(call, project)
@@ -227,6 +228,7 @@ def _get_arguments(parser: ArgumentParser) -> None:
         help="jobs (default), services, nodes, events, users, tokens, projects; a kind and names; or jobs' names",
     )
     parser.add_argument("-A", "--all-projects", action="store_true", help="jobs of all projects that you may see")
+    parser.add_argument("--all", action="store_true", help="jobs: finished replicas of services too")
     parser.add_argument(
         "--phase", action="append", metavar="PHASE", help="jobs in this phase, or active, or finished; may be repeated"
     )

@@ -36,13 +36,17 @@ _GROUPS = {"active": [*ACTIVE, Phase.PENDING], "finished": list(FINAL)}
 
 
 class Place(NamedTuple):
-    """Jobs of one queue; those whose newest attempt is on an engine that is not the server's own. None: of any."""
+    """Jobs of one queue; those whose newest attempt is on an engine that is not the server's own. None: of any. ``replicas``:
+    finished ones too that a service made.
+    """
 
     queue: str | None = None
     engine: str | None = None
+    replicas: bool = True
 
 
 ANY_PLACE = Place()
+_REPLICA = '"penstock.serving/service"'  # a label of its job
 
 
 def listing(
@@ -61,6 +65,8 @@ def listing(
         query = query.where(_of_queue(conn, place.queue))
     if place.engine is not None:
         query = query.where(jobs.c.engine == place.engine)
+    if not place.replicas:
+        query = query.where(or_(jobs.c.phase.not_in(sorted(FINAL)), jobs.c.labels.not_like(f"%{_REPLICA}%")))
     if before is not None:
         query = query.where(jobs.c.seq < before)
     wanted = _phases(phases)

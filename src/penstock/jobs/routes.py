@@ -59,6 +59,7 @@ class ListQuery(_Model):
     q: str | None = Field(default=None, max_length=200)
     queue: str | None = Field(default=None, max_length=63)
     engine: str | None = Field(default=None, max_length=63)
+    replicas: bool = True  # False: without the finished ones of services
     limit: int = Field(default=100, ge=1, le=500)
     cursor: int | None = Field(default=None, ge=0, lt=1 << 62)
 
@@ -142,7 +143,7 @@ class _Routes:
                 projects=projects,
                 phases=query.phase,
                 text=query.q,
-                place=queries.Place(query.queue, query.engine),
+                place=queries.Place(query.queue, query.engine, query.replicas),
                 limit=query.limit + 1,
                 before=query.cursor,
             )

@@ -147,8 +147,10 @@ def _ready(call: Invocation, name: str, body: Resource) -> Resource:
 
 def _rollout_arguments(parser: ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="status|history")
-    what.add_parser("status", help="the last rollout, with its evidence").add_argument("name", metavar="NAME")
-    what.add_parser("history", help="all of them, the newest first").add_argument("name", metavar="NAME")
+    what.add_parser("status", help="the last rollout, with its evidence").add_argument(
+        "name", metavar="NAME", type=_name
+    )
+    what.add_parser("history", help="all of them, the newest first").add_argument("name", metavar="NAME", type=_name)
 
 
 def _rollout(call: Invocation, arguments: Namespace) -> int:
@@ -165,8 +167,13 @@ def _rollout(call: Invocation, arguments: Namespace) -> int:
     return 0
 
 
+def _name(text: str) -> str:
+    """``service/digits``, as ``describe`` takes it, is ``digits``."""
+    return text.removeprefix("service/").removeprefix("services/")
+
+
 def _named(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("name", metavar="NAME", type=_name)
 
 
 def _scale_arguments(parser: ArgumentParser) -> None:
@@ -175,7 +182,10 @@ def _scale_arguments(parser: ArgumentParser) -> None:
 
 
 def _promote(call: Invocation, arguments: Namespace) -> int:
-    return _told(call, call.client.services.promote(arguments.name), f"{arguments.name}: the candidate is promoted")
+    body = call.client.services.promote(arguments.name)
+    version = (body.status["rollout"] or {}).get("candidate", "")
+    words = f"{arguments.name}: version {version} goes on to its next step; `penstock rollout status` shows it"
+    return _told(call, body, words)
 
 
 def _rollback(call: Invocation, arguments: Namespace) -> int:
@@ -200,15 +210,17 @@ def _told(call: Invocation, body: Any, words: str) -> int:
 
 def _serving_arguments(parser: ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="traffic|key|pickles|replay|delete")
-    what.add_parser("traffic", help="what the gateway counted, by version").add_argument("name", metavar="NAME")
+    what.add_parser("traffic", help="what the gateway counted, by version").add_argument(
+        "name", metavar="NAME", type=_name
+    )
     key = what.add_parser("key", help="API keys of a service")
     key.add_argument("do", choices=("create", "list", "delete"))
-    key.add_argument("name", metavar="NAME")
+    key.add_argument("name", metavar="NAME", type=_name)
     key.add_argument("key", nargs="?", metavar="KEY", help="the key's name (default: default)")
     pickles = what.add_parser("pickles", help="allow pickled models in a project: reading one runs its code")
     pickles.add_argument("do", choices=("allow", "refuse"))
     replay.configure(what.add_parser("replay", help="run a trace of requests against policies of autoscaling"))
-    what.add_parser("delete", help="end a service; its replicas drain").add_argument("name", metavar="NAME")
+    what.add_parser("delete", help="end a service; its replicas drain").add_argument("name", metavar="NAME", type=_name)
 
 
 def _serving(call: Invocation, arguments: Namespace) -> int:
@@ -239,6 +251,8 @@ def _key(call: Invocation, arguments: Namespace) -> int:
     services, key = call.client.services, arguments.key or "default"
     if arguments.do == "create":
         made = services.add_key(arguments.name, key)
+        if not made["asked_for"] and call.output.format == "table":
+            call.output.note(f"{arguments.name} asks nobody for a key: its spec needs `exposed: {{api_keys: true}}`")
         return _told(call, made, str(made["key"]))
     if arguments.do == "delete":
         services.remove_key(arguments.name, key)

@@ -25,6 +25,7 @@ VERSION = "penstock.serving/version"
 _GRACE_S = 40.0  # beside the drain: what a runtime may need after SIGTERM, and a little
 _STEM = 40
 REFUSED = 3  # exit code of a replica that does not serve its model
+_KILLED = ("was ended by signal 9", "was ended by signal 15")  # of a runtime, in the replica's words
 OWN = "penstock: "  # what a replica says itself begins so
 
 
@@ -130,11 +131,16 @@ def seen_of(job: Row[Any] | None, report: Mapping[str, Any], address: str) -> Se
 
 
 def _last_words(job: Row[Any]) -> str:
-    """What the replica, or its runtime, wrote last before it failed."""
+    """What the replica, or its runtime, wrote last before it failed. One that was killed had no time for last words: what stands
+    there is older.
+    """
+    if job.signal is not None:
+        return ""
     failures = json.loads(job.failures) if job.failures else []
     lines = [line.strip() for line in failures[-1].get("lines", ()) if line.strip()] if failures else []
     own = [line.removeprefix(OWN) for line in lines if line.startswith(OWN)]
-    return " / ".join([*own[-1:], *(line for line in lines[-1:] if not line.startswith(OWN))])
+    killed = bool(own) and own[-1].split(" before ")[0].endswith(_KILLED)
+    return " / ".join([*own[-1:], *(line for line in lines[-1:] if not killed and not line.startswith(OWN))])
 
 
 def refused(job: Row[Any] | None) -> bool:

@@ -16,6 +16,8 @@ from penstock.serving.state import WHOLE, Replica, ReplicaPhase, Role, Want
 LIVE = frozenset({ReplicaPhase.STARTING, ReplicaPhase.WARMING, ReplicaPhase.READY})
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LIMIT_S = 60.0
+REFUSED_S = 600.0  # where the replica would not serve its model: what changes that (a file, a waiver) takes a person
+CRASHES = 3  # replicas in a row that were of no use: the version's fault
 SETTLED_S = 60.0  # ready for so long: what ended it then was no failure to start
 MAKE_AT_ONCE = 50  # replicas in one plan
 _ORDER = {ReplicaPhase.STARTING: 0, ReplicaPhase.WARMING: 1, ReplicaPhase.READY: 2}
@@ -193,8 +195,12 @@ def observe(replica: Replica, seen: Seen, now: float) -> Replica:
     )
 
 
-def after_loss(version: Version, lost: Replica, now: float) -> Version:
-    """A version whose replica ended unasked: the next is started at once where this one had been of use, else later."""
+def after_loss(version: Version, lost: Replica, now: float, *, refused: bool = False) -> Version:
+    """A version whose replica ended unasked: the next is started at once where this one had been of use, else later. One whose
+    model is ``refused`` has failed as often as a version may.
+    """
+    if refused:
+        return replace(version, failures=max(version.failures + 1, CRASHES), next_at=now + REFUSED_S)
     useful = lost.phase is ReplicaPhase.READY and now - lost.since >= SETTLED_S
     if useful:
         return replace(version, failures=0, next_at=None)

@@ -229,14 +229,16 @@ class ServiceReconciler:
         if before.phase is ReplicaPhase.DRAINING:
             return
         row = next((one for one in held.versions if one.number == before.version), None)
+        refused = jobs.refused(submit.by_id(tx.conn, before.id))
+        reason = Reason.ModelRefused if refused else Reason.ReplicaLost
         if row is not None:
             version = lost.get(row.number) or versions.version_of(row)
-            after = lost[row.number] = plan.after_loss(version, before, tx.now)
+            after = lost[row.number] = plan.after_loss(version, before, tx.now, refused=refused)
             message = f"{before.name}: {seen.message}"
             versions.set_version(
                 tx, held.row.id, row.number, failures=after.failures, next_at=after.next_at, message=message
             )
-        reason = Reason.ModelRefused if jobs.refused(submit.by_id(tx.conn, before.id)) else Reason.ReplicaLost
+            versions.set_service(tx, held.row.id, reason=reason, message=f"version {row.number}: {message}")
         data = {"version": before.version, "job": before.name, "phase": before.phase}
         tx.emit(versions.ref(held.row), reason, f"{before.name}: {seen.message}", actor="system", data=data)
 

@@ -17,11 +17,11 @@ from penstock.base.quantities import format_duration
 from penstock.base.reasons import Reason
 from penstock.serving import analysis
 from penstock.serving.analysis import Look, Test
+from penstock.serving.plan import CRASHES
 from penstock.serving.rollout_memory import Kept, Point, from_json, to_json
 from penstock.serving.spec import Rollout, Step
 from penstock.serving.state import WHOLE, Counts, RolloutDecision, RolloutPhase, RolloutSeen, Want
 
-CRASHES = 3  # replicas in a row that never became ready: the version's fault
 STEPS = (Step(weight=10), Step(weight=25), Step(weight=50))  # of a canary that names none
 WATCHED_S = 10.0  # before a blue-green switch: what the stable version is like, while no replica starts beside it
 OVER = frozenset({RolloutPhase.PROMOTED, RolloutPhase.ROLLED_BACK})
@@ -163,7 +163,7 @@ def _unfit(case: _Case) -> str | None:
     if failed:
         return "; ".join(f"{test.name}: {test.words}" for test in failed)
     if seen.failures >= CRASHES:
-        return f"{seen.failures} replicas of version {seen.candidate} in a row ended before they were of use"
+        return f"no replica of version {seen.candidate} became of use"
     need = max(1, seen.wanted) if case.rollout.strategy == "rolling" else case.needed(case.stage)
     waits = not case.kept.applied and seen.phase is not RolloutPhase.PAUSED and seen.wanted > 0
     if waits and case.have < need and case.now - seen.since > limit:

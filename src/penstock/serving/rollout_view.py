@@ -99,7 +99,7 @@ def _over_time(call: Invocation, points: Sequence[Body]) -> None:
         top = max(known, default=0.0)
         for name, whose in zip(names, ("candidate", "stable"), strict=True):
             drawn = "".join(marks((point[name] for point in points), top))
-            call.output.line(f"  {title:<7} {whose:<10} {drawn}  at most {words(top) if known else 'nothing'}")
+            call.output.line(f"  {title:<7} {whose:<10} {drawn}  {'at most ' + words(top) if known else 'no answer'}")
 
 
 def marks(values: Iterable[float | None], top: float) -> Iterable[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -233,12 +234,12 @@ class _Routes:
         secret = "pk-" + secrets.token_urlsafe(_KEY_BYTES)
         digest = hashlib.sha256(secret.encode()).hexdigest()
 
-        def work(tx: Tx) -> None:
+        def work(tx: Tx) -> bool:
             row = versions.find(tx.conn, call.path["project"], call.path["name"])
             versions.add_key(tx, row, name, digest, actor=call.actor.user)
+            return ServiceSpec.model_validate_json(row.spec).exposed.api_keys
 
-        await self.store.write(work)
-        return {"name": name, "key": secret}
+        return {"name": name, "key": secret, "asked_for": await self.store.write(work)}
 
     async def remove_key(self, call: Call) -> None:
         def work(tx: Tx) -> None:
@@ -270,6 +271,12 @@ def check(serving: Serving, conn: Connection, actor: Actor, document: ServiceDoc
         problems.append(Problem(f"{path}.model", "was not carried along: give an absolute path that the nodes have"))
     if spec.snapshot is not None and spec.model is not None and _leaves(spec.model):
         problems.append(Problem(f"{path}.model", "must stay within what is carried along"))
+    weights = [step.weight for step in spec.rollout.steps]
+    problems += [
+        Problem(f"{path}.rollout.steps.{n + 1}.weight", f"{later:g} is below the step's before it, {before:g}")
+        for n, (before, later) in enumerate(pairwise(weights))
+        if later < before
+    ]
     refused = serving.room.refuses(conn, project)
     if refused is not None:
         problems.append(Problem("project", refused))

@@ -86,11 +86,14 @@ def condition(held: Held, waiting: Sequence[Row[Any]] = (), gateway: str = "") -
     wanted = held.wanted
     failing = next((one for one in held.versions if one.failures and one.role != Role.RETIRED), None)
     if failing is not None and (failing.role == Role.CANDIDATE or ready < wanted):
-        return Reason.ReplicaLost, f"version {failing.number}: {failing.message}"
-    if waiting and ready < wanted:
-        return waiting[
-            0
-        ].reason, f"{ready} of {wanted} replicas are ready; {waiting[0].name} waits: {waiting[0].message}"
+        refused = held.row.reason == Reason.ModelRefused
+        return Reason.ModelRefused if refused else Reason.ReplicaLost, f"version {failing.number}: {failing.message}"
+    if waiting and (ready < wanted or held.rollout is not None):
+        first = waiting[0]
+        done = f"{ready} of {wanted} replicas are ready"
+        if held.rollout is not None:
+            done = f"version {held.rollout.candidate}: {held.rollout.message}"
+        return first.reason, f"{done}; {first.name} waits: {first.message}"
     if stable is not None and stable.next_at is not None and stable.message and ready < wanted:
         return Reason.WaitingForResources, stable.message
     if held.rollout is not None:

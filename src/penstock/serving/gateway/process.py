@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ log = logging.getLogger("penstock.gateway")
 
 _DRAIN_S, _PARENT_S = 5, 10  # a hot restart: how long the old one answers what it has, and when it goes at the latest
 _LOG_BYTES = 16 << 20
+_FRESH_S = 2.0  # what Envoy wrote longer before its end is not about it
 _BACK_OFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LOCK_FD = 9
 # Envoy asks to be told to end with its parent (PR_SET_PDEATHSIG, where hot restarts are possible). So its parent is gone before
@@ -252,8 +254,11 @@ class Process:
                 raise Unavailable(f"Envoy is not ready after {timeout:g} s: {self.last_words()}")
             await asyncio.sleep(0.02)
 
-    def last_words(self) -> str:
+    def last_words(self, within: float | None = None) -> str:
+        """The last line of its log; none where it is older than ``within`` seconds: it is not of this end then."""
         try:
+            if within is not None and time.time() - (self.folder / "envoy.log").stat().st_mtime > within:
+                return "it left no word"
             return (self.folder / "envoy.log").read_text(errors="replace")[-500:].strip().rpartition("\n")[2]
         except OSError:
             return "it has no log"
@@ -278,7 +283,7 @@ class Process:
         while self.running is not None:
             since = loop.time()
             await _gone(self.running.pid)
-            words = self.last_words()
+            words = self.last_words(_FRESH_S)
             deaths = 0 if loop.time() - since > 60 else deaths + 1
             await asyncio.sleep(_BACK_OFF_S[min(deaths, len(_BACK_OFF_S)) - 1] if deaths else 0)
             async with self._turn:

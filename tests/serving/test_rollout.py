@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.serving_traffic import CANDIDATE, STABLE, Traffic, Way, follow, outcome
-from penstock.serving.rollout import CRASHES, OVER, decide, stages
+from penstock.serving.plan import CRASHES
+from penstock.serving.rollout import OVER, decide, stages
 from penstock.serving.rollout_memory import POINTS, from_json, to_json
 from penstock.serving.spec import Analysis, Rollout, Step
 from penstock.serving.state import WHOLE, Agreement, Counts, Histogram, RolloutDecision, RolloutPhase, RolloutSeen, Want

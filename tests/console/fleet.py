@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 import random
 from collections.abc import AsyncIterator, Mapping
@@ -22,13 +21,11 @@ from penstock.base.settings import Settings
 from penstock.capacity.asked import ReplayForm
 from penstock.console.asgi import PUBLIC_PATHS, Gate
 from penstock.console.asgi import build as build_console
-from penstock.diagnosis.routes import Asked, answered
-from penstock.diagnosis.state import Happened
+from penstock.diagnosis.routes import Asked
 from penstock.telemetry.routes import Window
 from penstock.tenancy.plan import decide
 from tests.console import operations, services
 from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
-from tests.diagnosis.scenes import Scene, adds, from_step, on
 from tests.telemetry.agents import an_hour
 
 TOKEN = "pst_test-token"
@@ -305,12 +302,7 @@ class Fleet:
         return {"items": page, "next_cursor": str(page[-1]["seq"]) if len(found) > len(page) else None}
 
     async def _diagnosis(self, call: Call) -> dict[str, Any]:
-        job = self.find(call.path)
-        late = Scene(nodes={0: "node-0", 1: "node-0"}).evidence(from_step(60, on(1, adds(data=0.03))))
-        told = str(job["status"].get("message") or "no telemetry of its nodes is kept")
-        happened = (Happened(late.at - 3, told, told),)
-        named = dataclasses.replace(late, job=job["name"], project=job["project"], happened=happened, missing=(told,))
-        return answered(named, call.query)
+        return operations.diagnosis(self.find(call.path), call.query)
 
     async def _job_events(self, call: Call) -> dict[str, Any]:
         job = self.find(call.path)

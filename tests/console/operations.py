@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from penstock.base.quantities import format_time
 from penstock.base.routes import Call, Endpoint
+from penstock.diagnosis.routes import Asked, answered
+from penstock.diagnosis.state import Happened
+from tests.diagnosis.scenes import Scene, adds, from_step, on
 
 _GIB = 1 << 30
 
@@ -320,3 +324,12 @@ def many_nodes(count: int) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return found
+
+
+def diagnosis(job: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+    """Of a training whose rank 1 waits for data; the job's own words stand where a stranger's may."""
+    late = Scene(nodes={0: "node-0", 1: "node-0"}).evidence(from_step(60, on(1, adds(data=0.03))))
+    told = str(job["status"].get("message") or "no telemetry of its nodes is kept")
+    happened = (Happened(late.at - 3, told, told),)
+    named = replace(late, job=job["name"], project=job["project"], happened=happened, missing=(told,))
+    return answered(named, asked)

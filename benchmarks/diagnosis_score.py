@@ -1,12 +1,18 @@
-"""How the diagnoses of a corpus compare with what was injected: the confusion matrix, and the figures of the bars."""
+"""How the diagnoses of a corpus compare with what was injected: the confusion matrix, and the figures of the bars.
+
+``python -m benchmarks.diagnosis_score benchmarks/diagnosis/tuning.jsonl.gz [CAUSE...]``: by the rules as they are now; of the causes
+that are named, what each trial that was taken for another was taken for, and why.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
-from benchmarks.diagnosis_corpus import Record
+from benchmarks.diagnosis_corpus import Record, read
 from penstock.diagnosis.plan import diagnose
 
 HEALTHY = "healthy"
@@ -83,3 +89,25 @@ def summary(injected: Sequence[Record], healthy: Sequence[Record]) -> list[str]:
         f"culprit {share(named)}",
         f"healthy flagged {share([r.facts['diagnosis']['verdict'] != HEALTHY for r in healthy])}",
     ]
+
+
+def main() -> int:
+    path, *causes = sys.argv[1:]
+    records = []
+    for record in read(Path(path)):
+        again, said = diagnosed(record)
+        records.append(again)
+        if set(causes) & set(record.truth.causes or (HEALTHY,)) and not said.startswith("ok"):
+            print(
+                f"{record.number}: {'+'.join(record.truth.faults) or HEALTHY} {record.truth.strengths} of {record.truth.culprits}: {said}"
+            )
+            for ranked in diagnose(record.evidence).causes[:3]:
+                print(
+                    f"    {ranked.score:.2f} {ranked.cause}: {'; '.join(ranked.evidence[:2])} BUT {'; '.join(ranked.against[:2])}"
+                )
+    print(report(records))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,6 +18,7 @@ from penstock.cost import bill_routes, outlook, outside, service_routes
 from penstock.cost.spec import Prices
 from penstock.cost.terms import Terms
 from penstock.diagnosis import routes as diagnosis_routes
+from penstock.diagnosis.injecting import routes as injecting_routes
 from penstock.engines.slurm.accounting import Accounted
 from penstock.fleet import engine_routes, inventory, registry
 from penstock.fleet.attached import Attached
@@ -77,17 +78,18 @@ def rooms(
             *engine_routes.endpoints(attached),
             *compiling.endpoints(store, accounting),
             *telemetry_routes.endpoints(early.telemetry),
-            *(_served(store, rates, early.serving) if early.serving is not None else ()),
+            *(_served(settings, store, rates, early.serving) if early.serving is not None else ()),
         ),
         replays.close,
     )
 
 
-def _served(store: Store, rates: Prices, serving: Serving) -> Sequence[Endpoint]:
+def _served(settings: Settings, store: Store, rates: Prices, serving: Serving) -> Sequence[Endpoint]:
     return (
         *serving_routes.endpoints(serving),
         *service_routes.endpoints(store, rates, serving),
         *diagnosis_routes.endpoints(serving.room),
+        *injecting_routes.endpoints(serving.room, settings.production),
     )
 
 

@@ -46,6 +46,8 @@ class Reason(_Named):
     SlowedDown = auto()  # its steps take clearly longer than before, and go on so
     SlowdownEnded = auto()
     SaveAsked = auto()  # somebody asked for a checkpoint now
+    FaultInjected = auto()  # a game day: somebody broke something on purpose
+    FaultEnded = auto()
     CancelRequested = auto()
     # how it ended
     Completed = auto()

@@ -32,6 +32,7 @@ class Settings:
     tls_key: str | None = None  # --tls-key
     insecure: bool = False  # --insecure: a foreign host without TLS, on purpose
     allowed_hosts: tuple[str, ...] = ()  # --allowed-host, repeated: further names the server answers to
+    production: tuple[str, ...] = ()  # --production, repeated: projects in which `penstock inject` breaks nothing
     prices: str | None = None  # --prices: the price file (YAML); default: the shipped one
     gpu_idle_after: float = (
         1800.0  # --gpu-idle-after: GPUs that a job holds and that do nothing for so long are told of

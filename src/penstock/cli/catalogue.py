@@ -32,6 +32,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("goodput", "where a training's wall time went, or the fleet's", "penstock.training.commands"),
             Entry("diagnose", "why a job is slow, hangs or failed, with evidence", "penstock.diagnosis.commands"),
             Entry("causes", "why trainings are slow or fail, and what to do", "penstock.diagnosis.knowledge.commands"),
+            Entry("inject", "break something of a job on purpose: game days", "penstock.diagnosis.injecting.commands"),
             Entry("checkpoint", "list, verify, prune, export checkpoints; save now", "penstock.cli.checkpoint"),
             Entry("data", "list, verify, prepare data sets of tokens", "penstock.cli.data"),
         ),

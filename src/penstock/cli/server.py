@@ -46,6 +46,7 @@ def _up(call: Invocation, arguments: Namespace) -> int:
         given["otlp"] = _collector(arguments.otlp)
     given |= {name: True for name in ("insecure", "reset_token") if getattr(arguments, name)}
     given |= {"allowed_hosts": tuple(arguments.allowed_host)} if arguments.allowed_host else {}
+    given |= {"production": tuple(arguments.production)} if arguments.production else {}
     given |= _simulated(arguments)
     return call.serve(replace(call.settings, **given))
 
@@ -131,6 +132,7 @@ def _up_arguments(parser: ArgumentParser) -> None:
     add("--tls-key", metavar="FILE", help="its private key, PEM")
     add("--insecure", action="store_true", help="listen on a foreign address without TLS, on purpose")
     add("--reset-token", action="store_true", help="write a new token into the data folder; the old one ends")
+    add("--production", action="append", metavar="PROJECT", help="no faults are injected there; may be repeated")
     add("--allowed-host", action="append", metavar="NAME", help="a further name to answer to; may be repeated")
     add("--prices", metavar="FILE", help="the price file (YAML); default: the shipped one")
     add("--otlp", metavar="HOST:PORT", help="the OpenTelemetry collector that spans of served requests are sent to")

@@ -125,6 +125,13 @@ class Jobs(Collection):
             post(self._transport, self.path(name, "checkpoints", "save", project=project), {}, repeatable=True)
         )
 
+    def inject(self, name: str, body: Mapping[str, Any], *, project: str | None = None) -> Resource:
+        """Ask to break something of it on purpose: ``fault``, ``ranks``, ``strength``, ``for_s``. It is recorded."""
+        return Resource(post(self._transport, self.path(name, "injections", project=project), body))
+
+    def injection_ended(self, name: str, body: Mapping[str, Any], *, project: str | None = None) -> Resource:
+        return Resource(post(self._transport, self.path(name, "injections", "ended", project=project), body))
+
     def cost(self, name: str, *, project: str | None = None) -> Resource:
         return Resource(self.part(name, "cost", project=project))
 

@@ -68,6 +68,7 @@ VERBS: Mapping[str, Rule] = MappingProxyType(
         "services.write": _project_write,
         # A session runs as the job's Unix user, so a colleague's job is not enough.
         "jobs.exec": Rule(Scope.PROJECT, "member", owned=True, writes=True),
+        "faults.write": Rule(Scope.PROJECT, "admin", writes=True),  # game days
         "snapshots.read": Rule(Scope.PROJECT, "member"),
         "snapshots.write": _project_write,
         "tokens.write": _project_write,

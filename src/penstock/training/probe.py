@@ -39,7 +39,7 @@ def _stat(pid: int) -> list[bytes]:
     return _read(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
 
 
-def _children() -> dict[int, list[int]]:
+def families() -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (fields := _stat(int(name))):
@@ -181,7 +181,7 @@ def _reduced(data: bytes) -> dict[str, Any] | None:
 
 def look(asked: dict[str, Any]) -> dict[str, Any]:
     """Two looks at every rank here, ``between_s`` apart."""
-    children = _children()
+    children = families()
     found = ranks(asked["attempt"], children)
     spy = _spy(asked.get("spies", []))
     first = {rank: (_stack(spy, pid)[0], _figures(pid, children)) for rank, pid in found.items()}
@@ -190,7 +190,7 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
     told = []
     for rank, pid in found.items():
         took = time.monotonic() - began
-        ticks, size = _figures(pid, _children())
+        ticks, size = _figures(pid, families())
         fields = _stat(pid)
         if not fields:
             continue
@@ -210,7 +210,7 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
 
 def sample(asked: dict[str, Any]) -> dict[str, Any]:
     """Each of the ranks asked for, at ``count`` moments spread by chance over ``for_s``: its state and innermost frames."""
-    found = {rank: pid for rank, pid in ranks(asked["attempt"], _children()).items() if rank in asked["ranks"]}
+    found = {rank: pid for rank, pid in ranks(asked["attempt"], families()).items() if rank in asked["ranks"]}
     told: dict[int, list[Any]] = {rank: [] for rank in found}
     spy = _spy(asked.get("spies", []))
     end = time.monotonic() + asked["for_s"]

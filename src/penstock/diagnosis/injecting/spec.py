@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,3 +64,10 @@ class Order:
     peers: tuple[Target, ...]
     until: float  # epoch seconds
     place: str = ""  # a file or folder, for faults of storage
+
+
+def words(fault: Fault, ranks: Sequence[int], strength: float, for_s: float) -> str:
+    """What is about to be done, for people and for the ledger."""
+    who = "all ranks" if fault.everywhere else f"rank {', '.join(map(str, ranks))}" if ranks else "rank 0"
+    much = f", {strength:g} {fault.strength.unit}" if fault.strength.unit else ""
+    return f"{fault.name} ({fault.words}{much}) into {who} for {for_s:g} s"

@@ -18,15 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import diagnosis_corpus as corpus
 from benchmarks.diagnosis_draw import CLASSES, HELD_OUT, TUNING, Injection, Trial, plan
 from benchmarks.diagnosis_evidence import Tails, kernel_since, ranks_of, stack, state
 from benchmarks.diagnosis_net import Fabric
 from benchmarks.diagnosis_ranks import Cages, Life
 from benchmarks.diagnosis_score import diagnosed, report
-from benchmarks.diagnosis_train import BATCHES, ROWS, WIDTH, Options
+from benchmarks.diagnosis_train import Options, make_data
 from benchmarks.harness import say
 from benchmarks.soak_report import commit
 from penstock.base.errors import PenstockError
@@ -49,8 +47,7 @@ class Ground:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-trials-", dir="/var/tmp"))
         self.data = self.folder / "data"
-        chance = np.random.default_rng(7)
-        self.data.write_bytes(chance.standard_normal((BATCHES * ROWS, WIDTH), dtype=np.float32).tobytes())
+        make_data(self.data)
         self.fabric = Fabric(MOST_RANKS)
         self.cages = Cages(MOST_RANKS)
         self.notes = self.folder / "notes"

@@ -16,6 +16,9 @@ from benchmarks.diagnosis_corpus import Record, read
 from penstock.diagnosis.plan import diagnose
 
 HEALTHY = "healthy"
+LINKS = frozenset(
+    {"net_bandwidth_low", "packet_loss_tcp", "net_latency", "congestion_pfc", "ib_rate_degraded", "bad_cable"}
+)
 
 
 def diagnosed(record: Record) -> tuple[Record, str]:
@@ -43,18 +46,21 @@ def in_three(record: Record) -> bool:
 
 
 def culprit_right(record: Record) -> bool | None:
-    """None where the cause concerns the whole job."""
-    found = record.facts["diagnosis"]
-    if found["verdict"] not in record.truth.causes:
-        wanted = record.truth.culprits[0] if record.truth.culprits else ()
-    else:
-        wanted = record.truth.culprits[record.truth.causes.index(found["verdict"])]
+    """None where the cause concerns the whole job. Of a link that is slow or lossy one of two ends is to be named, be it as a
+    link; where there are but two ranks there is but one link, and the job is a name for it.
+    """
+    found, truth = record.facts["diagnosis"], record.truth
+    which = truth.causes.index(found["verdict"]) if found["verdict"] in truth.causes else 0
+    wanted = truth.culprits[which] if truth.culprits else ()
     if not wanted:
         return None
     named = {str(culprit["name"]).removeprefix("node-") for culprit in found["culprits"] if culprit["kind"] != "link"}
     for culprit in found["culprits"]:
         if culprit["kind"] == "link":
             named |= {end.strip().removeprefix("node-") for end in str(culprit["name"]).split("->")}
+    if truth.causes[which] in LINKS:
+        at_it = bool(named & {str(rank) for rank in wanted}) and len(named) <= 2
+        return found["verdict"] in truth.causes and (at_it or record.world == 2)
     return named == {str(rank) for rank in wanted}
 
 

@@ -110,11 +110,11 @@ def test_whoever_comes_after_a_crash_undoes_it(target: Target, tmp_path: Path) -
     """The injector is killed while its rank stands still."""
     root = tmp_path / "notes"
     words = (
-        "import sys\nfrom pathlib import Path\n"
+        "import sys, time\nfrom pathlib import Path\n"
         "from penstock.diagnosis.injecting import acting, catalogue\nfrom penstock.diagnosis.injecting.spec import Target\n"
         f"t = Target(1, {target.pid}, {target.start})\n"
         "order = acting.order(catalogue.named('freeze'), (t,), (t,), strength=60)\n"
-        "with acting.injected(order, 'job', Path(sys.argv[1])): pass\n"
+        "with acting.injected(order, 'job', Path(sys.argv[1])): time.sleep(60)\n"
     )
     injector = subprocess.Popen([sys.executable, "-c", words, str(root)])
     deadline = time.monotonic() + 20

@@ -66,4 +66,4 @@ def hold(asked: Order, stopped: Callable[[], bool]) -> None:
     while time.time() < asked.until and not stopped():
         if not any(procs.start_time(target.pid) == target.start for target in asked.peers):
             return
-        programs.pause(min(0.1, max(0.0, asked.until - time.time())))
+        time.sleep(min(0.1, max(0.0, asked.until - time.time())))

@@ -48,17 +48,25 @@ def put(group: str, pid: int) -> None:
 
 
 def limit(note: Note, target: Target, controller: str, v1: dict[str, str], v2: dict[str, str]) -> None:
-    """Limit a rank: files and their texts, by the version that this machine has; the first of them decides which."""
+    """Limit a rank: files and their texts, by the version that this machine has. A group of the job's own is limited itself
+    where that can be (as an administrator would); version 2 lets no group be below one with processes.
+    """
     group = home(target.pid, controller)
-    if is_v2(group):  # processes may not be in a group and below it: its own limits are changed
-        for name, text in v2.items():
-            with open(f"{group}/{name}", encoding="ascii") as file:
-                before = file.read().strip()
-            note.will("write", f"{group}/{name}", before)
+    if is_v2(group):
+        _change(note, group, v2)
+    elif controller == "cpu" and os.path.exists(f"{os.path.dirname(group)}/cgroup.procs"):
+        _change(note, group, v1)
+    else:
+        group = join_new(note, target, controller)
+        for name, text in v1.items():
             with open(f"{group}/{name}", "w", encoding="ascii") as file:
                 file.write(text)
-        return
-    group = join_new(note, target, controller)
-    for name, text in v1.items():
+
+
+def _change(note: Note, group: str, wanted: dict[str, str]) -> None:
+    for name, text in wanted.items():
+        with open(f"{group}/{name}", encoding="ascii") as file:
+            before = file.read().strip()
+        note.will("write", f"{group}/{name}", before)
         with open(f"{group}/{name}", "w", encoding="ascii") as file:
             file.write(text)

@@ -10,7 +10,7 @@ import re
 import time
 
 from penstock.base.errors import Conflict
-from penstock.diagnosis.injecting import programs
+from penstock.diagnosis.injecting import delay, programs
 from penstock.diagnosis.injecting.notes import Note
 from penstock.diagnosis.injecting.spec import NETWORK, ROOT, Fault, Order, Strength, Target
 
@@ -35,6 +35,22 @@ while time.time() < until:
 BANDWIDTH = Fault("bandwidth", "net_bandwidth_low", "network", "the rank's link carries only so much", _MBIT, _NEEDS)
 LOSS = Fault(
     "packet-loss", "packet_loss_tcp", "network", "packets are lost", Strength(0.04, 0.02, 0.06, "share"), _NEEDS
+)
+CABLE = Fault(
+    "bad-cable",
+    "bad_cable",
+    "network",
+    "packets are lost as by a bad cable",
+    Strength(0.01, 0.005, 0.02, "share"),
+    _NEEDS,
+)
+LATENCY = Fault(
+    "latency",
+    "net_latency",
+    "network",
+    "what the rank sends arrives later",
+    Strength(0.01, 0.006, 0.02, "s"),
+    _NEEDS,
 )
 RATE = Fault(
     "link-rate", "ib_rate_degraded", "network", "the rank's link is trained at a lower rate, both ways", _MBIT, _NEEDS
@@ -160,6 +176,15 @@ def loss(order: Order, note: Note) -> None:
                 _rule(note, peer, "INPUT", "-s", address, *share)
 
 
+def latency(order: Order, note: Note) -> None:
+    """Routes to the peers lead through a program that waits; with it the device goes, and with that the routes."""
+    for target in order.targets:
+        name, _ = interface(target)
+        peers = [interface(peer)[1] for peer in order.peers if peer.rank != target.rank]
+        words = programs.file_words(delay.__file__, f"{order.strength:.4f}", name, *peers)
+        programs.start(note, list(programs.in_network(target.pid, *words)), ready=True)
+
+
 def congestion(order: Order, note: Note) -> None:
     """The link is given a rate, and a stream that nobody of the job asked for takes most of it."""
     for target in order.targets:
@@ -215,6 +240,8 @@ def leftovers(pid: int) -> list[str]:
 ACTS = {
     BANDWIDTH: bandwidth,
     LOSS: loss,
+    CABLE: loss,
+    LATENCY: latency,
     RATE: link_rate,
     PAIR: slow_pair,
     CONGESTION: congestion,

@@ -14,6 +14,12 @@ from penstock.engines.local import procs
 
 _ONCE = Strength(1, 1, 1, "")
 _HOG = "import time; kept = [b'x' * 1048576 * n for n in range(1, 400)]; time.sleep(600)"
+_THAW = """
+import os, signal, sys, time
+print(flush=True)
+time.sleep(float(sys.argv[1]))
+os.kill(int(sys.argv[2]), signal.SIGCONT)
+"""
 _SLACK = 8  # descriptors a rank keeps beyond those it has open
 
 FREEZE = Fault(
@@ -67,10 +73,8 @@ MEMORY = Fault(
 def freeze(order: Order, note: Note) -> None:
     for target in order.targets:
         note.will("continue", target.pid, target.start)
+        programs.python(note, _THAW, str(order.strength), str(target.pid), ready=True)
         procs.send([target.pid], signal.SIGSTOP)
-    programs.pause(order.strength)
-    for target in order.targets:
-        procs.send([target.pid], signal.SIGCONT)
 
 
 def kill(order: Order, _note: Note) -> None:

@@ -6,7 +6,6 @@ import glob
 import os
 import subprocess
 import sys
-import time
 
 from penstock.base.errors import Unavailable
 from penstock.diagnosis.injecting.notes import Note
@@ -45,6 +44,10 @@ def python_words(text: str, *words: str) -> tuple[str, ...]:
     return (sys.executable, "-S", "-c", text, *words)
 
 
+def file_words(path: str, *words: str) -> tuple[str, ...]:
+    return (sys.executable, "-S", path, *words)
+
+
 def python(note: Note, text: str, *words: str, ready: bool = False) -> int:
     return start(note, list(python_words(text, *words)), ready=ready)
 
@@ -73,7 +76,3 @@ def in_network(pid: int, *words: str) -> tuple[str, ...]:
 def own_network(pid: int) -> bool:
     """Whether a process has a network namespace that is not ours."""
     return os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
-
-
-def pause(seconds: float) -> None:
-    time.sleep(seconds)

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ def _hold(call: Invocation, order: Order, job: str, said: str) -> list[str]:
         try:
             with acting.injected(order, job) as note:
                 call.output.note(f"{said}: done ({note.id}); Ctrl-C undoes it before its time")
-                acting.hold(order, stopped.__len__)
+                acting.hold(order, stopped)
         except PenstockError:
             mine = [note for note in notes.all_notes() if not note.abandoned and note.said["fault"] == order.fault.name]
             if not mine:
@@ -109,8 +109,8 @@ def _chosen(ranks: Sequence[int], peers: Sequence[Target]) -> tuple[Target, ...]
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """A list that is no longer empty once somebody wants this to end. Signals are heard, and nothing is left half done."""
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Whether somebody wants this to end by now. Signals are heard, and nothing is left half done."""
     heard: list[int] = []
 
     def hear(number: int, _frame: FrameType | None) -> None:
@@ -118,7 +118,7 @@ def _stopping() -> Iterator[list[int]]:
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield heard
+        yield lambda: bool(heard)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

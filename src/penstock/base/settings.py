@@ -34,9 +34,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()  # --allowed-host, repeated: further names the server answers to
     production: tuple[str, ...] = ()  # --production, repeated: projects in which `penstock inject` breaks nothing
     prices: str | None = None  # --prices: the price file (YAML); default: the shipped one
-    gpu_idle_after: float = (
-        1800.0  # --gpu-idle-after: GPUs that a job holds and that do nothing for so long are told of
-    )
+    gpu_idle_after: float = 1800.0  # --gpu-idle-after: GPUs that a job holds and that do nothing so long are told of
     health_policy: str | None = None  # --health-policy: the site's health policy (YAML), over the shipped one
     gateway_host: str = "127.0.0.1"  # --gateway-host: where callers of inference services reach them
     otlp: tuple[str, int] | None = None  # --otlp: the OpenTelemetry collector that spans of requests are sent to

@@ -68,6 +68,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("lose", "a drill: as if a node's power went", "penstock.fleet.commands"),
             Entry("restore-node", "end that drill", "penstock.fleet.commands"),
             Entry("telemetry", "files for Prometheus and Grafana", "penstock.telemetry.monitoring.commands"),
+            Entry("agent", "on each node: read its telemetry, tell what is wrong", "penstock.telemetry.commands"),
             Entry("provision", "Slurm's files from a fleet file; lint any", "penstock.provisioning.commands"),
         ),
     ),

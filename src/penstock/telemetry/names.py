@@ -134,6 +134,9 @@ _NODE_EXPORTER: dict[str, tuple[str, _More]] = {
 }
 
 
+SUMMED = frozenset({"penstock_node_cpu_seconds_total"})  # one for each CPU of an exporter's
+
+
 def canonical(point: Point) -> Iterator[Point]:
     """The point under our name; nothing where it has none. A GPU's PCI address is told by ``penstock_gpu_info``."""
     if point.name.startswith("penstock_"):
@@ -145,6 +148,8 @@ def canonical(point: Point) -> Iterator[Point]:
         labels = dict(point.labels)
         if name.startswith("penstock_infiniband_") and "port" in labels:
             labels["device"] = f"{labels.get('device', '')}/{labels.pop('port')}"
+        if name in SUMMED:
+            labels.pop("cpu", None)
         yield Point(name, point.value, _sorted(labels, more), _kind(name))
 
 

@@ -58,7 +58,7 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``sequence``: the newest that was taken. ``series_wanted``: the rows were not; send them again, with their series."""
+    """``sequence``: the newest that was taken. ``series_wanted``: nothing of this one was; send it again, with its series."""
 
     sequence: int
     series_wanted: bool = False

@@ -37,7 +37,9 @@ class Disk:
 
     def _filesystems(self, refused: list[str]) -> Iterator[Point]:
         seen: set[str] = set()
-        for line in self.tree.lines("proc/self/mounts"):
+        for line in self.tree.lines("proc/1/mounts") or self.tree.lines(
+            "proc/self/mounts"
+        ):  # in a container: the node's
             words = line.split()
             if len(words) < 4 or (words[2] not in _LOCAL and words[1] != _SHARED_MEMORY):
                 continue

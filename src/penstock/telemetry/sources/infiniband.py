@@ -95,9 +95,8 @@ class Infiniband:
 class Perfquery:
     """``perfquery -x`` of one port: for adapters whose counters sysfs does not have, and for switches' ports."""
 
-    name = "perfquery"
-
     def __init__(self, device: str, words: Sequence[str], every_s: float = 60.0) -> None:
+        self.name = f"perfquery-{device}".lower().replace("/", "-")  # one for each port
         self.every_s = every_s
         self.device = device
         self._command = Command(words)

@@ -36,7 +36,9 @@ class Kmsg:
         boot_id: str = "",
         every_s: float = 1.0,
         monotonic: Callable[[], float] = time.monotonic,
+        read: Callable[[int, int], bytes] = os.read,
     ) -> None:
+        self._read = read
         self.every_s = every_s
         self._path = path
         self._cursor = cursor
@@ -65,7 +67,7 @@ class Kmsg:
             return Reading(self.name, now, problem=self._problem)
         while len(lines) < MAX_LINES:
             try:
-                chunk = os.read(self._fd, BUFFER)
+                chunk = self._read(self._fd, BUFFER)
             except BlockingIOError:
                 break
             except OSError as error:

@@ -7,6 +7,7 @@ of, and its whole lines are used; so are the good lines of a page that has bad o
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -25,6 +26,7 @@ MAX_SERIES = 2_000  # of one name
 MAX_LABEL = 256
 MAX_LABELS = 32
 TIMEOUT_S = 5.0
+_NAME = re.compile(r"[^{\s]+")
 
 
 class Page:
@@ -60,7 +62,7 @@ def fetch(url: str, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
                 return "", f"{url}: {response.status} {one_line(response.reason, 80)}"
             while len(body) <= MAX_BODY and (chunk := response.read1(1 << 16)):
                 body += chunk
-            if response.length:
+            if response.length and len(body) <= MAX_BODY:
                 return _text(body), f"{url}: the page breaks off {response.length} bytes before its end"
         finally:
             connection.close()
@@ -77,30 +79,35 @@ def parse(text: str, keep: tuple[str, ...] = ()) -> tuple[tuple[Point, ...], str
     if text and not text.endswith("\n"):
         text, _, rest = text.rpartition("\n")
         problems.append(f"the page is cut off in the middle of a line: {one_line(rest, 60)!r}")
-    lines = [line for line in text.split("\n") if _wanted(line, keep)]
+    lines, left_out = _bounded(text.split("\n"), keep)
     families, bad = _families(lines)
     if bad:
         problems.append(f"{bad} lines are no samples")
-    points: dict[tuple[str, tuple[tuple[str, str], ...]], Point] = {}
-    of_name: Counter[str] = Counter()
-    left_out = 0
-    for point in _points(families):
-        if len(points) >= MAX_SAMPLES or of_name[point.name] >= MAX_SERIES:
-            left_out += 1
-        elif (point.name, point.labels) not in points:
-            points[point.name, point.labels] = point
-            of_name[point.name] += 1
     if left_out:
         problems.append(f"{left_out} samples are left out: more than {MAX_SERIES} of a name or {MAX_SAMPLES} in all")
+    points: dict[tuple[str, tuple[tuple[str, str], ...]], Point] = {}
+    for point in _points(families):
+        points.setdefault((point.name, point.labels), point)
     return tuple(points.values()), "; ".join(problems)
 
 
-def _wanted(line: str, keep: tuple[str, ...]) -> bool:
-    if line.startswith("# TYPE "):
-        line = line[7:]
-    elif line.startswith("#") or not line.strip():
-        return False
-    return not keep or line.startswith(keep)
+def _bounded(lines: list[str], keep: tuple[str, ...]) -> tuple[list[str], int]:
+    """The lines that are read, and how many samples are left out; before the parser, whose time they would take."""
+    found: list[str] = []
+    of_name: Counter[str] = Counter()
+    left_out = 0
+    for line in lines:
+        if line.startswith("# TYPE "):
+            if not keep or line.startswith(keep, 7):
+                found.append(line)
+        elif line.strip() and not line.startswith("#") and (not keep or line.startswith(keep)):
+            name = _NAME.match(line)
+            of_name[name[0] if name else ""] += 1
+            if of_name[name[0] if name else ""] > MAX_SERIES or len(found) >= MAX_SAMPLES:
+                left_out += 1
+            else:
+                found.append(line)
+    return found, left_out
 
 
 def _families(lines: list[str]) -> tuple[list[Metric], int]:

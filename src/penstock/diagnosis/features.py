@@ -280,16 +280,27 @@ Point = tuple[int, float, float]  # step, its time, its length
 
 
 def _together(steps: Mapping[int, Sequence[Step]]) -> list[Point]:
-    """The steps that every rank has, each with the median of its length."""
+    """The steps that every rank has, each with the median of its length; even, so that what is slow in bursts is seen too."""
     found: dict[int, list[Step]] = {}
     for own in steps.values():
         for step in own:
             found.setdefault(step.step, []).append(step)
+    whole = [(number, group) for number, group in sorted(found.items()) if len(group) == len(steps)]
+    lengths = [statistics.median(step.total for step in group) for _, group in whole]
     return [
-        (number, min(s.at - s.total for s in group), statistics.median(s.total for s in group))
-        for number, group in sorted(found.items())
-        if len(group) == len(steps)
+        (number, min(s.at - s.total for s in group), length)
+        for (number, group), length in zip(whole, _evened(lengths), strict=True)
     ]
+
+
+def _evened(lengths: Sequence[float]) -> list[float]:
+    """Means over a few steps around each, one stall cut to some times the median."""
+    if not lengths:
+        return []
+    top = t.CUT * statistics.median(lengths)
+    cut = [min(length, top) for length in lengths]
+    around = [cut[max(0, n - t.AROUND) : n + t.AROUND + 1] for n in range(len(cut))]
+    return [statistics.fmean(part) for part in around]
 
 
 def _split(line: Sequence[Point], least: int, *, rising: bool, since: float | None) -> int | None:

@@ -12,6 +12,8 @@ FEWEST = 12  # steps without which timing tells nothing
 NEWEST = 400  # steps looked at: what is older tells of another time
 CHANGE = 1.25  # the step's median after a change to that before; healthy drift with other tenants is below in most runs (measured)
 CHANGE_PART = 0.75  # part of the later steps that are longer than nine tenths of the earlier ones: persistence
+AROUND = 2  # steps on each side that the length of a step is evened with
+CUT = 4.0  # times the median that a single step counts at the most, where a change is looked for
 OUTLIERS = 0.02  # part of the steps, the longest, that a mean leaves out: one stall is told by its own rule
 
 # -- time lost -----------------------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ def _in_turn(features: Features) -> Iterator[Found]:
     wait = statistics.fmean(kept) if kept else 0.0
     mean = statistics.fmean(view.now.mean.get("total", 0.0) for view in features.ranks)
     waiting = [view for view in features.ranks if view.now.share("data") >= t.LOST / 2]
-    if mean <= 0 or wait < t.DATA * mean or len(waiting) * 2 < len(features.ranks):
+    least = t.LOST * 1.5 if io.disk(features.ranks) else t.DATA
+    if mean <= 0 or wait < least * mean or len(waiting) * 2 < len(features.ranks):
         return
     evidence = (
         f"in a step the rank that waits longest for data waits {ms(wait)} of {ms(mean)}, and it is another one each time",

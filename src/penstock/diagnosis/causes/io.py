@@ -26,20 +26,21 @@ def told_apart(
     against: tuple[str, ...] = (),
 ) -> Iterator[Found]:
     """The pipeline (``own``), storage and metadata, each with what speaks for it."""
-    disk, still = _disk(views), _metadata(features, views)
+    slow, still = disk(views), _metadata(features, views)
     culprits = whose(features, views)
     if still:
         yield Found("metadata_storm", Proof.COUNTER, strength, culprits, said(*still, *evidence), against)
-    if disk:
+    if slow:
         where = culprits if len(views) < len(features.ranks) else nodes(view.node for view in views) or culprits
         weaker = said("its calls are about names rather than contents" if still else "")
-        yield Found("storage_slow", Proof.COUNTER, strength, where, said(*disk, *evidence), against + weaker)
-    quiet = "" if disk or still else "nothing waits for a disk: the pipeline itself is slow"
-    also = said(f"storage explains it: {disk[0]}" if disk else "", "it asks for many files' names" if still else "")
+        yield Found("storage_slow", Proof.COUNTER, strength, where, said(*slow, *evidence), against + weaker)
+    quiet = "" if slow or still else "nothing waits for a disk: the pipeline itself is slow"
+    also = said(f"storage explains it: {slow[0]}" if slow else "", "it asks for many files' names" if still else "")
     yield Found(own, Proof.COUNTER, strength, culprits, said(*evidence, quiet), against + also)
 
 
-def _disk(views: Sequence[View]) -> tuple[str, ...]:
+def disk(views: Sequence[View]) -> tuple[str, ...]:
+    """What tells that these ranks wait for a disk."""
     words = []
     for view in views:
         share, wait = view.now.share("data"), view.now.rate.get("io_wait_s", 0.0)

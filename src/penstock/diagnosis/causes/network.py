@@ -18,6 +18,7 @@ from penstock.diagnosis.state import Culprit
 _FEW_SEGMENTS = 40  # a second, below which a ratio of lost ones tells nothing
 _SMALL = 256 * 1024  # bytes a step: what so little takes longer for is the way's length, not its width
 _FOREIGN = 1.4  # bytes a step to those before: somebody else uses the link
+_STILL = 0.7  # of the bytes a second before
 _FLAT = 1.6  # ninth decile of the transfers to the first: a cap makes them all alike
 _QUEUED = 3.0  # bytes that wait to be sent, to the peers'
 
@@ -130,7 +131,7 @@ def slow_transfer(features: Features) -> Iterator[Found]:
 
 def _which(features: Features, grown: Transfer) -> tuple[str, tuple[str, ...]]:
     sent, before = _bytes(features, now=True), _bytes(features, now=False)
-    if sent and before and sent >= _FOREIGN * before:
+    if sent and before and sent >= _FOREIGN * before and _busy(features):
         return "congestion_pfc", (
             f"the links carried {sent / 1e6:.1f} MB a step, before {before / 1e6:.1f} MB: somebody else's traffic",
         )
@@ -145,6 +146,16 @@ def _which(features: Features, grown: Transfer) -> tuple[str, tuple[str, ...]]:
     if low > 0 and high <= _FLAT * low:
         words.append(f"nine of ten transfers take {ms(low)} to {ms(high)}: the rate is capped")
     return "net_bandwidth_low", tuple(words)
+
+
+def _busy(features: Features) -> bool:
+    """Whether a link carries about what it did: where steps are longer and bytes a second fell, nobody else used it."""
+    pairs = [
+        (v.now.rate.get("net_tx_bytes", 0.0), v.before.rate.get("net_tx_bytes", 0.0))
+        for v in features.ranks
+        if v.before
+    ]
+    return any(now >= _STILL * before for now, before in pairs)
 
 
 def _bytes(features: Features, *, now: bool) -> float | None:

@@ -15,15 +15,20 @@ _SURE: Final = {Kind.NOT_FINITE: 0.95, Kind.DIVERGENCE: 0.5, Kind.SPIKE: 0.35, K
 
 def losses(features: Features) -> Iterator[Found]:
     broken = numerics.checksums(features.evidence)
-    for anomaly in numerics.losses(features.evidence):
+    found = numerics.losses(features.evidence)
+    first = min((anomaly.step for anomaly in found), default=0)
+    lost = any(anomaly.kind is Kind.NOT_FINITE for anomaly in found)
+    for anomaly in found:
         tied = any(tie.hardware for tie in anomaly.ties)
+        began = anomaly.step == first and (lost or anomaly.kind is Kind.NOT_FINITE)
         yield Found(
             anomaly.cause,
-            Proof.FACT if anomaly.kind is Kind.NOT_FINITE else Proof.COUNTER,
-            _SURE.get(anomaly.kind, 0.3),
+            Proof.FACT if began else Proof.COUNTER,
+            _SURE.get(anomaly.kind, 0.3) if began or anomaly.kind is not Kind.NOT_FINITE else 0.5,
             ranks(anomaly.ranks) or job(features),
             said(anomaly.words),
             said(
+                f"the loss had left its course before, at step {first}" if anomaly.step > first else "",
                 f"the ranks' parameters differ since step {broken.step}"
                 if broken is not None and broken.step <= anomaly.step
                 else "",

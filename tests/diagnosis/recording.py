@@ -171,7 +171,7 @@ def _value(each: Mapping[str, Any], since: float) -> float:
     before = each.get("before", each.get("after", 0.0))
     if since < 0:
         return float(before)
-    return float(each.get("after", before)) + each.get("grow", 0.0) * since
+    return float(each.get("after", before)) + float(each.get("grow", 0.0)) * since
 
 
 def _lines(texts: Any, begins: float, rank: int | None = None) -> tuple[LogLine, ...]:

@@ -28,6 +28,7 @@ STEPS: Final = 400
 EVERY: Final = 10.0  # seconds between looks at a page
 AFTER: Final = 40.0  # that the agent still looks after the last step
 GPUS: Final = 4  # of a node
+LONG: Final = 1000.0  # more than half of any job here
 STEP_S: Final = 0.40  # of compute
 H100: Final[Mapping[str, Any]] = {
     "device": "cuda:0 NVIDIA H100 80GB HBM3",
@@ -169,6 +170,8 @@ def _counted(told: Mapping[str, Any], rank: int, since: float) -> dict[str, floa
 
 def _value(each: Mapping[str, Any], since: float) -> float:
     before = each.get("before", each.get("after", 0.0))
+    if each.get("from_start"):
+        return float(before) + float(each["grow"]) * (since + LONG)
     if since < 0:
         return float(before)
     return float(each.get("after", before)) + float(each.get("grow", 0.0)) * since
@@ -231,7 +234,7 @@ def _points(node: str, told: Mapping[str, Any], since: float) -> Iterator[Point]
         if each.get("node", node) != node:
             continue
         if each["name"] == "*":
-            gone = {str(index) for index in _indices(each["gpu"])} if since >= 0 else set()
+            gone = {str(index) for index in _indices(each["gpu"])} if since >= 0 or each.get("from_start") else set()
             values = {key: value for key, value in values.items() if key[1] not in gone}
             continue
         places = [gpu(node, index) for index in _indices(each["gpu"])] if "gpu" in each else [each.get("labels", {})]

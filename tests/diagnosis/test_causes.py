@@ -42,15 +42,15 @@ FINDINGS = [
     (finding("LinkErrors", "symbol_errors", "mlx5_0/1"), "bad_cable"),
     (finding("LinkRateDegraded", "", "mlx5_0/1"), "ib_rate_degraded"),
     (finding("OutOfMemory", "limit"), "host_oom"),
-    (finding("SoftLockup", device="3", severity=Severity.CRITICAL), "kernel_soft_lockup"),
+    (finding("KernelHang", "soft-lockup", "3", severity=Severity.CRITICAL), "kernel_soft_lockup"),
     (finding("NfsHang", device="filer"), "nfs_hang"),
     (finding("DiskFull", "bytes", "/"), "disk_full"),
-    (finding("DiskReadOnly", "kernel", "sda1", Severity.CRITICAL), "disk_readonly"),
+    (finding("FileSystemReadOnly", "kernel", "sda1", Severity.CRITICAL), "disk_readonly"),
     (finding("NvmeFailed", device="nvme0", severity=Severity.CRITICAL), "nvme_degraded"),
     (finding("CpuThrottle"), "cpu_freq_low"),
     (finding("PcieWidth", device="GPU-b"), "pcie_downgrade"),
     (finding("PcieErrors", "corrected", "GPU-b"), "pcie_aer"),
-    (finding("GpuCountShort", severity=Severity.CRITICAL), "gpu_count_short"),
+    (finding("GpuMissing", "count", severity=Severity.CRITICAL), "gpu_count_short"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.diagnosis.injecting.catalogue import FAULTS
 from penstock.diagnosis.knowledge.catalogue import CAUSES
 from penstock.diagnosis.plan import diagnose
 from penstock.diagnosis.state import Diagnosis
@@ -37,3 +38,11 @@ def test_recorded_telemetry(recorded: recording.Recorded) -> None:
 
 def test_every_file_is_of_a_cause_and_has_sources() -> None:
     assert {path.stem for path in recording.files()} <= set(CAUSES)
+
+
+TRUTH = {"pp_bubble"}  # of traces of real jobs: test_truth.py
+
+
+def test_every_cause_is_made_for_real_or_recorded() -> None:
+    made = {fault.cause for fault in FAULTS.values()}
+    assert set(CAUSES) - made - {path.stem for path in recording.files()} - TRUTH == set()

@@ -20,6 +20,7 @@ __all__ = ["Advice", "lint"]
 FREE: Final = 0.4  # of the GPU's memory that was never used
 MANY_WORKERS: Final = 1.5  # processes a core
 SMALL_BUCKET_MB: Final = 2.0  # DDP's own are 25
+_PARTS, _CORES = 256, 4096  # of a list of cores
 RECOMPILES: Final = 8  # torch._dynamo.config.recompile_limit
 _TENSOR_CORES: Final = re.compile(
     r"V100|TITAN V|T4|RTX|Quadro|A[1-9]|H[12]|B[123]|GH200|GB[123]|L4|L20|L40|GV100", re.ASCII
@@ -214,6 +215,26 @@ def threads(setup: Setup) -> Iterator[Advice]:
         yield Advice("", "OMP_NUM_THREADS", 0.4, words, f"OMP_NUM_THREADS={int(share)}.")
 
 
+def binding(setup: Setup) -> Iterator[Advice]:
+    """Cores that are not the GPU's own."""
+    own, near = cores(setup.text("affinity")), cores(setup.text("gpu_affinity"))
+    if own and near and not own & near:
+        words = f"the rank may run on cores {setup.text('affinity')}, its GPU is at cores {setup.text('gpu_affinity')}: another socket"
+        action = "`torchrun --numa-binding=node`, or Slurm's `--gpu-bind=closest` with `--cpus-per-gpu`."
+        yield Advice("numa_misbind", "affinity", 0.9, words, action)
+
+
+def cores(text: str) -> frozenset[int]:
+    """``0-3,8`` as Linux writes lists of cores; nothing where it is none."""
+    found: set[int] = set()
+    for part in text.split(",")[:_PARTS]:
+        low, _, high = part.strip().partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal()):
+            return frozenset()
+        found.update(range(int(low), min(int(high or low), _CORES) + 1))
+    return frozenset(found)
+
+
 def exchange(setup: Setup) -> Iterator[Advice]:
     """How gradients are exchanged."""
     bucket = setup.number("bucket_mb")
@@ -226,4 +247,4 @@ def exchange(setup: Setup) -> Iterator[Advice]:
 
 
 Rule = Callable[[Setup], Iterable[Advice]]
-RULES: Final[tuple[Rule, ...]] = (precision, switches, feeding, batches, threads, exchange, lint_nccl.rules)
+RULES: Final[tuple[Rule, ...]] = (precision, switches, feeding, batches, threads, binding, exchange, lint_nccl.rules)

@@ -54,6 +54,7 @@ LEAK = 0.12  # growth of the resident memory over the window
 LEAK_STEADY = 0.7  # part of the readings that rose
 OPEN_FILES = 0.9  # of the limit
 CLOCK = 0.01  # seconds from true time: catalogue, clock_skew
+RETRIES = 3.0  # of the allocator, after the warm-up: in steady state there is none
 MEMORY_PRESSURE = 0.1  # of the wall time
 
 # -- losses --------------------------------------------------------------------------------------------------------

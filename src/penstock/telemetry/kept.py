@@ -64,7 +64,7 @@ _LISTED: tuple[tuple[str, float, _Told], ...] = (
     ("penstock_infiniband_transmit_bytes_total", _MEGA, {}),
     ("penstock_infiniband_symbol_errors_total", 1.0, {}),
     ("penstock_infiniband_link_downs_total", 1.0, {}),
-    ("penstock_infiniband_transmit_wait_ticks_total", 1.0, {}),
+    ("penstock_infiniband_transmit_wait_ticks_total", _MEGA, {}),
 )
 
 

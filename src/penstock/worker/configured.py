@@ -34,6 +34,11 @@ _PREFIXES: Final = (
 _ENV_LIMIT: Final = 32  # values, as engines/reports.py takes them
 _SECRET: Final = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 _DEPTH: Final = 4  # attributes in which a data set may hold another, or its folder
+_ALLOCATOR: Final = {
+    "alloc_retries": "num_alloc_retries",
+    "gpu_reserved_bytes": "reserved_bytes.all.current",
+    "gpu_allocated_bytes": "allocated_bytes.all.current",
+}
 _FOLDER: Final = ("root", "path", "data_dir", "dir", "folder", "filename", "file")
 
 
@@ -183,6 +188,21 @@ def memory() -> dict[str, float]:
         return {}
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return {"gpu_memory_free": round(max(0.0, 1 - torch.cuda.max_memory_reserved() / total), 4)}
+
+
+def counted() -> dict[str, float]:
+    """What torch itself counts: graphs that its compiler made, and what its allocator had to ask anew. {} of neither."""
+    found: dict[str, float] = {}
+    compiler = sys.modules.get("torch._dynamo.utils")  # never imported for this
+    if compiler is not None:
+        with contextlib.suppress(AttributeError, KeyError, TypeError, RuntimeError):
+            found["recompiles"] = float(dict(compiler.counters["stats"]).get("unique_graphs", 0))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        stats = torch.cuda.memory_stats()
+        for ours, name in _ALLOCATOR.items():
+            if name in stats:
+                found[ours] = float(stats[name])
+    return found
 
 
 def autocast() -> str:

@@ -306,7 +306,7 @@ class _Teller:
     def _count(self) -> None:
         counts = Counts()
         while not self._over.wait(COUNT_S):
-            tell("counters", {"life": self._life, **counts.read()})
+            tell("counters", {"life": self._life, **counts.read(), **configured.counted()})
         counts.close()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from penstock.diagnosis.causes import (
     software,
     standing,
     telling,
+    transport,
 )
 from penstock.diagnosis.causes import input as feeding
 from penstock.diagnosis.causes.rule import Rule
@@ -40,6 +41,7 @@ RULES: Final[tuple[Rule, ...]] = (
     *numbers.RULES,
     *gpu.RULES,
     *fabric.RULES,
+    *transport.RULES,
 )
 
 # What a cause makes look like another one, where both blame the same: the other is then its effect. Where the other is the better
@@ -77,6 +79,13 @@ BRINGS: Final[Mapping[str, frozenset[str]]] = {
             "cpu_freq_low",
         ),
         frozenset({"slow_compute_rank"}),
+    ),
+    "kernel_soft_lockup": frozenset({"process_frozen", "slow_compute_rank", "cpu_contention", "collective_hang"}),
+    "nvme_degraded": frozenset({"storage_slow", "data_loader_one_rank", "data_loader_bound", "ckpt_stall"}),
+    "congestion_pfc": frozenset({"net_bandwidth_low", "net_latency"}),
+    **dict.fromkeys(
+        ("nccl_socket_fallback", "gdr_off", "nvlink_errors", "ecn_misconfig"),
+        frozenset({"net_bandwidth_low", "net_latency"}),
     ),
     "gpu_off_bus": frozenset({"gpu_count_short", "gpu_app_fault", "collective_hang", "nccl_internal_error"}),
     "gpu_ecc_dbe": frozenset({"gpu_app_fault", "gpu_row_remap_pending", "collective_hang", "nccl_internal_error"}),

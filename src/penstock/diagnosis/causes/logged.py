@@ -14,7 +14,7 @@ from penstock.diagnosis.state import Culprit
 # A training goes on with these: lines of them count though steps came after.
 _GOES_ON: Final = frozenset(
     {"nccl_socket_fallback", "gdr_off", "nccl_wrong_env", "recompile", "alloc_fragmentation", "pcie_aer", "gpu_sbe_rate", "cpu_freq_low",
-     "nvme_degraded", "link_flap", "bad_cable", "clock_skew"}
+     "nvme_degraded", "link_flap", "bad_cable", "clock_skew", "kernel_soft_lockup"}
 )  # fmt: skip
 _ON = 5  # steps after a line: it did not end the training
 

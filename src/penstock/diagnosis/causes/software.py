@@ -53,6 +53,31 @@ def compiling(features: Features) -> Iterator[Found]:
         yield Found("recompile", Proof.COUNTER, 0.5, whose(features, [v for v, _ in rising]), (words,))
 
 
+def allocating(features: Features) -> Iterator[Found]:
+    """The allocator gives memory back and asks anew, in the middle of training: the device stands still meanwhile."""
+    again = []
+    for view in features.ranks:
+        readings = gauge(view.source.counters, "alloc_retries")
+        later = readings[len(readings) // 3 :]
+        if len(later) >= 2 and later[-1][1] - later[0][1] >= t.RETRIES:
+            again.append((view, later[-1][1] - later[0][1]))
+    if not again:
+        return
+    view, count = max(again, key=lambda each: each[1])
+    reserved, used = (gauge(view.source.counters, name) for name in ("gpu_reserved_bytes", "gpu_allocated_bytes"))
+    apart = reserved[-1][1] - used[-1][1] if reserved and used else 0.0
+    yield Found(
+        "alloc_fragmentation",
+        Proof.COUNTER,
+        0.5,
+        whose(features, [v for v, _ in again]),
+        said(
+            f"the allocator of rank {view.rank} gave memory back and asked anew {count:.0f} times after its warm-up",
+            f"{apart / 2**30:.1f} GiB are reserved and not in use: in pieces that are too small" if apart > 0 else "",
+        ),
+    )
+
+
 def small(features: Features) -> Iterator[Found]:
     """So few tokens a step that starting the operations costs most of it: each token takes longer than it did with more of them."""
     if not features.timed() or features.change is not None:
@@ -100,4 +125,4 @@ def _pace(view: View) -> Pace | None:
     return Pace(tokens[-1], most / tokens[-1], now / usual if usual > 0 else 1.0)
 
 
-RULES = (collection, compiling, small)
+RULES = (collection, compiling, allocating, small)

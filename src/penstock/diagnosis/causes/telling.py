@@ -23,20 +23,21 @@ CAUSES: Final[Mapping[str, tuple[str, float]]] = {
     **dict.fromkeys(("Xid 119", "Xid 120"), ("gpu_hang_gsp", 0.9)),
     **dict.fromkeys(("SXid 20001", "SXid 20009"), ("nvlink_errors", 0.5)),
     "SXid": ("nvlink_down", 0.6),
-    "GpuVanished": ("gpu_off_bus", 0.8),
-    "GpuCountShort": ("gpu_count_short", 0.8),
+    "GpuMissing lost": ("gpu_off_bus", 0.8),
+    "GpuMissing count": ("gpu_count_short", 0.8),
+    "GpuMissing driver": ("driver_mismatch", 0.4),
+    "GpuHung": ("gpu_hang_gsp", 0.8),
     "GpuThermalThrottle": ("gpu_thermal_throttle", 0.7),
     "GpuPowerBrake": ("gpu_power_brake", 0.7),
     "GpuPowerThrottle": ("gpu_power_brake", 0.3),
-    "GpuClocksLocked": ("gpu_clocks_locked", 0.6),
     "EccUncorrectable": ("gpu_ecc_dbe", 0.7),
-    "EccCorrectableRate": ("gpu_sbe_rate", 0.3),
+    "EccCorrectable": ("gpu_sbe_rate", 0.3),
     "RowRemapPending": ("gpu_row_remap_pending", 0.4),
     "RowRemapFailed": ("gpu_row_remap_failed", 0.8),
     "PageRetirementPending": ("gpu_page_retirement", 0.5),
     "PcieWidth": ("pcie_downgrade", 0.6),
     "PcieErrors": ("pcie_aer", 0.5),
-    "PcieReplays": ("pcie_aer", 0.4),
+    "PcieReplay": ("pcie_aer", 0.4),
     "NvlinkDown": ("nvlink_down", 0.8),
     "NvlinkErrors": ("nvlink_errors", 0.5),
     "FabricManagerDown": ("fabric_manager_down", 0.9),
@@ -47,23 +48,25 @@ CAUSES: Final[Mapping[str, tuple[str, float]]] = {
     "LinkErrors buffer_overruns": ("congestion_pfc", 0.4),
     "LinkRateDegraded": ("ib_rate_degraded", 0.7),
     "OutOfMemory": ("host_oom", 0.9),
-    "SoftLockup": ("kernel_soft_lockup", 0.9),
-    "HardLockup": ("kernel_soft_lockup", 0.9),
-    "RcuStall": ("kernel_soft_lockup", 0.5),
-    "KernelPanic": ("node_down", 0.9),
+    "KernelHang soft-lockup": ("kernel_soft_lockup", 0.9),
+    "KernelHang hard-lockup": ("kernel_soft_lockup", 0.9),
+    "KernelHang rcu-stall": ("kernel_soft_lockup", 0.5),
+    "KernelOops panic": ("node_down", 0.9),
+    "KernelOops": ("node_down", 0.3),
     "HungTask": ("nfs_hang", 0.1),
     "NfsHang": ("nfs_hang", 0.9),
     "DiskFull": ("disk_full", 0.6),
-    "DiskReadOnly": ("disk_readonly", 0.8),
+    "FileSystemReadOnly": ("disk_readonly", 0.8),
     "NvmeFailed": ("nvme_degraded", 0.8),
-    "DiskErrors timeout": ("nvme_degraded", 0.6),
-    "DiskErrors": ("disk_readonly", 0.1),
+    "DiskError timeout": ("nvme_degraded", 0.6),
+    "DiskError": ("disk_readonly", 0.1),
     "FileLimit": ("pid_fd_limit", 0.8),
     "CpuThrottle": ("cpu_freq_low", 0.5),
     "ClockSkew": ("clock_skew", 0.5),
 }
 _GPU_RULES: Final = ("Xid", "Gpu", "Ecc", "RowRemap", "PageRetirement", "Nvlink", "Pcie")
 _LINK_RULES: Final = ("Link", "Nic")
+_WELL: Final = ("Running", "Succeeded")
 _MANY = 3  # devices on which the same application error points at the application
 
 
@@ -81,7 +84,7 @@ def _cause(finding: Finding) -> tuple[str, float] | None:
 
 def _found(features: Features, finding: Finding, cause: str, sure: float) -> Found:
     worst = finding.severity is Severity.CRITICAL or sure >= 0.8
-    old = not finding.active and features.change is not None and finding.at < features.change.at
+    old = _over(features, finding)
     proof = (
         Proof.HINT
         if old or (finding.severity is Severity.INFO and sure < 0.5)
@@ -97,10 +100,20 @@ def _found(features: Features, finding: Finding, cause: str, sure: float) -> Fou
         _at(features, finding),
         said(f"{finding.node}: {finding.message}", *finding.evidence[:2], times),
         said(
-            "it was over before the steps became longer" if old else "",
+            old,
             _on_many(features, finding) if cause == "gpu_app_fault" else "",
         ),
     )
+
+
+def _over(features: Features, finding: Finding) -> str:
+    """Why it can be no more than a hint: it had ended before anything was wrong with the job; "" where it can."""
+    if finding.active:
+        return ""
+    if features.change is not None:
+        return "it was over before the steps became longer" if finding.at < features.change.at else ""
+    well = features.evidence.phase in _WELL and features.timed()
+    return "it is over, and the steps are as long as before" if well else ""
 
 
 def _at(features: Features, finding: Finding) -> tuple[Culprit, ...]:

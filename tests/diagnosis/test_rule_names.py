@@ -8,7 +8,9 @@ from penstock.telemetry.conditions import GROWTHS, LEVELS
 from penstock.telemetry.kernel_lines import LINE_RULES
 
 AGENT = (
-    {rule.rule for rule in (*LEVELS, *GROWTHS, *LINE_RULES)}
+    {level.rule for level in LEVELS}
+    | {growth.rule for growth in GROWTHS}
+    | {line.rule for line in LINE_RULES}
     | {name for name, _, _ in rules._BEST.values()}
     | {"GpuMissing", "GpuHung", "LinkFlap", "ClockSkew"}
 )

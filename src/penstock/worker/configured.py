@@ -197,7 +197,7 @@ def counted() -> dict[str, float]:
     if compiler is not None:
         with contextlib.suppress(AttributeError, KeyError, TypeError, RuntimeError):
             found["recompiles"] = float(dict(compiler.counters["stats"]).get("unique_graphs", 0))
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _cuda.is_available() and _cuda.is_initialized():
         stats = torch.cuda.memory_stats()
         for ours, name in _ALLOCATOR.items():
             if name in stats:

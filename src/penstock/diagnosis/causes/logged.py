@@ -36,7 +36,7 @@ def _found(features: Features, account: Account, failure: Failure, *, leads: boo
     if failure.role is Role.CASCADE:
         proof, sure = (Proof.TIMING, 0.6) if leads else (Proof.HINT, 0.3)
     elif went_on:
-        proof, sure = Proof.COUNTER, 0.2
+        proof, sure = Proof.HINT if _well(features) else Proof.COUNTER, 0.2
     where = f"rank {failure.rank}" if failure.rank is not None else f"the kernel of {failure.node}"
     return Found(
         failure.cause,
@@ -69,6 +69,11 @@ def _culprits(features: Features, account: Account, failure: Failure) -> tuple[C
     if failure.rank is None:
         return nodes([failure.node]) or job(features)
     return ranks([failure.rank])
+
+
+def _well(features: Features) -> bool:
+    """Whether nothing is wrong with the job now: it runs as fast as before."""
+    return features.evidence.phase in {"Running", "Succeeded"} and features.change is None and features.timed()
 
 
 def _went_on(features: Features, failure: Failure) -> bool:

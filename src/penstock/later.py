@@ -22,7 +22,7 @@ from penstock.diagnosis.injecting import routes as injecting_routes
 from penstock.engines.slurm.accounting import Accounted
 from penstock.fleet import engine_routes, inventory, registry
 from penstock.fleet.attached import Attached
-from penstock.jobs import history
+from penstock.jobs import hardware, history
 from penstock.scheduling import compiling, live
 from penstock.serving import routes as serving_routes
 from penstock.serving.room import Serving
@@ -79,6 +79,7 @@ def rooms(
             *compiling.endpoints(store, accounting),
             *telemetry_routes.endpoints(early.telemetry),
             *(_served(settings, store, rates, early.serving) if early.serving is not None else ()),
+            *(hardware.endpoints(early.serving.room, early.telemetry) if early.serving is not None else ()),
         ),
         replays.close,
     )

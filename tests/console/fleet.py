@@ -188,6 +188,7 @@ class Fleet:
             *operations.cost_endpoints(),
             *self.services.endpoints(),
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=operations.NodesQuery),
+            Endpoint(get, JOB + "/telemetry", "jobs.read", self._telemetry, "", query=Window),
             Endpoint(get, "/api/v1/nodes/{name}", "nodes.read", self._node, ""),
             Endpoint(get, "/api/v1/nodes/{name}/telemetry", "nodes.read", self._telemetry, "", query=Window),
             Endpoint(get, "/api/v1/fleet", "nodes.read", operations.told(lambda: operations.glance(self.nodes)), ""),

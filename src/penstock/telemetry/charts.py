@@ -5,7 +5,7 @@ One chart for one question; a line for each device. What the console draws, what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from penstock.telemetry.kept import MODES, written
 MOST_LINES = 16  # of one chart
 _CPU = "penstock_node_cpu_seconds_total"
 _PRESSURE = "penstock_node_pressure_seconds_total"
+_WorkOut = Callable[[Sequence[float]], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,40 +93,50 @@ def charts(series: Iterable[Recent]) -> tuple[Chart, ...]:
 
 def _lines(wanted: _Wanted, by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
     return [
-        Line(called or one.device or "node", tuple((at, value * wanted.scale) for at, value in one.samples))
+        Line(
+            " ".join(filter(None, (one.device, called))) or "node",
+            tuple((at, value * wanted.scale) for at, value in one.samples),
+        )
         for name, called in wanted.series.items()
         for one in by_name.get(name, ())
     ]
 
 
-def _together(found: Sequence[Recent], work_out: Callable[[Sequence[float]], float | None]) -> list[Line]:
+def _together(found: Sequence[Recent], work_out: _WorkOut) -> list[Line]:
     """One line from several series, where all of them are known."""
     known = [dict(one.samples) for one in found]
     times = sorted(set(known[0]).intersection(*known[1:])) if known else []
     samples = [(at, value) for at in times if (value := work_out([one[at] for one in known])) is not None]
-    return [Line("node", tuple(samples))] if samples else []
+    return [Line(found[0].device or "node", tuple(samples))] if samples else []
 
 
-def _first(by_name: Mapping[str, Sequence[Recent]], *names: str) -> list[Recent]:
-    """A series of each name; none where one of them is not there."""
-    found = [by_name[name][0] for name in names if name in by_name]
-    return found if len(found) == len(names) else []
+def _by_place(by_name: Mapping[str, Sequence[Recent]], *names: str) -> Iterator[list[Recent]]:
+    """A series of each name, for each node that has all of them."""
+    places = dict.fromkeys(one.device for one in by_name.get(names[0], ()))
+    for place in places:
+        found = [one for name in names for one in by_name.get(name, ()) if one.device == place]
+        if len(found) == len(names):
+            yield found
+
+
+def _each(by_name: Mapping[str, Sequence[Recent]], names: Sequence[str], work_out: _WorkOut) -> list[Line]:
+    return [line for found in _by_place(by_name, *names) for line in _together(found, work_out)]
 
 
 def _cpu(by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
     modes = [mode for mode in MODES if mode != "idle"]
-    names = (written(_CPU, {"mode": mode}) for mode in ("idle", *modes))
-    return _together(_first(by_name, *names), lambda s: 100 * (1 - s[0] / sum(s)) if sum(s) else None)
+    names = tuple(written(_CPU, {"mode": mode}) for mode in ("idle", *modes))
+    return _each(by_name, names, lambda s: 100 * (1 - s[0] / sum(s)) if sum(s) else None)
 
 
 def _memory(by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
-    found = _first(by_name, "penstock_node_memory_available_bytes", "penstock_node_memory_total_bytes")
-    return _together(found, lambda s: 100 * (1 - s[0] / s[1]) if s[1] else None)
+    names = ("penstock_node_memory_available_bytes", "penstock_node_memory_total_bytes")
+    return _each(by_name, names, lambda s: 100 * (1 - s[0] / s[1]) if s[1] else None)
 
 
 def _retransmits(by_name: Mapping[str, Sequence[Recent]]) -> list[Line]:
-    found = _first(by_name, "penstock_node_tcp_retransmits_total", "penstock_node_tcp_segments_out_total")
-    return _together(found, lambda s: 100 * s[0] / s[1] if s[1] else 0.0)
+    names = ("penstock_node_tcp_retransmits_total", "penstock_node_tcp_segments_out_total")
+    return _each(by_name, names, lambda s: 100 * s[0] / s[1] if s[1] else 0.0)
 
 
 _WORKED_OUT = {"cpu": _cpu, "memory": _memory, "retransmits": _retransmits}

@@ -61,7 +61,8 @@
   }
 
   function draw() {
-    empty.hidden = found.length > 0;
+    if (empty) empty.hidden = found.length > 0;
+    else panel.hidden = !found.length; // a page that can do without it
     const wanted = new Map(found.map((one) => [one.id, one]));
     for (const [id, entry] of drawn) {
       const one = wanted.get(id);

@@ -36,6 +36,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "F": (
         "watch",
+        "telemetry_agent",
         "telemetry_ingest",
     ),
 }

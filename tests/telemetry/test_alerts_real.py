@@ -1,4 +1,4 @@
-"""A real Prometheus and Alertmanager over a real Penstock server: a stolen token's push becomes an alert at a webhook."""
+"""A real Prometheus and Alertmanager over a real Penstock server and agent: a Xid and a stolen token reach a webhook."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from benchmarks.measure import free_ports
 from penstock.base.errors import Forbidden
 from penstock.client.client import Client
 from penstock.telemetry import push
-from tests.system.house import House, house, until
+from penstock.telemetry.monitoring import rules
+from tests.system.house import PENSTOCK, House, house, until
 from tests.telemetry.agents import Agent
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("prometheus")]
@@ -69,54 +70,82 @@ def server() -> Iterator[House]:
         yield one
 
 
-def test_a_stolen_token_rings_the_bell(server: House, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def watched(server: House, folder: Path, hook: str, agent_port: int) -> Iterator[int]:
+    """Prometheus, whose port is given, and Alertmanager, configured by what is rendered."""
     prometheus, manager, cluster = free_ports(3)
-    (tmp_path / "token").write_text(server.token)
-    node = next(iter(server.client.nodes.list()))["name"]
-    stolen = server.client.tokens.create(node="another", name="agent")["token"]
-    with webhook() as (hook, came):
-        common = ["telemetry", "render"]
-        scrape = ["--alertmanager", f"127.0.0.1:{manager}", "--token-file", str(tmp_path / "token"), "--every", "1"]
-        server.cli(*common, "prometheus", "--out", str(tmp_path), *scrape)
-        server.cli(*common, "alertmanager", "--out", str(tmp_path), "--webhook", hook, "--wait", "0")
-        listen = (
+    (folder / "token").write_text(server.token)
+    words = ["--alertmanager", f"127.0.0.1:{manager}", "--token-file", str(folder / "token"), "--every", "1"]
+    server.cli("telemetry", "render", "prometheus", "--out", str(folder), *words, "--agent-port", str(agent_port))
+    server.cli("telemetry", "render", "alertmanager", "--out", str(folder), "--webhook", hook, "--wait", "0")
+    listed = folder / rules.TARGETS
+    listed.write_text(listed.read_text().replace(f'"node-0:{agent_port}"', f'"127.0.0.1:{agent_port}"'))
+    kept = ("--config.file=alertmanager.yml", "--storage.path=am", f"--cluster.listen-address=127.0.0.1:{cluster}")
+    with (
+        running(folder, "am", "prometheus-alertmanager", f"--web.listen-address=127.0.0.1:{manager}", *kept),
+        running(
+            folder,
+            "prometheus",
+            "prometheus",
             f"--web.listen-address=127.0.0.1:{prometheus}",
             "--storage.tsdb.path=data",
             "--config.file=prometheus.yml",
-        )
-        alone = (f"--web.listen-address=127.0.0.1:{manager}", f"--cluster.listen-address=127.0.0.1:{cluster}")
-        with (
-            running(
-                tmp_path,
-                "alertmanager",
-                "prometheus-alertmanager",
-                *alone,
-                "--config.file=alertmanager.yml",
-                "--storage.path=am",
-            ),
-            running(tmp_path, "prometheus", "prometheus", *listen),
-        ):
-            _scraped(prometheus)
-            body = push.encode(Agent(node).push(time.time()))
-            with Client(url=server.url, token=stolen) as thief, pytest.raises(Forbidden):
-                thief.transport.request("POST", "/api/v1/telemetry/push", body=body)
-            began = time.monotonic()
-            while (alert := came(20.0)["alerts"][0])["labels"]["alertname"] != "TokenRefused":
-                pass
-            assert time.monotonic() - began < 20
-            assert alert["labels"]["severity"] == "warning"
-            assert alert["annotations"]["runbook_url"].endswith("/TokenRefused.md")
+        ),
+    ):
+        yield prometheus
+
+
+def named(came: Callable[[float], dict[str, Any]], name: str) -> dict[str, Any]:
+    """The first alert of that name that comes to the webhook."""
+    deadline = time.monotonic() + 30
+    while True:
+        for alert in came(max(0.1, deadline - time.monotonic()))["alerts"]:
+            if alert["labels"]["alertname"] == name:
+                return dict(alert)
+
+
+def test_a_xid_and_a_stolen_token_ring_the_bell(server: House, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    log = tmp_path / "root/dev/kmsg"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    (tmp_path / "own").write_text(server.client.tokens.create(node="node-0", name="agent")["token"])
+    stolen = server.client.tokens.create(node="another", name="agent")["token"]
+    agent = [PENSTOCK, "--data-dir", str(tmp_path / "agent"), "--url", server.url, "agent", "--node", "node-0"]
+    agent += ["--token-file", str(tmp_path / "own"), "--root", str(tmp_path / "root"), "--listen", f"127.0.0.1:{port}"]
+    with (
+        webhook() as (hook, came),
+        running(tmp_path, "agent", *agent),
+        watched(server, tmp_path, hook, port) as prometheus,
+    ):
+        _scraped(prometheus, "penstock_telemetry_pushes_total")
+        _scraped(prometheus, "penstock_agent_info")
+        with log.open("a") as kernel:
+            kernel.write(
+                f"3,1,{time.monotonic_ns() // 1000},-;NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus.\n"
+            )
+        body = push.encode(Agent("node-0").push(time.time()))
+        with Client(url=server.url, token=stolen) as thief, pytest.raises(Forbidden):
+            thief.transport.request("POST", "/api/v1/telemetry/push", body=body)
+        alerts = {name: named(came, name) for name in ("GpuXidFatal", "TokenRefused")}
+    assert (
+        alerts["GpuXidFatal"]["labels"] | {"node": "node-0", "code": "79", "severity": "critical", "action": "drain"}
+        == (alerts["GpuXidFatal"]["labels"])
+    )
+    for name, alert in alerts.items():
+        assert alert["annotations"]["runbook_url"].endswith(f"/{name}.md")
     (told,) = server.client.events.list(reason="TokenMisused")
     assert told["actor"] == "agent:another"
+    assert server.client.nodes.telemetry("node-0")["agent"] is not None
 
 
-def _scraped(port: int) -> None:
-    """Wait until the server's page was read once with the count that will grow."""
-    query = f"http://127.0.0.1:{port}/api/v1/query?query=penstock_telemetry_pushes_total"
+def _scraped(port: int, metric: str) -> None:
+    """Wait until a page that has it was read once."""
+    query = f"http://127.0.0.1:{port}/api/v1/query?query={metric}"
 
     def there() -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(query, timeout=10) as answer:
             return bool(json.load(answer)["data"]["result"])
         return False
 
-    until(there, "Prometheus has not read the server's page", 20)
+    until(there, f"Prometheus has not read {metric}", 20)

@@ -6,8 +6,12 @@ import dataclasses
 
 import pytest
 
+from penstock.diagnosis.causes.telling import CAUSES
+from penstock.diagnosis.knowledge import catalogue
 from penstock.diagnosis.plan import diagnose
 from penstock.diagnosis.state import Counters, Diagnosis, Evidence, Happened, NodeEvidence, Rank, Series
+from penstock.telemetry.conditions import GROWTHS, LEVELS
+from penstock.telemetry.kernel_lines import LINE_RULES
 from penstock.telemetry.spec import Finding, Severity
 from tests.diagnosis.scenes import Scene, adds, everywhere, from_step, on
 
@@ -52,6 +56,13 @@ FINDINGS = [
     (finding("PcieErrors", "corrected", "GPU-b"), "pcie_aer"),
     (finding("GpuMissing", "count", severity=Severity.CRITICAL), "gpu_count_short"),
 ]
+
+
+def test_every_rule_of_the_agent_that_has_a_cause_is_known_by_its_name() -> None:
+    told = {level.rule for level in LEVELS} | {growth.rule for growth in GROWTHS} | {line.rule for line in LINE_RULES}
+    told |= {"GpuMissing", "GpuHung", "NvlinkDown", "LinkRateDegraded", "ClockSkew"}  # of rules.py
+    assert {name.split()[0] for name in CAUSES} <= told
+    assert {cause for cause, _ in CAUSES.values()} <= set(catalogue.CAUSES)
 
 
 @pytest.mark.parametrize(("found", "cause"), FINDINGS, ids=[cause for _, cause in FINDINGS])
@@ -138,7 +149,7 @@ LINKS = [
     ([series("penstock_infiniband_state", "mlx5_0/1", 4, 1, 4, 1, 4)], "link_flap"),
     ([series("penstock_infiniband_rate_bytes_per_second", "mlx5_0/1", 50e9, 50e9, 12.5e9, 12.5e9, 12.5e9, 12.5e9, 12.5e9)], "ib_rate_degraded"),
     ([series("penstock_infiniband_symbol_errors_total", "mlx5_0/1", 0, 40, 90)], "bad_cable"),
-    ([series("penstock_infiniband_transmit_wait_total", "mlx5_0/1", 0, 4e6, 9e6)], "congestion_pfc"),
+    ([series("penstock_infiniband_transmit_wait_ticks_total", "mlx5_0/1", 0, 4e6, 9e6)], "congestion_pfc"),
     ([series("packet_seq_err", "mlx5_0/1", 0, 400, 900), series("np_cnp_sent", "mlx5_0/1", 0, 0, 0)], "ecn_misconfig"),
     ([series("penstock_gpus", "", 8, 8, 7), series("penstock_node_pci_gpus", "", 8, 8, 8)], "gpu_count_short"),
     ([series("penstock_gpu_pcie_width", "GPU-b", *[8] * 6), series("penstock_gpu_pcie_width_max", "GPU-b", *[16] * 6)], "pcie_downgrade"),

@@ -15,7 +15,7 @@ from penstock.diagnosis.state import Culprit, Series
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "temperature": ("penstock_gpu_temperature_celsius", "DCGM_FI_DEV_GPU_TEMP"),
     "temperature_limit": ("penstock_gpu_temperature_limit_celsius",),
-    "clock": ("penstock_gpu_clock_hertz", "penstock_gpu_sm_clock_hertz", "DCGM_FI_DEV_SM_CLOCK"),
+    "clock": ("penstock_gpu_clock_hertz", "DCGM_FI_DEV_SM_CLOCK"),
     "clock_max": ("penstock_gpu_clock_max_hertz", "DCGM_FI_DEV_MAX_SM_CLOCK"),
     "reasons": ("penstock_gpu_throttle_reasons", "DCGM_FI_DEV_CLOCKS_EVENT_REASONS", "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS"),
     "power": ("penstock_gpu_power_watts", "DCGM_FI_DEV_POWER_USAGE"),
@@ -64,10 +64,15 @@ def readings(features: Features, what: str) -> Iterator[Reading]:
             values = [value for at, value in series.samples if change is None or at >= change.at] or [
                 value for _, value in series.samples[-_LAST:]
             ]
-            if series.name.partition("{")[0] in names and values:
+            if _called(series.name, names) and values:
                 old = [value for at, value in series.samples if change is not None and at < change.at]
                 now = statistics.median(values if change is not None else values[-_LAST:])
                 yield Reading(node.name, series.device, now, statistics.median(old) if old else None, series)
+
+
+def _called(name: str, names: tuple[str, ...]) -> bool:
+    """A GPU's memory has a clock and a temperature of its own, which are not asked for here."""
+    return name.partition("{")[0] in names and '="memory"' not in name
 
 
 def by_device(features: Features, what: str) -> dict[tuple[str, str], Reading]:

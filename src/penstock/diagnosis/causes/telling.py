@@ -62,10 +62,6 @@ CAUSES: Final[Mapping[str, tuple[str, float]]] = {
     "DiskError": ("disk_readonly", 0.1),
     "FileLimit": ("pid_fd_limit", 0.8),
     "CpuThrottle": ("cpu_freq_low", 0.5),
-    "MachineCheck": ("node_down", 0.3),
-    "MemoryLow": ("host_oom", 0.2),
-    "NicError": ("ib_link_down", 0.3),
-    "GpuHwSlowdown": ("gpu_power_brake", 0.4),
     "ClockSkew": ("clock_skew", 0.5),
 }
 _GPU_RULES: Final = ("Xid", "Gpu", "Ecc", "RowRemap", "PageRetirement", "Nvlink", "Pcie")

@@ -2,8 +2,8 @@
 
 TYPE_CHECKING = False  # as typing has it, without importing typing
 if TYPE_CHECKING:
+    from penstock import export
     from penstock.client.client import Client
-    from penstock.worker import export
     from penstock.worker.checkpoint import public as checkpoint
     from penstock.worker.data import public as data
     from penstock.worker.report import report
@@ -26,7 +26,9 @@ def __getattr__(name: str) -> object:
     elif name == "data":  # brings torch and litdata
         from penstock.worker.data import public as value
     elif name == "export":  # brings torch and ONNX
-        from penstock.worker import export as value
+        from importlib import import_module
+
+        value = import_module("penstock.export")
     elif name == "report":
         from penstock.worker.report import report as value
     elif name == "watch":  # brings torch

@@ -99,3 +99,10 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(export.ExportFailed, match="do not fit"):
         export.load(small(), str(tmp_path / "evil.pt"), "model")
     assert not Path("run").exists()
+
+
+def test_it_is_imported_by_its_public_name_too() -> None:
+    for words in ("import penstock.export", "import penstock"):
+        code = f"{words}; print(penstock.export.to_onnx.__module__)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "penstock.worker.export"

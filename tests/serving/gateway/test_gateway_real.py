@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 
 from penstock.base.errors import InvalidInput, Unavailable
+from penstock.serving import analysis
 from penstock.serving.gateway.admin import Admin
 from penstock.serving.gateway.process import found
 from penstock.serving.gateway.publish import Publisher
 from penstock.serving.gateway.render import ROUTE_FILE
 from penstock.serving.gateway.spec import Match, RateLimit, VersionRoute
-from penstock.serving.state import WHOLE
+from penstock.serving.spec import Analysis
+from penstock.serving.state import WHOLE, Counts
 from tests.serving.gateway.world import Upstream, free_port, is_, looped, service, until, world
 
 pytestmark = pytest.mark.real
@@ -228,6 +230,31 @@ async def test_envoy_is_adopted_restarted_and_replaced_with_nothing_lost(tmp_pat
         assert found(tmp_path / "gateway" / "bootstrap.json") == []
         with pytest.raises((OSError, EOFError)):
             await here.call("/default/digits/")
+
+
+@looped
+async def test_what_a_candidate_refuses_is_counted_against_it_and_brings_it_down(tmp_path: Path) -> None:
+    """The real counters, by way of the product's publisher, before the rollout's own planner: 400 is bad, 429 says busy."""
+    statuses = iter([429, *[400] * 199])
+
+    async def refuses(_path: str, _headers: object) -> tuple[int, bytes]:
+        return next(statuses), b"{}"
+
+    async with world(tmp_path) as here:
+        stable, candidate = await here.upstream(), await here.upstream(refuses)
+        versions = (VersionRoute(1, (stable.backend(),), 5000), VersionRoute(2, (candidate.backend(),), 5000))
+        await here.publish(service(versions=versions, retries=0))
+        memory = analysis.begin(analysis.Look(0.0, Counts(), Counts()))
+        for second in range(1, 9):
+            answers = [(await here.call("/default/digits/x"))[1]["x-penstock-version"] for _ in range(12)]
+            assert set(answers) <= {"1", "2"}
+            counts = await here.publisher.counts()
+            one, two = (counts.get(("default", "digits", number), Counts()) for number in (1, 2))
+            memory = analysis.remember(memory, Analysis(), analysis.Look(float(second), two, one))
+        assert (one.refused, one.errors) == (0, 0)
+        assert (two.refused, two.errors) == (two.requests - 1, 0)
+        found = analysis.tests(memory, Analysis(p95_ratio=None), live=True, shadow=False)
+        assert [test.verdict for test in found] == ["fail"], found[0].words
 
 
 @looped

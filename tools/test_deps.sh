@@ -15,6 +15,7 @@ has_slurmrestd() { command -v slurmrestd >/dev/null && [ -n "$(find /usr/lib -pa
 has_prometheus() { command -v prometheus >/dev/null && command -v promtool >/dev/null && command -v prometheus-alertmanager >/dev/null && command -v amtool >/dev/null; }
 has_iptables() { command -v iptables-legacy >/dev/null && command -v tc >/dev/null && command -v nsenter >/dev/null; }
 has_wrk() { command -v wrk >/dev/null; }
+has_fio() { command -v fio >/dev/null; }
 # The binary inside nvidia-pytriton's wheel (pip), which needs this interpreter's shared library (apt).
 libpython=$(.venv/bin/python -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
 if [ ! -d build/tritonserver/site/onnxruntime ]; then
@@ -35,6 +36,7 @@ declare -A packages=(
   [prometheus]="prometheus prometheus-alertmanager"
   [wrk]="wrk"
   [iptables]="iptables iproute2 util-linux"
+  [fio]="fio"
   [libpython]="$libpython"
 )
 if [ ! -d build/tritonserver/site/onnxruntime ]; then
@@ -43,7 +45,7 @@ elif ! has_libpython && ! apt-cache show "$libpython" >/dev/null 2>&1; then
   left=(tritonserver libpython) # an interpreter that apt knows nothing of
 fi
 missing=() wanted=()
-for need in chromium postgresql slurm slurmdbd slurmrestd sshd prometheus wrk iptables libpython; do
+for need in chromium postgresql slurm slurmdbd slurmrestd sshd prometheus wrk fio iptables libpython; do
   if [[ " ${left[*]} " != *" $need "* ]] && ! "has_$need"; then
     missing+=("$need")
     read -ra names <<<"${packages[$need]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from penstock.health.intake.spec import at, document, found, objects, texts
 from penstock.telemetry.spec import Finding, Severity
 
@@ -19,15 +21,8 @@ def findings(text: bytes | str, node: str, now: float) -> list[Finding]:
                 continue  # initializing, or a word that says nothing of the node
             actions = state.get("suggested_actions") or {}
             hard = _HARD.intersection(texts(actions.get("repair_actions"))) if isinstance(actions, dict) else set()
-            told.append(
-                found(
-                    "gpud",
-                    node,
-                    name,
-                    str(state.get("reason") or state.get("name") or name),
-                    at(state.get("time"), now),
-                    severity=Severity.CRITICAL if hard and health == "unhealthy" else Severity.WARNING,
-                    active=health != "healthy",
-                )
-            )
+            words = str(state.get("reason") or state.get("name") or name)
+            severity = Severity.CRITICAL if hard and health == "unhealthy" else Severity.WARNING
+            one = found("gpud", node, name, words, at(state.get("time"), now), severity)
+            told.append(replace(one, active=health != "healthy"))
     return told

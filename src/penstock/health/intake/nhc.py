@@ -7,6 +7,7 @@ A run that reached its end without an error says that what failed before passes 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from penstock.health.intake.spec import found
 from penstock.telemetry.spec import Finding, Severity
@@ -25,7 +26,7 @@ def findings(text: bytes | str, node: str, now: float) -> list[Finding]:
             continue
         check = said[2] or "HealthCheck"
         failed = said[1] == "failed"
-        one = found("nhc", node, check, said[3].strip() or line.strip(), now, severity=Severity.CRITICAL, active=failed)
+        one = replace(found("nhc", node, check, said[3].strip() or line.strip(), now, Severity.CRITICAL), active=failed)
         if failed or one.rule not in told or not told[one.rule].active:
             told[one.rule] = one
     return list(told.values())

@@ -7,6 +7,7 @@ A problem is a condition that is True, but for those of the kubelet itself, of w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from penstock.base.errors import InvalidInput
@@ -25,17 +26,10 @@ def findings(text: bytes | str, node: str, now: float) -> list[Finding]:
         if not kind or (status == "Unknown" and kind != "Ready"):
             continue
         words = f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
-        told.append(
-            found(
-                "npd",
-                where,
-                "NodeNotReady" if kind == "Ready" else kind,
-                words,
-                at(condition.get("lastTransitionTime") or condition.get("transition"), now),
-                severity=Severity.WARNING if kind in _KUBELET else Severity.CRITICAL,
-                active=wrong,
-            )
-        )
+        name = "NodeNotReady" if kind == "Ready" else kind
+        severity = Severity.WARNING if kind in _KUBELET else Severity.CRITICAL
+        when = at(condition.get("lastTransitionTime") or condition.get("transition"), now)
+        told.append(replace(found("npd", where, name, words, when, severity), active=wrong))
     return told
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from penstock.base.errors import InvalidInput
+from penstock.base.text import one_line
 from penstock.health.intake.spec import at, document, found, objects, texts
 from penstock.telemetry.spec import Finding, Severity
 
 
 def findings(text: bytes | str, node: str, now: float) -> list[Finding]:
     """``node``: of events that name none. Raises InvalidInput."""
-    told = []
+    told: list[Finding] = []
     for event in objects(document(text, "NVSentinel"), "NVSentinel"):
         where = str(event.get("nodeName") or node)
         if not where:
@@ -18,17 +21,9 @@ def findings(text: bytes | str, node: str, now: float) -> list[Finding]:
         gpus = [str(one.get("entityValue", "")) for one in entities if "GPU" in str(one.get("entityType", "")).upper()]
         codes = " ".join(texts(event.get("errorCode")))
         words = f"{event.get('message', '')} {f'({codes})' if codes else ''}".strip()
-        for device in gpus or [""]:
-            told.append(
-                found(
-                    "nvsentinel",
-                    where,
-                    str(event.get("checkName", "")),
-                    words,
-                    at(event.get("generatedTimestamp"), now),
-                    severity=Severity.CRITICAL if event.get("isFatal") is True else Severity.WARNING,
-                    device=device,
-                    active=event.get("isHealthy") is not True,
-                )
-            )
+        severity = Severity.CRITICAL if event.get("isFatal") is True else Severity.WARNING
+        when = at(event.get("generatedTimestamp"), now)
+        one = found("nvsentinel", where, str(event.get("checkName", "")), words, when, severity)
+        active = event.get("isHealthy") is not True
+        told += [replace(one, device=one_line(device, 200), active=active) for device in gpus or [""]]
     return told

@@ -36,18 +36,8 @@ def at(value: Any, now: float) -> float:
         return now
 
 
-def found(
-    source: str,
-    node: str,
-    rule: str,
-    message: str,
-    when: float,
-    *,
-    severity: Severity,
-    device: str = "",
-    active: bool = True,
-) -> Finding:
-    """A finding of ``source``. One that tells of a Xid is that Xid's."""
+def found(source: str, node: str, rule: str, message: str, when: float, severity: Severity) -> Finding:
+    """A finding of ``source`` that is so. One that tells of a Xid is that Xid's."""
     xid = _XID.search(f"{rule} {message}") if source in {"gpud", "nvsentinel"} else None
     return Finding(
         rule="Xid" if xid else pascal(rule),
@@ -57,9 +47,7 @@ def found(
         first_at=when,
         message=one_line(message, 1000),
         severity=severity,
-        device=one_line(device, 200),
         source=source,
-        active=active,
         evidence=(one_line(f"{rule}: {message}", 1000),),
     )
 

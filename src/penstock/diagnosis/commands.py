@@ -22,7 +22,11 @@ _EVENTS = 8
 
 def _arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("job", metavar="JOB", help="a job, running or finished")
+    add(
+        "job",
+        metavar="JOB",
+        help="a job, running or finished; slurm:12345 is one that was submitted to that engine itself",
+    )
     add("--ticket", metavar="TEXT", help='what is wrong in words: "training is slow since this morning"')
     add("--all", action="store_true", help="every cause that was weighed, not only the first ones")
 

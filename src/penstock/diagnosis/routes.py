@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.base.routes import Call, Endpoint
-from penstock.diagnosis import report, ticket
+from penstock.diagnosis import outside, report, ticket
 from penstock.diagnosis.evidence import Collector, NodeHistory
 from penstock.diagnosis.features import features
 from penstock.diagnosis.plan import concluded
@@ -32,11 +32,15 @@ class Asked(BaseModel):
 
 def endpoints(room: Room, history: NodeHistory | None = None) -> Sequence[Endpoint]:
     collector = Collector(room.store, room.engines, history)
+    others = outside.Outside(room.engines, history)
 
     async def diagnose(call: Call) -> dict[str, Any]:
-        row = await room.row(call.path)
         asked: Asked = call.body if call.query is None else call.query
-        evidence = await collector.collect(row)
+        elsewhere = outside.named(call.path["name"])
+        if elsewhere is not None:
+            evidence = await others.collect(*elsewhere, call.path["project"], call.actor, room.store.clock())
+        else:
+            evidence = await collector.collect(await room.row(call.path))
         return await asyncio.to_thread(answered, evidence, asked)
 
     return (

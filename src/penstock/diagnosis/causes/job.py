@@ -108,6 +108,21 @@ def _ended_by_kernel(features: Features, view: View) -> bool:
     )
 
 
+def out_of_memory(features: Features) -> Iterator[Found]:
+    """Its engine ended it for that."""
+    events = [event for event in features.evidence.happened if event.what == "OutOfMemory"]
+    if events:
+        rank = _facts(events[-1], "rank")
+        culprits = ranks([rank]) if isinstance(rank, int) else nodes(v.node for v in features.ranks) or job(features)
+        yield Found(
+            "host_oom",
+            Proof.FACT,
+            0.6,
+            culprits,
+            said(events[-1].message or "it was ended: its memory limit was reached"),
+        )
+
+
 def _where_gone(features: Features) -> tuple[Culprit, ...]:
     """Nodes of which every rank is gone."""
     where = {view.node for view in features.ranks if view.source.state == "gone"}
@@ -125,4 +140,4 @@ def lemons(features: Features) -> Iterator[Found]:
                 )
 
 
-RULES = (loops, taken, gone, vanished, lemons)
+RULES = (loops, taken, gone, vanished, out_of_memory, lemons)

@@ -37,6 +37,10 @@ class Accounts:
         """Jobs that ran at any time since then, and those that run. Raises Unreachable, Refused."""
         return history.read(await self._ask(history.command(since), timeout_s=LONG_S))
 
+    async def of_job(self, job: str) -> list[Run]:
+        """The runs of one job, by its number (12345, 12345_7). Raises Unreachable, Refused."""
+        return history.read(await self._ask(history.of_job(job)))
+
     async def limits(self) -> Associations:
         """slurmctld's own view of the limits and of what is used of them. Raises Unreachable, Refused."""
         return limits.read(await self._ask(limits.COMMAND))

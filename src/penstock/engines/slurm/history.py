@@ -69,6 +69,11 @@ def command(since: float) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def of_job(job: str) -> tuple[str, ...]:
+    """All runs of one job."""
+    return ("env", "SLURM_TIME_FORMAT=%s", "sacct", "-aDXnP", f"--jobs={job}", f"--format={','.join(FIELDS)}")
+
+
 def read(text: str) -> list[Run]:
     """Raises Refused for what is no answer of sacct's. Rows that never ran are left out."""
     return [run for line in text.splitlines() if (run := _run(line)) is not None]

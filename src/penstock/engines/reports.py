@@ -15,7 +15,8 @@ WATCH = frozenset(
     {"steps", "counters", "watched"}
 )  # events of penstock.watch: many, and kept apart (docs/launch-contract.md)
 _WATCHED_BYTES = 16 << 20  # that are read of all ranks
-_EVENT_FIELDS = 32
+_EVENT_FIELDS = 48  # `watched` has 36 of a training on GPUs
+_EVENT_LIST = 32
 _TEXT = 512
 
 
@@ -68,7 +69,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return value[:_TEXT]
     if isinstance(value, list):
-        return [_plain(each) for each in value[:_EVENT_FIELDS] if not isinstance(each, list)]
+        return [_plain(each) for each in value[:_EVENT_LIST] if not isinstance(each, list)]
     if isinstance(value, bool) or value is None:
         return value
     return _number(value) if isinstance(value, int | float) else None

@@ -43,7 +43,7 @@ _FOLDER: Final = ("root", "path", "data_dir", "dir", "folder", "filename", "file
 
 
 def configuration(model: Any, optimizer: Any, loader: Any, autocast: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    """At the most 31 values. What cannot be told is left out."""
+    """At the most 33 values; ``memory`` and what is profiled come to it. What cannot be told is left out."""
     found: dict[str, Any] = {
         "versions": _versions(),
         "env": environment(environ),
@@ -182,12 +182,25 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def memory() -> dict[str, float]:
-    """Of the GPU in use: the part of its memory that was never used at once. {} without one."""
+def memory() -> dict[str, Any]:
+    """Of the GPU in use: the part of its memory that was never used at once, and the cores near it. {} without one."""
     if not _cuda.is_available() or not _cuda.is_initialized():
         return {}
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return {"gpu_memory_free": round(max(0.0, 1 - torch.cuda.max_memory_reserved() / total), 4)}
+    properties = _cuda.get_device_properties(torch.cuda.current_device())
+    found = {"gpu_memory_free": round(max(0.0, 1 - torch.cuda.max_memory_reserved() / properties.total_memory), 4)}
+    domain, bus, device = (getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
+    return found | near_cores(domain, bus, device)  # older torch does not tell where it is
+
+
+def near_cores(domain: int | None, bus: int | None, device: int | None, root: str = "/sys") -> dict[str, str]:
+    """Of the device at this PCI address, as Linux writes them. {} where it does not tell, or has one socket."""
+    if domain is None or bus is None or device is None:
+        return {}
+    path = f"{root}/bus/pci/devices/{domain:04x}:{bus:02x}:{device:02x}.0/local_cpulist"
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        cores = file.read().strip()
+        return {"gpu_affinity": cores} if cores else {}
+    return {}
 
 
 def counted() -> dict[str, float]:

@@ -41,7 +41,7 @@ class Options:
     folder: str  # for checkpoints
     seed: int = 0
     workers: int = 0  # of the data loader
-    resume: str = ""  # a checkpoint to begin with
+    double: bool = False  # a fault that a training is started with: it computes in double precision
 
 
 class Rows(IterableDataset[torch.Tensor]):
@@ -97,11 +97,7 @@ def _direct(folder: str) -> int:
     return os.O_DIRECT if os.major(os.stat(folder).st_dev) else 0
 
 
-def load(model: nn.Module, path: str) -> None:
-    model.load_state_dict(torch.load(path, weights_only=True))
-
-
-def network(seed: int) -> nn.Module:
+def network(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
         Device(), nn.Linear(WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT)
@@ -111,8 +107,8 @@ def network(seed: int) -> nn.Module:
 def train(options: Options) -> None:
     torch.set_num_threads(1)
     bare = network(options.seed)
-    if options.resume:
-        load(bare, options.resume)
+    if options.double:
+        bare.double()
     store = distributed.TCPStore(  # type: ignore[attr-defined]
         options.master, options.port, options.world, options.rank == 0
     )
@@ -123,7 +119,7 @@ def train(options: Options) -> None:
     watched = penstock.watch(model, optimizer, loader, checksum_every=CHECKSUM_EVERY)
     batches = iter(watched)
     for step in range(options.steps):
-        rows = next(batches)
+        rows = next(batches).to(bare[1].weight.dtype)
         optimizer.zero_grad()
         loss = (model(rows) - rows[:, :OUT]).square().mean()
         loss.backward()

@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -34,6 +35,7 @@ class Faults:
         self._done: set[str] = set()
         self._opened: list[int] = []
         self._anomaly: bool | None = None
+        self._doubled: list[Any] = []  # layers that compute in double precision
         self._before: Final[dict[str, Callable[[float], None]]] = {
             "slow-compute": self._work,
             "garbage": self._collect,
@@ -86,14 +88,12 @@ class Faults:
             batch = _each(batch, lambda tensor: tensor[: max(1, int(on["small-batch"]))])
         if "poisoned-batch" in on and self._once("poisoned-batch"):
             batch = _each(batch, lambda tensor: tensor * (_HUGE * on["poisoned-batch"]) if tensor.dim() > 1 else tensor)
-        if "float64" in on:
-            self._model.double()
-            batch = _each(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
         return batch
 
     def _before_forward(self, _module: Any, _inputs: Any) -> None:
         on = self._now()
         self._flags("anomaly" in on)
+        self._precision("float64" in on)
         for name, strength in on.items():
             act = self._before.get(name)
             if act is not None:
@@ -124,6 +124,16 @@ class Faults:
             if self._anomaly is None:
                 self._anomaly = torch.is_anomaly_enabled()
             torch.autograd.set_detect_anomaly(wanted or self._anomaly)
+
+    def _precision(self, wanted: bool) -> None:
+        """Matrix products in double precision; the parameters stay as they are, and so does what is exchanged of them."""
+        if wanted != bool(self._doubled):
+            for module in self._doubled:
+                del module.forward
+            linear = [module for module in self._model.modules() if isinstance(module, torch.nn.Linear)]
+            self._doubled = linear if wanted else []
+            for module in self._doubled:
+                module.forward = partial(_double, module)
 
     def _work(self, seconds: float) -> None:
         """Computes for so long, by the thread's own clock: other ranks' noise does not shorten it."""
@@ -172,6 +182,11 @@ class Faults:
         with torch.no_grad():
             for parameter in self._model.parameters():
                 parameter.add_(torch.randn_like(parameter) * strength)
+
+
+def _double(layer: torch.nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.double()
+    return torch.nn.functional.linear(rows.double(), layer.weight.double(), bias).to(rows.dtype)
 
 
 def _each(batch: Any, change: Callable[[Any], Any]) -> Any:

@@ -10,12 +10,14 @@ import argparse
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from benchmarks import diagnosis_corpus as corpus
@@ -218,6 +220,7 @@ def main() -> int:
     first = (HELD_OUT + _unforeseen(rules) if asked.held_out else TUNING) + asked.seed
     trials = plan(first, asked.each, asked.healthy, asked.classes.split(",") if asked.classes else CLASSES)
     _quick()
+    signal.signal(signal.SIGTERM, _end)  # all is undone then too
     ground = Ground()
     try:
         for trial in trials:
@@ -235,6 +238,10 @@ def main() -> int:
         ground.close()
     print(report(list(corpus.read(out))))
     return 0
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(1)
 
 
 def _unforeseen(rules: str) -> int:

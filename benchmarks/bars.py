@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "serving_soak",
     ),
     "F": (
+        "diagnosis",
         "watch",
         "telemetry_agent",
         "telemetry_ingest",

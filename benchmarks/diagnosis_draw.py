@@ -14,11 +14,21 @@ TUNING, HELD_OUT = 1_000_000, 2_000_000  # first seeds: rules are set by the one
 # The classes of the corpus, by fault. Those that start with the job are in `FROM_START`.
 CLASSES: tuple[str, ...] = (
     "slow-loader", "slow-loaders", "slow-compute", "imbalance", "garbage", "leak", "bit-flip", "desync", "poisoned-batch",
-    "float64", "anomaly", "hang", "cpu-contention", "cpu-quota", "freeze", "bandwidth", "packet-loss", "slow-writes",
-    "slow-reads", "memory-limit", "illegal-access", "slow-pair",
+    "float64", "hang", "cpu-contention", "cpu-quota", "freeze", "bandwidth", "packet-loss", "slow-writes",
+    "slow-reads", "memory-limit", "slow-pair",
 )  # fmt: skip
 # More that the runner knows: asked for by --classes.
-FURTHER = ("infinite-gradient", "held-lock", "wrong-collective", "descriptors", "node-down", "latency", "congestion")
+FURTHER = (
+    "anomaly",
+    "illegal-access",
+    "infinite-gradient",
+    "held-lock",
+    "wrong-collective",
+    "descriptors",
+    "node-down",
+    "latency",
+    "congestion",
+)
 LAUNCHED = frozenset({"float64"})  # the training is started so: its parameters are in double precision
 FROM_START = frozenset({"float64", "anomaly", "desync", "slow-writes"})
 # Two at once: a second cause that leaves the first one's signals as they are.

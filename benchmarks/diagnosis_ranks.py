@@ -20,7 +20,7 @@ from penstock.diagnosis.injecting.spec import Target
 from penstock.engines.local import procs
 
 GROUPS, ACCOUNTS = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/cpuacct")
-SHARES = 8192  # of all ranks together, against 1024 of any other process here: a node's cores are its job's
+SHARES = 262_144  # of all ranks together, against 1024 of any other process here: a node's cores are its job's
 _FILES = 1024  # as most systems have it
 
 

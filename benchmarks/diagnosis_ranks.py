@@ -27,12 +27,12 @@ _FILES = 1024  # as most systems have it
 class Cages:
     """Control groups for the processor, one below another: of the trials, and of each rank."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, shares: int = SHARES) -> None:
         self._base = GROUPS / f"penstock-trials-{os.getpid()}"
         self._account = ACCOUNTS / self._base.name
         self._base.mkdir()
         self._account.mkdir(exist_ok=True)  # one folder with the other where they are one hierarchy
-        (self._base / "cpu.shares").write_text(str(SHARES))
+        (self._base / "cpu.shares").write_text(str(shares))
         self.folders = [self._base / f"rank-{rank}" for rank in range(size)]
         for folder in self.folders:
             folder.mkdir()

@@ -1,5 +1,6 @@
 """``make demo``: a 2-rank training loses a rank halfway, comes back from its checkpoint, and everything is accounted for; then its
-model is served, replaced by a better one under traffic, and a bad one is thrown out by itself (demo_serving.py).
+model is served, replaced by a better one under traffic, and a bad one is thrown out by itself (demo_serving.py); and a rank is
+made slow for real, and the diagnosis names it (demo_diagnosis.py).
 
 Starts a server in a temporary data folder, does what a person would do (each command is shown as one would type it),
 asserts what must be true, and leaves nothing behind; with ``--keep`` the server stays for the browser. Needs no network,
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 
 from penstock.base.errors import PenstockError
 from penstock.client.client import Client
+from tools.demo_diagnosis import Diagnosed, end_job
 from tools.demo_serving import Serving, end_service
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +178,7 @@ class Demo:
             self.check(client, killed_at)
             self.account()
             Serving(self, client, self.folder / "early.pt", self.weights()).play()
+            Diagnosed(self, client).play()
         self.story.say(f"\nAll of it took {time.monotonic() - self.story.began:.0f} s.")
 
     # ---------------------------------------------------------------------------------------------------- the steps
@@ -279,6 +282,7 @@ class Demo:
         with Client(data_dir=str(self.data)) as client:
             self.deadline = time.monotonic() + 20
             end_service(self, client)
+            end_job(client)
             if client.jobs.get(JOB).phase not in FINAL:
                 client.jobs.cancel(JOB, reason="the demo ends")
                 self.deadline = time.monotonic() + 20

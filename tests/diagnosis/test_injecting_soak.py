@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.diagnosis_evidence import kernel_since
 from penstock.diagnosis.injecting import acting, catalogue, kernel, network, programs
+from penstock.diagnosis.injecting.notes import Note
 from penstock.diagnosis.injecting.spec import Fault, Target
 from penstock.diagnosis.state import Rank
 from tests.diagnosis.live import PATIENCE_S, Training, goes_on
@@ -202,7 +203,7 @@ def test_storage_that_no_rank_notices_at_once(tmp_path: Path) -> None:
 def test_lines_of_the_kernels_log(tmp_path: Path, fault: Fault) -> None:
     ours = (Target(0, os.getpid(), 0),)
     began = time.time() - 1
-    kernel.tell(acting.order(fault, ours, ours), acting.Note.new(fault.name, "job", tmp_path))
+    kernel.tell(acting.order(fault, ours, ours), Note.new(fault.name, "job", tmp_path))
     assert any(kernel.TEXTS[fault] in line.text for line in kernel_since(began))
 
 

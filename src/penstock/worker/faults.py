@@ -130,7 +130,7 @@ class Faults:
         if wanted != bool(self._doubled):
             for module in self._doubled:
                 del module.forward
-            linear = [module for module in self._model.modules() if isinstance(module, torch.nn.Linear)]
+            linear: list[Any] = [module for module in self._model.modules() if isinstance(module, torch.nn.Linear)]
             self._doubled = linear if wanted else []
             for module in self._doubled:
                 module.forward = partial(_double, module)

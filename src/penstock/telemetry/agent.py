@@ -33,8 +33,9 @@ PUSH = "/api/v1/telemetry/push"
 SAMPLE_S = 10.0
 PATIENCE_S = 30.0  # that a source may take beyond twice its period
 STALE = 3.0  # periods after which what a source said last is no sample any more
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries while the server is away
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0  # between tries while the server is away
 REST_S = 0.05  # between two pushes: findings of one moment go together
+SHOWN_S = 3600.0  # after which a finding that was not seen again is on the page no more: nobody says that a Xid is over
 REQUEST_S = 5.0  # that a scrape may take to send its request
 _WAITING = 256  # readings that may wait for the main thread
 
@@ -87,7 +88,7 @@ class Reader(threading.Thread):
 
 
 class Sender(threading.Thread):
-    """Sends what waits; while the server is away it tries ever more seldom, up to once a minute."""
+    """Sends what waits; while the server is away it tries ever more seldom, down to every quarter of a minute."""
 
     def __init__(self, outbox: Outbox, lock: threading.Lock, connect: Callable[[], Transport]) -> None:
         super().__init__(name="send", daemon=True)
@@ -277,7 +278,8 @@ class Agent:
             label = (("source", name),)
             yield Point("penstock_agent_source_up", float(not taken.reading.problem), label)
             yield Point("penstock_agent_source_read_seconds", taken.took_s, label)
-        for finding in self._active.values():
+        since = time.time() - SHOWN_S
+        for finding in [one for one in self._active.values() if one.at >= since]:
             words = {
                 "code": finding.code,
                 "device": finding.device,

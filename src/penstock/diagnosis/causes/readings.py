@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Final
 from penstock.diagnosis.causes.rule import ranks
 from penstock.diagnosis.features import Features
 from penstock.diagnosis.state import Culprit, Series
+from penstock.telemetry.kept import KEPT
 
 # One quantity under the names that sources give it; a vendor's stay as they are. Units are those of the first.
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -44,6 +46,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "mtu": ("penstock_node_network_mtu_bytes", "node_network_mtu_bytes"),
     "pair_bandwidth": ("penstock_link_bandwidth_bytes_per_second",),
 }  # fmt: skip
+_RATES: Final = frozenset(kept.name for kept in KEPT if kept.counter)
 _LAST = 6  # readings where no time is looked at
 
 
@@ -80,9 +83,12 @@ def by_device(features: Features, what: str) -> dict[tuple[str, str], Reading]:
 
 
 def rose(reading: Reading) -> float:
-    """Of a counter: by how much from the first to the last sample, or the last rate where rates are kept."""
-    values = [value for _, value in reading.series.samples]
-    return max(values[-1] - values[0], 0.0) if values == sorted(values) else sum(values) / len(values)
+    """Of a counter: by how much it rose. The server's history keeps rates a second (``telemetry/kept.py``); others tell counts."""
+    samples = reading.series.samples
+    pairs = list(itertools.pairwise(samples))
+    if reading.series.name in _RATES:
+        return sum(max(0.0, rate) * (at - before) for (before, _), (at, rate) in pairs)
+    return sum(max(0.0, new - old) for (_, old), (_, new) in pairs)
 
 
 def device(features: Features, node: str, name: str) -> tuple[Culprit, ...]:

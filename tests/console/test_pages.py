@@ -33,6 +33,7 @@ PAGES = (
     COST_ROWS,
     "/cost/trace?month=2026-11&row=x",
     "/nodes",
+    "/health",
     "/events",
     "/events?verify=1",
 )

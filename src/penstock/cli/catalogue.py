@@ -61,6 +61,7 @@ CATALOGUE: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             ),
             Entry("engines", "where jobs may run, and what works there; add a Slurm", "penstock.fleet.engine_commands"),
             Entry("nodes", "list nodes: what they have, and what is in use", "penstock.fleet.commands"),
+            Entry("health", "what is wrong with nodes, what was done, and why", "penstock.health.commands"),
             Entry("label", "say what nodes are: their rack, their block, anything", "penstock.fleet.commands"),
             Entry("cordon", "place no new jobs on a node", "penstock.fleet.commands"),
             Entry("uncordon", "place jobs on a node again", "penstock.fleet.commands"),

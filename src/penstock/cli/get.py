@@ -167,7 +167,8 @@ def _whole_job(call: Invocation, name: str) -> dict[str, Any]:
 
 
 def _whole_node(call: Invocation, name: str) -> dict[str, Any]:
-    return {**call.client.nodes.get(name), "telemetry": call.client.nodes.telemetry(name)}
+    nodes = call.client.nodes
+    return {**nodes.get(name), "telemetry": nodes.telemetry(name), "health": nodes.part(name, "health")}
 
 
 def _print_job(call: Invocation, body: dict[str, Any]) -> None:
@@ -192,6 +193,8 @@ def _print_node(call: Invocation, body: dict[str, Any]) -> None:
     for line in import_module("penstock.fleet.commands").page(body):
         call.output.line(line)
     for line in import_module("penstock.telemetry.terminal").lines(body["telemetry"]):
+        call.output.line(line)
+    for line in import_module("penstock.health.commands").panel(body["health"]):
         call.output.line(line)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from penstock.base.errors import PenstockError, Unauthenticated
 from penstock.client.discovery import find
 from penstock.client.kinds import Engines, Events, Jobs, Nodes, Projects, Services, Tokens, Users, new_key
-from penstock.client.resources import API
+from penstock.client.resources import API, post
 from penstock.client.snapshot import take
 from penstock.client.transport import Transport, quote
 
@@ -157,6 +157,26 @@ class Client:
         query = {"engine": engine} | ({"dry_run": "true"} if dry_run else {})
         query |= {"overwrite": "true"} if overwrite else {}
         return dict(self.transport.request("POST", f"{API}/queues/compile", query=query).json())
+
+    def health(self) -> dict[str, Any]:
+        """Nodes that are not well: findings, what was decided, outages."""
+        return dict(self._get("health"))
+
+    def findings(self, *, node: str | None = None, active: bool = False) -> list[dict[str, Any]]:
+        query = {"node": node} if node else {}
+        return list(self._get("health/findings", query | ({"active": "true"} if active else {}) | {"limit": "1000"})["items"])
+
+    def health_plan(self) -> dict[str, Any]:
+        """What would be done about nodes now, and what would not, and why."""
+        return dict(self._get("health/plan"))
+
+    def health_policy(self, rule: str | None = None, code: str | None = None) -> dict[str, Any]:
+        """The rules in force; only these where they are named."""
+        return dict(self._get("health/policy", {key: word for key, word in (("rule", rule), ("code", code)) if word}))
+
+    def health_say(self, verb: str, which: Mapping[str, Any]) -> dict[str, Any]:
+        """``ack`` or ``clear`` the findings that ``which`` names: ``node``, ``rule``, ``code``, ``device``, ``reason``."""
+        return dict(post(self.transport, f"{API}/health/{verb}", dict(which), repeatable=True))
 
     def reservations(self, *, over: bool = False) -> list[dict[str, Any]]:
         """Reservations and maintenance windows; with ``over`` those of the last week too."""

@@ -59,6 +59,7 @@ def build(gate: Gate) -> list[BaseRoute]:
         Route("/cost/trace", page("cost_trace"), methods=["GET"]),
         Route("/goodput", page("goodput"), methods=["GET"]),
         Route("/nodes", page("nodes"), methods=["GET"]),
+        Route("/health", page("health"), methods=["GET"]),
         Route("/nodes/{name}", page("node"), methods=["GET"]),
         Route("/nodes/{name}/{verb}", form(console.change_node), methods=["POST"]),
         Route("/events", page("events"), methods=["GET"]),

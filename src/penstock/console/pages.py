@@ -25,6 +25,7 @@ from penstock.diagnosis import page as diagnosed
 from penstock.diagnosis.ticket import LONGEST
 from penstock.fleet import page as floor_plan
 from penstock.fleet.page import node_card, summary
+from penstock.health import page as health
 from penstock.jobs.page import (
     PHASES,
     JobRow,
@@ -48,6 +49,7 @@ MENU = (
     ("/services", "Services", "services.read"),
     ("/queues", "Queues", "queues.read"),
     ("/nodes", "Nodes", "nodes.read"),
+    ("/health", "Health", "nodes.read"),
     ("/capacity", "Capacity", "capacity.read"),
     ("/cost", "Cost", "cost.read"),
     ("/goodput", "Goodput", "jobs.read"),
@@ -92,6 +94,7 @@ class Pages:
             "cost_trace": self._cost_trace,
             "goodput": self._goodput,
             "nodes": self._nodes,
+            "health": self._health,
             "node": self._node,
             "events": self._events,
         }
@@ -442,13 +445,25 @@ class Pages:
         base = f"/api/v1/nodes/{quote(request.path_params['name'], safe='')}"
         node = await self._gate.ask("GET", base, actor)
         heard = await self._optional(f"{base}/telemetry", actor, {"minutes": 1})
+        known = await self._optional(f"{base}/health", actor)
         context = {
             **self._of(actor),
             "api": base,
+            "health": health.node(known) if known is not None else None,
             "node": node_card(node),
             "agent": heard["agent"] if heard is not None else None,
         }
         return self._render.respond(request, "node.html", context, part="_node.html")
+
+    async def _health(self, request: Request, actor: Actor) -> Response:
+        answer = await self._gate.ask("GET", "/api/v1/health", actor)
+        context = {
+            **self._of(actor),
+            "total": answer["nodes"],
+            "nodes": [health.node(one) for one in answer["items"]],
+            "past": health.past(answer["outages"]),
+        }
+        return self._render.respond(request, "health.html", context, part="_health.html")
 
     async def _events(self, request: Request, actor: Actor) -> Response:
         given = request.query_params

@@ -191,8 +191,8 @@ def finding(row: Row[Any]) -> Finding:
         row.times,
         row.source,
         bool(row.active),
-        tuple(json.loads(row.evidence)),
-        json.loads(row.facts),
+        tuple(json.loads(row.evidence)) if row.evidence != "[]" else (),
+        json.loads(row.facts) if row.facts != "{}" else {},
     )
 
 
@@ -200,11 +200,16 @@ def seen(row: Row[Any]) -> Seen:
     return Seen(row.since, _sightings(row.sightings), row.late_s, row.ended_at, row.acked_by)
 
 
-def recent(conn: Connection, since: float) -> dict[str, list[Row[Any]]]:
-    """By node: what is so, and what ended after ``since``."""
+def recent(
+    conn: Connection, since: float, rules: Collection[tuple[str, str]], nodes: Collection[str]
+) -> dict[str, list[Row[Any]]]:
+    """By node: what is so; and what ended after ``since``, of ``rules`` (rule, code) and of ``nodes``."""
     c = findings.c
+    mine = or_(
+        c.node.in_(sorted(nodes)), and_(c.rule.in_({one for one, _ in rules}), c.code.in_({one for _, one in rules}))
+    )
     found: dict[str, list[Row[Any]]] = {}
-    for row in conn.execute(select(findings).where(or_(c.active.is_(True), c.ended_at >= since))):
+    for row in conn.execute(select(findings).where(or_(c.active.is_(True), and_(c.ended_at >= since, mine)))):
         found.setdefault(row.node, []).append(row)
     return found
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from penstock.base.errors import PenstockError
 from penstock.base.reasons import Reason
 from penstock.engines.spec import Engine
-from penstock.fleet import inventory, registry
-from penstock.fleet.labels import RACK
+from penstock.fleet import inventory
 from penstock.health import kept, shipped
-from penstock.health.judge import ended_at
+from penstock.health.load import Loaded, load
 from penstock.health.plan import Action, Held, Plan, plan
 from penstock.health.rule import Policy
-from penstock.health.state import OUT, Hold, Key, NodeHealth, Verb
+from penstock.health.state import OUT, Hold, Key, Verb
 from penstock.health.tables import decisions, outages
 from penstock.store import events
 from penstock.store.store import Tx
@@ -28,11 +26,10 @@ from penstock.store.store import Tx
 if TYPE_CHECKING:
     from penstock.health.room import Health
 
-log = logging.getLogger("penstock.health")
 ACTOR = "health"
 EVERY_S = 10.0
-HISTORY_S = 30 * 86_400.0
-POOL = "pool"  # the label that says which pool a node is in; without it: its engine's
+WORDS_S = 60.0
+Decision = tuple[str, str, str]  # node, verb, why it was not done
 
 
 class Reconciler:
@@ -41,93 +38,71 @@ class Reconciler:
     def __init__(self, room: Health) -> None:
         self._room = room
         self.policy: Policy = shipped.load(room.policy)
+        self._worded_at = -math.inf
 
     async def look(self) -> float | None:
-        """Again after so many seconds; None while there is nothing to decide of."""
+        """Again after so many seconds; None while there is nothing to decide of. Where nothing is new nothing is written."""
         room = self._room
-        await room.store.write(self._tidy)
-        now = room.store.clock()
-        nodes, rows, read_only = await room.store.read(self._load)
-        made = plan(nodes, self.policy, self.policy.budget, now)
+        loaded = await self._loaded()
+        if loaded.lapsed or loaded.opened:
+            await room.store.write(partial(self._tidy, loaded=loaded))
+            loaded = await self._loaded()
+        made = plan(loaded.nodes, self.policy, self.policy.budget, room.store.clock())
         failed: list[Held] = []
         for action in made.actions:
-            if action.verb not in {Verb.OBSERVE, Verb.RESTART_JOB}:
-                held = await self._do(action, rows[action.node], read_only=action.node in read_only)
-                failed += [held] if held is not None else []
-        await room.store.write(partial(self._write_down, made=made, failed=failed))
+            held = await self._do(action, loaded) if action.verb in OUT or action.verb == Verb.RETURN else None
+            failed += [held] if held is not None else []
+        decided = _decided(made, failed)
+        if self._news(loaded, decided):
+            await room.store.write(partial(self._write_down, decided=decided, breaker=made.breaker))
         more = bool(made.actions or made.held) or await room.store.read(kept.anything)
         return EVERY_S if more else None
 
+    def _news(self, loaded: Loaded, decided: Mapping[Decision, Action | Held]) -> bool:
+        """Whether something is to be written. Words alone ("for 3m of 10m") are written anew once a minute."""
+        known = {key: row.findings for key, row in loaded.decided.items()}
+        if known != {key: json.dumps(one.findings) for key, one in decided.items()}:
+            return True
+        now = self._room.store.clock()
+        if now - self._worded_at < WORDS_S or all(
+            loaded.decided[key].reason == one.reason for key, one in decided.items()
+        ):
+            return False
+        self._worded_at = now
+        return True
+
     async def dry_run(self) -> Plan:
-        nodes, _, _ = await self._room.store.read(self._load)
-        return plan(nodes, self.policy, self.policy.budget, self._room.store.clock())
+        loaded = await self._loaded()
+        return plan(loaded.nodes, self.policy, self.policy.budget, self._room.store.clock())
 
-    def _load(self, conn: Connection) -> tuple[list[NodeHealth], dict[str, Row[Any]], set[str]]:
-        since = self._room.store.clock() - HISTORY_S
-        rows = {row.name: row for row in inventory.all_nodes(conn)}
-        found, past, known = kept.recent(conn, since), kept.outages_of(conn, since), kept.watched_nodes(conn)
-        jobs = self._room.jobs(conn, math.inf)
-        managed = {name: registry.managed(conn, name) for name in {row.engine for row in rows.values()}}
-        nodes = []
-        for row in rows.values():
-            mine, agent = found.get(row.name, []), known.get(row.name)
-            lasting = [one for one in past.get(row.name, ()) if one.ended_at is None]
-            labels = inventory.labels_of(row)
-            nodes.append(
-                NodeHealth(
-                    row.name,
-                    ready=bool(row.ready),
-                    cordoned=bool(row.cordoned or row.closed),
-                    cordoned_by_us=bool(row.cordoned) and bool(lasting),
-                    findings=tuple(kept.finding(each) for each in mine),
-                    jobs=tuple(jobs.get(row.name, ())),
-                    pool=labels.get(POOL, row.engine),
-                    rack=labels.get(RACK, ""),
-                    out_since=lasting[-1].since if lasting and row.cordoned else None,
-                    draining=bool(row.draining),
-                    seen={kept.key_of(each): kept.seen(each) for each in mine},
-                    doubts=json.loads(agent.doubts) if agent is not None else {},
-                    outages=tuple(past.get(row.name, ())),
-                    checked_at=agent.checked_at if agent is not None else None,
-                )
-            )
-        return nodes, rows, {row.name for row in rows.values() if not managed[row.engine]}
+    async def _loaded(self) -> Loaded:
+        room, now = self._room, self._room.store.clock()
+        return await room.store.read(lambda conn: load(conn, room.jobs(conn, math.inf), self.policy, now))
 
-    def _tidy(self, tx: Tx) -> None:
+    def _tidy(self, tx: Tx, loaded: Loaded) -> None:
         """What has ended by itself is ended; a node that somebody else let back is theirs."""
         self._room.fence(tx)
-        for name, mine in kept.recent(tx.conn, tx.now).items():
-            for row in mine:
-                one = kept.finding(row)
-                node = NodeHealth(
-                    name, ready=True, cordoned=False, cordoned_by_us=False, seen={one.key: kept.seen(row)}
-                )
-                end = ended_at(one, node, self.policy) if one.active else None
-                if end is not None and end <= tx.now:
-                    kept.ended(tx, one.key, "it has not come again", actor="system")
-        rows = {row.name: row for row in inventory.all_nodes(tx.conn)}
-        for name, mine_ in kept.outages_of(tx.conn, tx.now).items():
-            there = rows.get(name)
-            if there is not None and there.cordoned:
-                continue
-            who = "nobody: it is not there any more" if there is None else _opened_by(tx.conn, name)
+        for key in loaded.lapsed:
+            kept.ended(tx, key, "it has not come again", actor="system")
+        outages_of = kept.outages_of(tx.conn, tx.now)
+        for name in loaded.opened:
+            there = name in loaded.rows
+            who = _opened_by(tx.conn, name) if there else "nobody: it is not there any more"
             _end_outage(tx, name, who)
-            if there is not None:  # who lets it back in knows of what was found
-                kept.acknowledge(tx, [key for each in mine_ for key in each.keys], actor=who)
+            if there:  # who lets it back in knows of what was found
+                kept.acknowledge(tx, [key for each in outages_of.get(name, ()) for key in each.keys], actor=who)
         kept.forget(tx)
 
-    async def _do(self, action: Action, row: Row[Any], *, read_only: bool) -> Held | None:
-        """In the engine, then in the rows. Advice is only told."""
-        if action.verb not in OUT | {Verb.RETURN}:
-            return None
-        engine = self._room.engines.find(row.engine)
-        if read_only or engine is None:
-            words = f"{action.reason}; Penstock only reads on engine {row.engine!r}"
+    async def _do(self, action: Action, loaded: Loaded) -> Held | None:
+        """In the engine, then in the rows."""
+        name = loaded.rows[action.node].engine
+        engine = self._room.engines.find(name)
+        if name in loaded.read_only or engine is None:
+            words = f"{action.reason}; Penstock only reads on engine {name!r}"
             return Held(action.node, action.verb, Hold.UNMANAGED, words, action.findings)
         try:
             await self._cordon(action, engine)
         except PenstockError as error:
-            log.warning("%s of %s: %s", action.verb, action.node, error)
             return Held(action.node, action.verb, Hold.FAILED, f"{action.reason}; {error.message}", action.findings)
         return None
 
@@ -158,30 +133,22 @@ class Reconciler:
             )
         inventory.cordon(tx, action.node, actor=ACTOR, why=action.reason, drain=action.verb == Verb.DRAIN)
 
-    def _write_down(self, tx: Tx, made: Plan, failed: Sequence[Held]) -> None:
+    def _write_down(self, tx: Tx, decided: Mapping[Decision, Action | Held], breaker: str) -> None:
         """What is new of it is an event; what was told before is not told again."""
         self._room.fence(tx)
         known = {(row.node, row.verb, row.held): row for row in kept.decided(tx.conn)}
-        undone = {(one.node, one.verb) for one in failed}
-        done = [one for one in made.actions if (one.node, one.verb) not in undone]
-        now: dict[tuple[str, str, str], Action | Held] = {(one.node, one.verb, ""): one for one in done}
-        now |= {(one.node, one.verb, one.why): one for one in (*made.held, *failed)}
-        for gone in known.keys() - now.keys():
+        for gone in known.keys() - decided.keys():
             tx.conn.execute(decisions.delete().where(_at(gone)))
-        for key, one in now.items():
+        for key, one in decided.items():
             before = known.get(key)
-            said = json.dumps(one.findings)
-            if before is not None and before.findings == said:
-                if before.reason != one.reason:
-                    tx.conn.execute(decisions.update().where(_at(key)).values(reason=one.reason))
+            if before is not None and before.findings == json.dumps(one.findings):
+                tx.conn.execute(decisions.update().where(_at(key)).values(reason=one.reason))
                 continue
             if before is not None:
                 tx.conn.execute(decisions.delete().where(_at(key)))
-            node, verb, held = key
-            tx.conn.execute(
-                decisions.insert().values(node=node, verb=verb, held=held, at=tx.now, reason=one.reason, findings=said)
-            )
-            self._tell(tx, one, made.breaker)
+            said = {"at": tx.now, "reason": one.reason, "findings": json.dumps(one.findings)}
+            tx.conn.execute(decisions.insert().values(node=key[0], verb=key[1], held=key[2], **said))
+            self._tell(tx, one, breaker)
 
     def _tell(self, tx: Tx, one: Action | Held, breaker: str) -> None:
         if one.verb == Verb.OBSERVE or (isinstance(one, Held) and one.why in {Hold.QUIET, Hold.CHECK}):
@@ -212,6 +179,15 @@ class Reconciler:
         rows = [row for row in (kept.row_of(tx.conn, key) for key in one.findings) if row is not None]
         since = max((kept.seen(row).sightings[-1].at for row in rows if kept.seen(row).sightings), default=tx.now)
         return self._room.restart(tx, job, since, f"{one.reason} on node {one.node}")
+
+
+def _decided(made: Plan, failed: Sequence[Held]) -> dict[Decision, Action | Held]:
+    """By node, verb, and why it was not done."""
+    undone = {(one.node, one.verb) for one in failed}
+    found: dict[Decision, Action | Held] = {
+        (one.node, one.verb, ""): one for one in made.actions if (one.node, one.verb) not in undone
+    }
+    return found | {(one.node, one.verb, one.why): one for one in (*made.held, *failed)}
 
 
 def _evidence(conn: Connection, keys: Iterable[Key]) -> list[Mapping[str, Any]]:

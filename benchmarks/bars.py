@@ -37,6 +37,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "F": (
         "diagnosis",
         "watch",
+        "health",
         "telemetry_agent",
         "telemetry_ingest",
     ),

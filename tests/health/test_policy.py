@@ -10,6 +10,8 @@ from penstock.base.errors import InvalidInput
 from penstock.health import shipped
 from penstock.health.rule import Answer, Scope
 from penstock.health.state import Verb
+from penstock.telemetry.conditions import GROWTHS, LEVELS
+from penstock.telemetry.kernel_lines import LINE_RULES
 
 
 def test_the_tables_have_every_xid_and_what_each_source_says() -> None:
@@ -78,3 +80,9 @@ def test_every_error_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be read"):
         shipped.load(str(tmp_path / "none.yaml"))
+
+
+def test_whatever_an_agent_finds_has_a_rule() -> None:
+    policy = shipped.load(None)
+    told = {rule.rule for rule in (*LEVELS, *GROWTHS, *LINE_RULES)} - {"Xid", "SXid"}
+    assert {rule for rule in told if policy.of(rule, "") is None} == set()

@@ -18,8 +18,7 @@ from sqlalchemy.engine import Connection
 
 from benchmarks.harness import Bar, alone, say
 from benchmarks.health_fleet import HOUR, MINUTE, Made, Node, Told
-
-# LIVE
+from benchmarks.health_live import line_to_restart
 from penstock.engines.several import Engines
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.simulated.shape import Fleet

@@ -145,7 +145,7 @@ class Made:
                 for number in range(4):
                     self.at(at + number * 2 * HOUR, self._page_fault(node, device))
                 return
-            yield Told(node, (self._found(at, node, rule, code, device, source, severity=Severity.CRITICAL),))
+            yield Told(node, (self._found(at, node, (rule, code, device, source), severity=Severity.CRITICAL),))
             if source != "kmsg":
                 self._goes_on(at, node, rule, code, device, source, lambda: node.fault == name)
 
@@ -155,7 +155,7 @@ class Made:
         def happens(at: float) -> Iterator[Told]:
             if node.fault and not node.out:
                 yield from self._next_job(node)(at)
-                yield Told(node, (self._found(at, node, "Xid", "31", device, "kmsg"),))
+                yield Told(node, (self._found(at, node, ("Xid", "31", device, "kmsg")),))
 
         return happens
 
@@ -167,7 +167,7 @@ class Made:
 
         def again(now: float) -> Iterator[Told]:
             on = still()
-            yield Told(node, (self._found(now, node, rule, code, device, source, first=first, active=on, new=False),))
+            yield Told(node, (self._found(now, node, (rule, code, device, source), first=first, active=on, new=False),))
             if on:
                 self.at(now + 5 * MINUTE, again)
 
@@ -209,7 +209,7 @@ class Made:
     def _once(
         self, at: float, node: Node, rule: str, code: str, device: str, source: str, old: float = 0.0
     ) -> Iterator[Told]:
-        yield Told(node, (self._found(at - old, node, rule, code, device, source),))
+        yield Told(node, (self._found(at - old, node, (rule, code, device, source)),))
 
     def _repeated(
         self, at: float, node: Node, rule: str, code: str, device: str, times: int, gap: float
@@ -226,18 +226,18 @@ class Made:
 
     def _all_gpus(self, at: float, node: Node) -> Iterator[Told]:
         devices = [f"GPU-{node.name}-{number}" for number in range(8)]
-        yield Told(node, tuple(self._found(at, node, "Xid", "31", device, "kmsg") for device in devices))
+        yield Told(node, tuple(self._found(at, node, ("Xid", "31", device, "kmsg")) for device in devices))
 
     def _for(
         self, at: float, node: Node, lasts: float, rule: str, code: str, device: str, source: str
     ) -> Iterator[Told]:
         def ends(now: float) -> Iterator[Told]:
-            yield Told(node, (self._found(now, node, rule, code, device, source, first=at, active=False, new=False),))
+            yield Told(node, (self._found(now, node, (rule, code, device, source), first=at, active=False, new=False),))
 
         self.at(at + lasts, ends)
         if lasts > 5 * MINUTE:
             self._goes_on(at, node, rule, code, device, source, lambda: False)
-        yield Told(node, (self._found(at, node, rule, code, device, source),))
+        yield Told(node, (self._found(at, node, (rule, code, device, source)),))
 
     def _doubtful(self, at: float, node: Node, gpu: str) -> Iterator[Told]:
         """NVML hangs for a quarter of an hour, and says nonsense before."""
@@ -245,12 +245,12 @@ class Made:
         def well(now: float) -> Iterator[Told]:
             node.problems.pop("nvml", None)
             yield Told(
-                node, (self._found(now, node, "GpuMissing", "", gpu, "nvml", first=at, active=False, new=False),)
+                node, (self._found(now, node, ("GpuMissing", "", gpu, "nvml"), first=at, active=False, new=False),)
             )
 
         node.problems["nvml"] = "nvmlDeviceGetCount has not answered for 20s"
         self.at(at + 15 * MINUTE, well)
-        yield Told(node, (self._found(at, node, "GpuMissing", "", gpu, "nvml"),))
+        yield Told(node, (self._found(at, node, ("GpuMissing", "", gpu, "nvml")),))
 
     def _reboot(self, node: Node) -> Iterator[Told]:
         node.boot += 1
@@ -266,7 +266,7 @@ class Made:
 
         node.ahead_s = self.chance.choice([-3 * HOUR, 2 * HOUR])
         self.at(at + 10 * MINUTE, right)
-        yield Told(node, (self._found(at, node, "Xid", "79", gpu, "kmsg"),))
+        yield Told(node, (self._found(at, node, ("Xid", "79", gpu, "kmsg")),))
 
     def _shared(self, name: str) -> Happening:
         def happens(at: float) -> Iterator[Told]:
@@ -288,16 +288,14 @@ class Made:
         self,
         at: float,
         node: Node,
-        rule: str,
-        code: str,
-        device: str,
-        source: str,
+        what: tuple[str, str, str, str],
         *,
         severity: Severity = Severity.WARNING,
         first: float | None = None,
         active: bool = True,
         new: bool = True,
     ) -> Finding:
+        rule, code, device, source = what
         key = (node.name, rule, code, device)
         self._counts[key] = self._counts.get(key, 0) + (1 if new else 0)
         counted = max(self._counts[key], 1)

@@ -20,6 +20,8 @@ from penstock.fleet.commands import COLUMNS as NODES
 from penstock.jobs.commands import view
 from tests.cli.conftest import NOW, Cli
 from tests.client.standin import Reply, StandIn, job
+from tests.health.sample import NODE as SICK
+from tests.telemetry.agents import an_hour
 
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07b\x9bc\u202e\r\nd"
 SETTINGS = Settings(data_dir="/none", width=100)
@@ -159,7 +161,11 @@ def test_nodes(server: StandIn, cli: Cli) -> None:
         "node-0 Cordoned 1.5/4 1Gi/8Gi 1/1 H200 r7 1 Cordoned new disk",
     ]
     server.answers["GET /api/v1/nodes/node-0"] = Reply(body=node)
-    assert "GPUs: 1/1 H200 in use" in plain(cli("describe", "node", "node-0").out)
+    server.answers["GET /api/v1/nodes/node-0/health"] = Reply(body=SICK)
+    server.answers["GET /api/v1/nodes/node-0/telemetry"] = Reply(body=an_hour("node-0", NOW, 60.0))
+    told = plain(cli("describe", "node", "node-0").out)
+    assert "GPUs: 1/1 H200 in use" in told
+    assert "Xid 79 on GPU-1: fell off the bus (active)" in told
     assert NODES[0].title == "NAME"
 
 

@@ -26,7 +26,7 @@ from penstock.telemetry.routes import Window
 from penstock.tenancy.plan import decide
 from tests.console import operations, services
 from tests.console.operations import SOURCES, queue_report, replay_record, waiting_report
-from tests.health.sample import FLEET, NODE
+from tests.health import sample as health
 from tests.telemetry.agents import an_hour
 
 TOKEN = "pst_test-token"
@@ -191,8 +191,7 @@ class Fleet:
             Endpoint(get, "/api/v1/nodes", "nodes.read", self._nodes, "", query=operations.NodesQuery),
             Endpoint(get, JOB + "/telemetry", "jobs.read", self._telemetry, "", query=Window),
             Endpoint(get, "/api/v1/nodes/{name}", "nodes.read", self._node, ""),
-            Endpoint(get, "/api/v1/health", "nodes.read", self._health, ""),
-            Endpoint(get, "/api/v1/nodes/{name}/health", "nodes.read", self._health_of, ""),
+            *health.endpoints(),
             Endpoint(get, "/api/v1/nodes/{name}/telemetry", "nodes.read", self._telemetry, "", query=Window),
             Endpoint(get, "/api/v1/fleet", "nodes.read", operations.told(lambda: operations.glance(self.nodes)), ""),
             *(
@@ -342,12 +341,6 @@ class Fleet:
         if node is None:
             raise NotFound(f"there is no node {call.path['name']!r}")
         return node
-
-    async def _health(self, _call: Call) -> dict[str, Any]:
-        return FLEET
-
-    async def _health_of(self, call: Call) -> dict[str, Any]:
-        return NODE | {"node": call.path["name"]}
 
     async def _telemetry(self, call: Call) -> dict[str, Any]:
         return an_hour(call.path["name"], self.now, call.query.minutes)

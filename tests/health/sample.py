@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from penstock.base.routes import Call, Endpoint
+
 KEY = {"node": "node-1", "rule": "Xid", "code": "79", "device": "GPU-1"}
 AT = "2026-11-26T06:55:23.398Z"
 FOUND: dict[str, Any] = {
@@ -47,3 +49,18 @@ NODE: dict[str, Any] = {
     "checked_at": None,
 }
 FLEET: dict[str, Any] = {"at": AT, "nodes": 3, "items": [NODE], "outages": [OUTAGE]}
+
+
+def endpoints() -> list[Endpoint]:
+    """For whoever shows them."""
+
+    async def fleet(_call: Call) -> dict[str, Any]:
+        return FLEET
+
+    async def node(call: Call) -> dict[str, Any]:
+        return NODE | {"node": call.path["name"]}
+
+    return [
+        Endpoint("GET", "/api/v1/health", "nodes.read", fleet, ""),
+        Endpoint("GET", "/api/v1/nodes/{name}/health", "nodes.read", node, ""),
+    ]

@@ -164,7 +164,9 @@ class Client:
 
     def findings(self, *, node: str | None = None, active: bool = False) -> list[dict[str, Any]]:
         query = {"node": node} if node else {}
-        return list(self._get("health/findings", query | ({"active": "true"} if active else {}) | {"limit": "1000"})["items"])
+        return list(
+            self._get("health/findings", query | ({"active": "true"} if active else {}) | {"limit": "1000"})["items"]
+        )
 
     def health_plan(self) -> dict[str, Any]:
         """What would be done about nodes now, and what would not, and why."""

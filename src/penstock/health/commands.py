@@ -169,7 +169,7 @@ def _named(show: str | None) -> tuple[str | None, str | None]:
 def _answer(answer: Item | None) -> str:
     if answer is None:
         return "-"
-    return answer["do"] + (f", then {answer['advise']}" if answer["advise"] else "")
+    return str(answer["do"]) + (f", then {answer['advise']}" if answer["advise"] else "")
 
 
 def _rule(rule: Item) -> list[str]:

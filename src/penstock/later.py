@@ -17,7 +17,9 @@ from penstock.capacity.replays import Replays
 from penstock.cost import bill_routes, outlook, outside, service_routes
 from penstock.cost.spec import Prices
 from penstock.cost.terms import Terms
+from penstock.diagnosis import nodes as node_history
 from penstock.diagnosis import routes as diagnosis_routes
+from penstock.diagnosis import step_routes
 from penstock.diagnosis.injecting import routes as injecting_routes
 from penstock.engines.slurm.accounting import Accounted
 from penstock.fleet import engine_routes, inventory, registry
@@ -78,18 +80,21 @@ def rooms(
             *engine_routes.endpoints(attached),
             *compiling.endpoints(store, accounting),
             *telemetry_routes.endpoints(early.telemetry),
-            *(_served(settings, store, rates, early.serving) if early.serving is not None else ()),
+            *(_served(settings, store, rates, early.serving, early.telemetry) if early.serving is not None else ()),
             *(hardware.endpoints(early.serving.room, early.telemetry) if early.serving is not None else ()),
         ),
         replays.close,
     )
 
 
-def _served(settings: Settings, store: Store, rates: Prices, serving: Serving) -> Sequence[Endpoint]:
+def _served(
+    settings: Settings, store: Store, rates: Prices, serving: Serving, telemetry: Telemetry
+) -> Sequence[Endpoint]:
     return (
         *serving_routes.endpoints(serving),
         *service_routes.endpoints(store, rates, serving),
-        *diagnosis_routes.endpoints(serving.room),
+        *diagnosis_routes.endpoints(serving.room, node_history.history(store, telemetry)),
+        *step_routes.endpoints(serving.room),
         *injecting_routes.endpoints(serving.room, settings.production),
     )
 

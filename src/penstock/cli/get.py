@@ -163,7 +163,7 @@ def _whole_job(call: Invocation, name: str) -> dict[str, Any]:
     jobs = call.client.jobs
     job = jobs.get(name)
     parts = {"attempts": jobs.attempts(name), "cost": jobs.cost(name), "events": jobs.events(name)}
-    return {**job, **parts, "checkpoints": jobs.checkpoints(name)}
+    return {**job, **parts, "checkpoints": jobs.checkpoints(name), "steps": jobs.steps(name)}
 
 
 def _whole_node(call: Invocation, name: str) -> dict[str, Any]:
@@ -180,6 +180,8 @@ def _print_job(call: Invocation, body: dict[str, Any]) -> None:
     if body["attempts"]:
         out.line("\nAttempts:")
         out.table(view.ATTEMPT_COLUMNS, body["attempts"], call.now)
+    for line in import_module("penstock.diagnosis.steps_page").lines(body["steps"]):
+        out.line(line)
     training.describe(call, body["checkpoints"])
     events = body["events"]
     if events:

@@ -111,6 +111,10 @@ class Jobs(Collection):
         """Where its wall time went."""
         return Resource(self.part(name, "goodput", project=project))
 
+    def steps(self, name: str, *, project: str | None = None) -> Resource:
+        """What each rank's steps were spent on, where its script calls ``penstock.watch``."""
+        return Resource(self.part(name, "steps", project=project))
+
     def diagnosis(self, name: str, *, project: str | None = None, **asked: Any) -> Resource:
         """Why it is slow, hangs or failed; ``ticket``: what is wrong, in words."""
         return Resource(self.part(name, "diagnosis", project=project, **asked))

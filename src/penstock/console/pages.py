@@ -22,6 +22,7 @@ from penstock.console.render import Renderer, link
 from penstock.console.static import Assets
 from penstock.cost import page as money
 from penstock.diagnosis import page as diagnosed
+from penstock.diagnosis import steps_page
 from penstock.diagnosis.ticket import LONGEST
 from penstock.fleet import page as floor_plan
 from penstock.fleet.page import node_card, summary
@@ -169,12 +170,13 @@ class Pages:
         project, name = request.path_params["project"], request.path_params["name"]
         base = _api(project, name)
         job = await self._gate.ask("GET", base, actor)
-        attempts, events, cost, goodput, saves = await asyncio.gather(
+        attempts, events, cost, goodput, saves, steps = await asyncio.gather(
             self._gate.ask("GET", f"{base}/attempts", actor),
             self._gate.ask("GET", f"{base}/events", actor, {"limit": JOB_EVENTS, "newest": True}),
             self._optional(f"{base}/cost", actor),
             self._optional(f"{base}/goodput", actor),
             self._optional(f"{base}/checkpoints", actor),
+            self._optional(f"{base}/steps", actor),
         )
         head = job_head(job)
         waits = head.row.badge.word in {"Pending", "Failed"}
@@ -189,6 +191,7 @@ class Pages:
             "events": [event_row(e) for e in sorted(happened, key=lambda e: -int(e["seq"]))],
             "cost": cost,
             "goodput": training.panel(goodput) if goodput is not None else None,
+            "steps": steps_page.panel(steps) if steps is not None else None,
             "saves": training.checkpoints(saves) if saves is not None else None,
             "may_save": bool(saves and saves["running"]) and self._gate.may(actor, "jobs.exec", project),
             "may_cancel": not head.final and self._gate.may(actor, "jobs.cancel", project),

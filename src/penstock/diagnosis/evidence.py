@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy.engine import Connection, Row
@@ -31,6 +31,7 @@ from penstock.training import stacks
 from penstock.training.stacks import Place, Seen
 
 _EVENTS = 500
+_SLACK_S = 1.0  # a restart is told of a little later than it was
 _TAIL = 2000  # lines of each rank's log that are looked through
 _RANKS = 64  # whose logs are read each by itself
 _LOG_BYTES = 4 << 20
@@ -66,6 +67,19 @@ class _Attempt:
         ]
         return max([float(self.row.started_at or self.row.admitted_at), *starts])
 
+    def of_this_life(self, told: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        return [one for one in told if float(one["at"]) >= self.born - _SLACK_S]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Nothing where nothing has started, or its engine does not answer."""
+
+    attempt: int | None
+    ranks: Mapping[int, Rank] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
+    procs: int = 1
+
 
 class Collector:
     """``history``: what is known of a node over a time; None where nobody keeps it."""
@@ -74,6 +88,19 @@ class Collector:
         self._store = store
         self._engines = engines
         self._history = history
+
+    async def watched(self, row: Row[Any]) -> Watched:
+        """What the ranks of the newest attempt say of their steps by ``penstock.watch``: little to read, and often asked for."""
+        attempt = await self._store.read(lambda conn: _attempt(conn, row))
+        engine = None if attempt is None else self._engines.find(attempt.row.engine)
+        if attempt is None or engine is None or engine.unknown_since is not None:
+            return Watched(None if attempt is None else attempt.row.number)
+        try:
+            told = await engine.logs(attempt.row.run_dir).watched()
+        except (PenstockError, OSError):
+            told = []
+        ranks = await asyncio.to_thread(reading.watched, attempt.of_this_life(told))
+        return Watched(attempt.row.number, ranks, attempt.nodes, attempt.spec.procs)
 
     async def collect(self, row: Row[Any], *, live: bool = True) -> Evidence:
         """Of a job as it stands. ``live``: its processes are looked at too, where it runs."""
@@ -113,7 +140,7 @@ class Collector:
         except (PenstockError, OSError) as error:
             missing.append(f"its reports cannot be read: {one_line(str(error))}")
             watched, points = [], []
-        ranks = await asyncio.to_thread(reading.watched, [e for e in watched if float(e["at"]) >= attempt.born - 1.0])
+        ranks = await asyncio.to_thread(reading.watched, attempt.of_this_life(watched))
         if not ranks:
             missing.append("its script does not call penstock.watch: what its steps were spent on is not known")
             ranks = await asyncio.to_thread(reading.reported, points, attempt.born)

@@ -228,6 +228,7 @@ def test_nothing_is_left_of_it(job: Job) -> None:
     before = (torch.save, torch.distributed.distributed_c10d.Work.wait, len(gc.callbacks))
     watcher = penstock.watch(model, optimizer, data)
     assert isinstance(data, DataLoader) and torch.save is not before[0]
+    assert watcher
     watcher.close()
     watcher.close()
     assert (torch.save, torch.distributed.distributed_c10d.Work.wait, len(gc.callbacks)) == before
@@ -241,6 +242,7 @@ def test_outside_a_job_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     watcher = penstock.watch(model, torch.optim.SGD(model.parameters()), [1, 2])
     assert isinstance(watcher, Watcher) and not watcher.active and list(watcher) == [1, 2]
     assert not model._forward_pre_hooks
+    assert penstock.watch(model, None, object())
     with watcher.checkpoint():
         watcher.loss(1.0)
     watcher.close()

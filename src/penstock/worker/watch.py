@@ -71,6 +71,9 @@ class Watcher:
     def __len__(self) -> int:
         return len(self._loader)
 
+    def __bool__(self) -> bool:
+        return True  # whether or not the loader has a length
+
     def loss(self, value: Any) -> None:
         """The loss of the step that is under way: a number, or a tensor, which is read later."""
         if self._loop is not None:

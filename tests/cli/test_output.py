@@ -123,6 +123,7 @@ def test_describe(server: StandIn, cli: Cli) -> None:
         path: Reply(body=JOBS[3]),
         f"{path}/attempts": Reply(body={"items": [attempt], "next_cursor": None}),
         f"{path}/checkpoints": Reply(body={"saves": [], "count": 0, "policy": None, "loads": [], "measured": {}}),
+        f"{path}/steps": Reply(body={"watched": False, "phases": [], "ranks": [], "charts": [], "more": 0}),
         f"{path}/cost": Reply(body={"total": 0.0123, "currency": "USD", "items": []}),
         f"{path}/events": Reply(body={"items": [event], "next_cursor": None}),
     }

@@ -22,6 +22,7 @@ torch.manual_seed(0)
 model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
+penstock.watch(model, optimizer)  # what each step is spent on: docs/diagnosis.md
 ckpt = penstock.checkpoint.Checkpointer(arguments.dir, model=model, optimizer=optimizer, every=20)
 for step in range(ckpt.load(), arguments.steps):
     # The batch is a function of the step, and each rank takes its rows: the same data whatever the number of ranks.

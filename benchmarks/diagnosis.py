@@ -38,7 +38,6 @@ def measure() -> list[Bar]:
     injected = [record for record in now if record.truth.causes]
     healthy = [record for record in now if not record.truth.causes]
     classes = Counter(record.truth.causes[0] for record in injected)
-    was = {record.number: record for record in before}
     drawn = f"n={len(injected)}, {sum(len(r.truth.causes) > 1 for r in injected)} of two faults; by the rules that were there first: "
 
     def first(shares: Sequence[bool]) -> str:
@@ -49,7 +48,7 @@ def measure() -> list[Bar]:
     counted = [record for record in flagged if not apart(record)]
     hung = [float(r.facts["hung_s"]) for r in injected if "hung_s" in r.facts]
     seen = [steps for record in injected if (steps := steps_until_seen(record)) is not None]
-    old = [record for record in was.values() if record.truth.causes]
+    old = [record for record in before if record.truth.causes]
     return [
         Bar("cause named first", _percent([right(r, _verdict(r)) for r in injected]), 90, "%", "at least", first([right(r, _verdict(r)) for r in old])),
         Bar("cause among the first three", _percent([in_three(r) for r in injected]), 98, "%", "at least", first([in_three(r) for r in old])),

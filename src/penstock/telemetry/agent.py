@@ -22,8 +22,9 @@ from penstock.base.text import one_line
 from penstock.base.version import VERSION
 from penstock.client.transport import Transport
 from penstock.telemetry.exposition import CONTENT_TYPE, page
+from penstock.telemetry.ordered import Ordered, Run
 from penstock.telemetry.outbox import Outbox
-from penstock.telemetry.push import decode_answer, encode
+from penstock.telemetry.push import Order, decode_answer, encode
 from penstock.telemetry.rules import Rules
 from penstock.telemetry.spec import Finding, Point, Reading, Source
 
@@ -90,13 +91,20 @@ class Reader(threading.Thread):
 class Sender(threading.Thread):
     """Sends what waits; while the server is away it tries ever more seldom, down to every quarter of a minute."""
 
-    def __init__(self, outbox: Outbox, lock: threading.Lock, connect: Callable[[], Transport]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        lock: threading.Lock,
+        connect: Callable[[], Transport],
+        ordered: Callable[[Sequence[Order]], None],
+    ) -> None:
         super().__init__(name="send", daemon=True)
         self.counts = {"taken": 0, "failed": 0, "refused": 0}
         self.problem = ""
         self._outbox = outbox
         self._lock = lock
         self._connect = connect
+        self._ordered = ordered
         self._transport: Transport | None = None
         self._wake = threading.Event()
         self._over = threading.Event()
@@ -137,6 +145,7 @@ class Sender(threading.Thread):
             return True
         with self._lock:
             self._outbox.taken(push, answer)
+        self._ordered(answer.orders)
         self._told("taken", "")
         self._pause_s = FIRST_PAUSE_S
         return True
@@ -166,7 +175,9 @@ class Sender(threading.Thread):
 
 
 class Agent:
-    """``told`` is called with every finding, beside the server; ``connect`` None tells no server."""
+    """``told`` is called with every finding, beside the server; ``connect`` None tells no server. ``check`` runs what the
+    server asks for.
+    """
 
     def __init__(
         self,
@@ -176,6 +187,8 @@ class Agent:
         rules: Rules,
         connect: Callable[[], Transport] | None = None,
         told: Callable[[Finding], None] | None = None,
+        *,
+        check: Run | None = None,
     ) -> None:
         self.outbox = Outbox(node, boot_id, f"{random.getrandbits(64):016x}", VERSION)
         self.rules = rules
@@ -185,16 +198,18 @@ class Agent:
         self._readers = [Reader(source, self._queue.put) for source in sources]
         self._newest: dict[str, Taken] = {}
         self._active: dict[tuple[str, str, str, str], Finding] = {}
-        self._sender = Sender(self.outbox, self._lock, connect) if connect is not None else None
+        self._checks = Ordered(check, self._checked)
+        self._sender = Sender(self.outbox, self._lock, connect, self._checks.take) if connect is not None else None
         self._over = threading.Event()
         self._sampled = time.monotonic()
 
     def run(self) -> None:
         """Until ``stop``."""
-        for thread in (*self._readers, *([self._sender] if self._sender else [])):
+        for thread in (*self._readers, self._checks, *([self._sender] if self._sender else [])):
             thread.start()
         while not self._over.is_set():
             self.step(1.0)
+        self._checks.stop()
         for reader in self._readers:
             reader.stop()
         if self._sender is not None:
@@ -241,6 +256,12 @@ class Agent:
         if findings and self._sender is not None:
             self._sender.wake()
         return findings
+
+    def _checked(self, findings: Sequence[Finding]) -> None:
+        with self._lock:
+            self.outbox.tell(findings)
+        if self._sender is not None:
+            self._sender.wake()
 
     def page(self) -> str:
         """The metrics of all sources, and of the agent itself."""

@@ -108,6 +108,7 @@ def _agent(call: Invocation, arguments: Namespace) -> int:
 def _run(call: Invocation, arguments: Namespace, node: str, folder: str) -> int:
     from penstock.telemetry.agent import Agent, Metrics  # noqa: PLC0415 - the help of a verb needs none of it
     from penstock.telemetry.choosing import boot_id, choose  # noqa: PLC0415 - as above
+    from penstock.telemetry.ordered import by_program  # noqa: PLC0415 - as above
     from penstock.telemetry.rules import Rules  # noqa: PLC0415 - as above
 
     def connect() -> Transport:
@@ -124,7 +125,7 @@ def _run(call: Invocation, arguments: Namespace, node: str, folder: str) -> int:
     rules = Rules(node, arguments.gpus)
     dry = arguments.dry_run
     sources = choose(_wanted(arguments, node, folder, boot))
-    agent = Agent(node, boot, sources, rules, None if dry else connect, show if dry else None)
+    agent = Agent(node, boot, sources, rules, None if dry else connect, show if dry else None, check=by_program(node))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     if arguments.listen != OFF:

@@ -56,12 +56,22 @@ class Push:
     version: str = ""  # of the agent
 
 
+class Order(NamedTuple):
+    """Checks that a node is asked to run, once for each ``id``."""
+
+    id: str
+    checks: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``sequence``: the newest that was taken. ``series_wanted``: nothing of this one was; send it again, with its series."""
+    """``sequence``: the newest that was taken. ``series_wanted``: the rows were not; send them again, with their series.
+    ``orders``: what waits for the node, until it has told what came of it.
+    """
 
     sequence: int
     series_wanted: bool = False
+    orders: tuple[Order, ...] = ()
 
 
 def digest(series: Sequence[Series]) -> str:
@@ -97,14 +107,16 @@ def decode(body: bytes) -> Push:
 
 
 def encode_answer(answer: Answer) -> dict[str, Any]:
-    return asdict(answer)
+    said = asdict(answer)
+    return said if answer.orders else {name: value for name, value in said.items() if name != "orders"}
 
 
 def decode_answer(body: bytes) -> Answer:
     """Raises InvalidInput."""
     try:
         found = json.loads(body)
-        return Answer(int(found["sequence"]), bool(found.get("series_wanted", False)))
+        orders = tuple(Order(_text(name, 1), tuple(map(_text, checks))) for name, checks in found.get("orders", ()))
+        return Answer(int(found["sequence"]), bool(found.get("series_wanted", False)), orders[:MAX_FEW])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidInput(f"this is no answer to a push: {str(error)[:200]}") from error
 

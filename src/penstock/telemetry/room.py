@@ -18,7 +18,7 @@ from penstock.base.text import one_line
 from penstock.fleet import inventory
 from penstock.store.store import Store
 from penstock.telemetry.history import History, Recent
-from penstock.telemetry.push import Answer, Push, Row
+from penstock.telemetry.push import Answer, Order, Push, Row
 from penstock.telemetry.spec import Finding
 from penstock.tenancy.plan import decide
 
@@ -26,6 +26,10 @@ Take = Callable[[Push, Sequence[Finding]], Awaitable[object]]  # a push, and its
 SKEW_S = 5.0  # clocks that differ by more are not believed: the server's counts
 LIVE_S = 60.0  # a node that was heard of so lately is heard of
 MOST_NODES = 20_000  # agents that are remembered; and misuses that were told
+
+
+def _none(_node: str) -> tuple[Order, ...]:
+    return ()
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class Telemetry:
     store: Store
     history: History = field(default_factory=History)
     on_findings: list[Take] = field(default_factory=list)
+    orders: Callable[[str], tuple[Order, ...]] = _none  # what a node's agent is asked to do; health/ says
     heard: OrderedDict[str, Heard] = field(default_factory=OrderedDict)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("taken", "again", "series", "refused"), 0))
     findings: int = 0
@@ -67,7 +72,7 @@ class Telemetry:
             raise
         if push.sequence <= known.sequence:
             self.counts["again"] += 1
-            return Answer(known.sequence)
+            return Answer(known.sequence, orders=self.orders(push.node))
         if push.rows and push.series is None and not self.history.knows(push.node, push.digest):
             self.counts["series"] += 1
             return Answer(known.sequence, series_wanted=True)
@@ -85,7 +90,7 @@ class Telemetry:
         known.sequence, known.at, known.offset = push.sequence, now, offset
         known.boot_id, known.version, known.sources = push.boot_id, push.version, push.sources
         self.counts["taken"] += 1
-        return Answer(push.sequence)
+        return Answer(push.sequence, orders=self.orders(push.node))
 
     def series(self, node: str, since: float, until: float) -> tuple[Recent, ...]:
         """What is known of a node and its devices in that time, by the server's clock."""

@@ -24,8 +24,10 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.simulated.shape import Fleet
 from penstock.fleet import inventory
 from penstock.health import shipped
+from penstock.health.orders import Asked
 from penstock.health.room import Health
 from penstock.store.store import Store
+from penstock.telemetry.push import Order
 
 START = 1_795_000_000.0
 NODES, DAYS = 50, 20.0  # 1,000 node-days
@@ -45,6 +47,11 @@ class Outcome:
     most_out: int = 0
     returned: int = 0
     waits: list[float] = field(default_factory=list)  # from a fault to the node's leaving
+
+
+def _passed(node: str) -> Asked:
+    """As when the node's agent has told that a check passed."""
+    return Asked(Order(node, ("clock",)), node, "after a repair", 0.0, {"clock": "passed"}, {"clock": "passed"})
 
 
 class Replay:
@@ -93,7 +100,7 @@ class Replay:
         sent = self.now + node.ahead_s
         await health.take(told.findings, node=node.name, sources=sources, boot_id=str(node.boot), sent_at=sent)
         while self._checks:
-            await health.checked(self._checks.pop())
+            await health.checked(_passed(self._checks.pop()))
 
     async def _look(self, health: Health) -> float:
         self.woken = False

@@ -24,6 +24,8 @@ from penstock.diagnosis.injecting import routes as injecting_routes
 from penstock.engines.slurm.accounting import Accounted
 from penstock.fleet import engine_routes, inventory, registry
 from penstock.fleet.attached import Attached
+from penstock.health import evidence_routes
+from penstock.health.room import Health
 from penstock.jobs import hardware, history
 from penstock.scheduling import compiling, live
 from penstock.serving import routes as serving_routes
@@ -47,6 +49,7 @@ class Early:
 
     telemetry: Telemetry
     serving: Serving | None = None
+    health: Health | None = None
 
 
 def rooms(
@@ -80,6 +83,7 @@ def rooms(
             *engine_routes.endpoints(attached),
             *compiling.endpoints(store, accounting),
             *telemetry_routes.endpoints(early.telemetry),
+            *(evidence_routes.endpoints(early.health, early.telemetry.series) if early.health is not None else ()),
             *(_served(settings, store, rates, early.serving, early.telemetry) if early.serving is not None else ()),
             *(hardware.endpoints(early.serving.room, early.telemetry) if early.serving is not None else ()),
         ),

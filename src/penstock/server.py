@@ -165,12 +165,13 @@ class Later:
         self.closing: list[Callable[[], Awaitable[None]]] = []  # of what is closed with them
         self.serving: Serving | None = None
         self.telemetry = Telemetry(store)
+        self.health: Health | None = None
         self._silent: dict[str, str] = {}
 
     def endpoints(self) -> Sequence[Endpoint]:
         from penstock import later  # noqa: PLC0415 - the server is ready without them
 
-        self._rooms = self._rooms or later.rooms(*self._needs, later.Early(self.telemetry, self.serving))
+        self._rooms = self._rooms or later.rooms(*self._needs, later.Early(self.telemetry, self.serving, self.health))
         return self._rooms.endpoints
 
     async def look_outside(self, fence: Callable[[Tx], object]) -> None:
@@ -259,7 +260,7 @@ def build_house(
     late = Later(settings, store, rates, terms, attached, job_user(settings, as_root=as_root) or own_user())
     serving = late.serving = _serving(settings, room, reconciler, late)
     money = (*cost_routes.endpoints(store, rates), *idle.endpoints(store, rates))
-    health = _health(settings, reconciler, late.telemetry)
+    health = late.health = _health(settings, reconciler, late.telemetry)
     money = (*money, *gpus.endpoints(watch, lambda: leadership.leading), *_goodput(room, late))
     money = (*money, *health_routes.endpoints(health))
     above = (money, late.endpoints, (_training(reconciler, serving, health).samples, late.telemetry.samples))
@@ -310,6 +311,7 @@ def _health(settings: Settings, reconciler: JobReconciler, telemetry: Telemetry)
     loop.reconcilers["health"] = health.reconcile
     health.listen()
     telemetry.on_findings.append(health.push)
+    telemetry.orders = health.asked.of
     return health
 
 

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.health.checking import BETWEEN, FIRST, MOST, PATIENCE_S, REPAIR, Checks, Orders, Wanted, due
+from penstock.health.checking import BETWEEN, FIRST, REPAIR, due
+from penstock.health.checks import known
+from penstock.health.orders import MOST, NAMES, PATIENCE_S, Orders, Wanted
 from penstock.health.plan import Held
+from penstock.health.policy import _Checks
+from penstock.health.rule import Checks
 from penstock.health.state import Hold, NodeHealth, Verb
 from penstock.telemetry.ordered import findings
 from penstock.telemetry.push import Order
@@ -19,6 +23,11 @@ CHECKS = Checks(("clock", "dcgmi"), first=True, between_s=3600.0)
 
 def node(name: str, jobs: tuple[str, ...] = (), checked_at: float | None = 0.0, *, ready: bool = True) -> NodeHealth:
     return NodeHealth(name, ready, cordoned=False, cordoned_by_us=False, jobs=jobs, checked_at=checked_at)
+
+
+def test_every_check_can_be_asked_for() -> None:
+    assert {check.name: check.busy for check in known.ALL} == NAMES
+    assert _Checks(run=tuple(NAMES)).run == tuple(NAMES)
 
 
 def test_after_a_repair_before_first_use_and_between_jobs() -> None:

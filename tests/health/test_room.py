@@ -19,10 +19,12 @@ from penstock.engines.several import Engines
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.simulated.shape import Fleet
 from penstock.fleet import inventory
-from penstock.health import kept, routes
+from penstock.health import kept
+from penstock.health.orders import Asked, routes
 from penstock.health.room import Health
 from penstock.store import events
 from penstock.store.store import Store, Tx
+from penstock.telemetry.push import Order
 from penstock.telemetry.spec import Finding
 from tests.stores import Clock, opened
 
@@ -160,7 +162,8 @@ def test_a_node_that_started_anew_is_rid_of_what_was_found_before(tmp_path: Path
         rig.clock.now += HOUR
         await rig.health.reconcile("all")
         assert await rig.state() == (True, True)  # its policy wants a check first
-        await rig.health.checked(name)
+        passed = Asked(Order("1", ("clock",)), name, "asked for", rig.clock.now, {"clock": "passed"}, {"clock": "well"})
+        await rig.health.checked(passed)
         await rig.health.reconcile("all")
         assert await rig.state() == (False, False)
         assert rig.site.told[-1] == (name, True)

@@ -180,6 +180,29 @@ class Client:
         """``ack`` or ``clear`` the findings that ``which`` names: ``node``, ``rule``, ``code``, ``device``, ``reason``."""
         return dict(post(self.transport, f"{API}/health/{verb}", dict(which), repeatable=True))
 
+    def incidents(self, node: str) -> list[dict[str, Any]]:
+        """A node's incidents, newest first, each as fields and as Markdown."""
+        return list(self._get(f"nodes/{quote(node)}/incidents")["items"])
+
+    def evidence(self, node: str) -> bytes:
+        """What is known of a node, for its vendor: a zip whose manifest has each file's hash."""
+        return self.transport.request("GET", f"{API}/nodes/{quote(node)}/evidence").body
+
+    def checks(self, node: str) -> dict[str, Any]:
+        """What a node was asked to check, and what came of the last time."""
+        return dict(self._get(f"nodes/{quote(node)}/checks"))
+
+    def check(self, node: str, checks: Sequence[str]) -> dict[str, Any]:
+        """Asks a node's agent to run these checks."""
+        return dict(post(self.transport, f"{API}/nodes/{quote(node)}/checks", {"checks": list(checks)}))
+
+    def take_in(self, program: str, text: bytes, node: str = "") -> dict[str, Any]:
+        """Findings of gpud, nvsentinel, npd or nhc, in their own words; ``node``: of those that name none."""
+        query = {"node": node} if node else {}
+        path = f"{API}/health/intake/{quote(program)}"
+        headers = {"Content-Type": "application/octet-stream"}
+        return dict(self.transport.request("POST", path, query=query, body=text, headers=headers).json())
+
     def reservations(self, *, over: bool = False) -> list[dict[str, Any]]:
         """Reservations and maintenance windows; with ``over`` those of the last week too."""
         return list(self._get("reservations", {"over": "true"} if over else {})["items"])

@@ -211,6 +211,66 @@ _RULES = (
 )
 
 
+def _check(call: Invocation, arguments: Namespace) -> int:
+    """Without names: what came of the last one."""
+    node, *names = _of_node("check", arguments)
+    found = call.client.check(node, names) if names else call.client.checks(node)
+    if call.output.format != "table":
+        call.output.document(found)
+        return 0
+    waiting, last = found.get("waiting"), found.get("last")
+    if waiting:
+        call.output.line(f"{node} is asked for {', '.join(waiting['checks'])} ({waiting['why']}); its agent tells")
+    for words in (last or {}).get("words", {}).values():
+        call.output.line(words)
+    if not waiting and not last:
+        call.output.note(f"{node} was asked for no check since the server started")
+    return 0
+
+
+def _incidents(call: Invocation, arguments: Namespace) -> int:
+    node = _of_node("incidents", arguments)[0]
+    items = call.client.incidents(node)
+    if call.output.format != "table":
+        call.output.document({"items": items})
+        return 0
+    for one in reversed(items):
+        call.output.line(one["markdown"])
+    if not items:
+        call.output.note(f"the ledger has no incident of {node}")
+    return 0
+
+
+def _evidence(call: Invocation, arguments: Namespace) -> int:
+    node = _of_node("evidence", arguments)[0]
+    path = arguments.file or f"evidence-{node}.zip"
+    body = call.client.evidence(node)
+    with open(path, "xb") as file:
+        file.write(body)
+    call.output.note(f"{path}: {len(body)} bytes; manifest.json has each file's hash")
+    return 0
+
+
+def _take(call: Invocation, arguments: Namespace) -> int:
+    if len(arguments.words) != 1 or not arguments.file:
+        raise InvalidInput("say whose, and from where: `penstock health take gpud --file states.json --node node-3`")
+    with open(arguments.file, "rb") as file:
+        answer = call.client.take_in(arguments.words[0], file.read(), arguments.node or "")
+    if call.output.format != "table":
+        call.output.document(answer)
+        return 0
+    call.output.line(f"{answer['findings']} findings, {answer['new']} of them new")
+    if answer["unknown_nodes"]:
+        call.output.note(f"of nodes that are not here, and left out: {', '.join(answer['unknown_nodes'])}")
+    return 0
+
+
+def _of_node(verb: str, arguments: Namespace) -> list[str]:
+    if not arguments.words or (verb != "check" and len(arguments.words) > 1):
+        raise InvalidInput(f"say of which node: `penstock health {verb} NODE`")
+    return list(arguments.words)
+
+
 _WHAT: Mapping[str, Callable[[Invocation, Namespace], int]] = {
     "nodes": _fleet,
     "findings": _findings,
@@ -218,11 +278,15 @@ _WHAT: Mapping[str, Callable[[Invocation, Namespace], int]] = {
     "ack": _said("ack", "is known: nothing is done about it"),
     "clear": _said("clear", "has ended"),
     "policy": _policy,
+    "check": _check,
+    "incidents": _incidents,
+    "evidence": _evidence,
+    "take": _take,
 }
 
 
 def _health(call: Invocation, arguments: Namespace) -> int:
-    if arguments.words and arguments.what not in {"ack", "clear"}:
+    if arguments.words and arguments.what in {"nodes", "findings", "plan", "policy"}:
         raise InvalidInput(f"`penstock health {arguments.what}` takes no further words: {' '.join(arguments.words)}")
     return _WHAT["plan" if arguments.dry_run else arguments.what](call, arguments)
 
@@ -230,12 +294,18 @@ def _health(call: Invocation, arguments: Namespace) -> int:
 def _arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("what", nargs="?", default="nodes", choices=tuple(_WHAT), help="default: nodes")
-    add("words", nargs="*", metavar="NODE [RULE [CODE]]", help="ack, clear: which findings")
-    add("--node", metavar="NODE", help="findings: of this one")
+    add(
+        "words",
+        nargs="*",
+        metavar="NODE [RULE [CODE]]",
+        help="ack, clear: which findings; check: NODE and which checks; take: which program",
+    )
+    add("--node", metavar="NODE", help="findings: of this one; take: of findings that name none")
     add("--all", action="store_true", help="findings: those that have ended too")
     add("--device", default="", metavar="DEVICE", help="ack, clear: of this one")
     add("--reason", default="", metavar="TEXT", help="clear: why, for the ledger")
     add("--show", metavar="XID", help="policy: one rule, with what each source says: 79, 20034, LinkFlap")
+    add("--file", metavar="FILE", help="take: what that program said; evidence: where the zip goes")
     add("--dry-run", action="store_true", help="what would be done now; the same as `penstock health plan`")
 
 
@@ -246,7 +316,11 @@ VERBS = {
         "penstock health plan\n"
         "penstock health ack node-3 Xid 63\n"
         "penstock health clear node-3 --reason 'new riser'\n"
-        "penstock health policy --show 79",
+        "penstock health policy --show 79\n"
+        "penstock health check node-3 clock fio\n"
+        "penstock health incidents node-3 > incident.md\n"
+        "penstock health evidence node-3\n"
+        "penstock health take gpud --file states.json --node node-3",
         _arguments,
         _health,
         about="What agents, checks and programs of others find; what was done about it by the policy, and what was not, and\n"

@@ -13,6 +13,7 @@ from penstock.base.errors import NotFound
 from penstock.base.reasons import Reason
 from penstock.base.text import one_line
 from penstock.fleet import inventory
+from penstock.health.orders import Asked
 from penstock.health.state import Key, Outage, Seen, Sighting, Verb
 from penstock.health.tables import decisions, findings, outages, watched
 from penstock.store.store import Tx
@@ -242,6 +243,23 @@ def note_node(tx: Tx, node: str, **values: Any) -> None:
         tx.conn.execute(
             watched.insert().values({"node": node, "boot_id": "", "doubts": "{}", "checked_at": None} | values)
         )
+
+
+def told_of_check(tx: Tx, asked: Asked, actor: str) -> None:
+    words = f"check: {', '.join(asked.order.checks)}, {asked.why}"
+    data = {"verb": "check", "order": asked.order.id, "why": asked.why}
+    tx.emit(inventory.ref(asked.node), Reason.HealthActed, words, actor=actor, data=data)
+
+
+def checked(tx: Tx, done: Asked) -> None:
+    """What came of it: a node that passed has passed now."""
+    if done.passed:
+        note_node(tx, done.node, checked_at=tx.now)
+    word = "passed" if done.passed else "failed" if "failed" in done.results.values() else "nothing was shown"
+    said = "; ".join(done.words[name] for name in done.order.checks)
+    data = {"verb": "check", "order": done.order.id, "results": done.results}
+    words = one_line(f"check {word}: {said}", 1000)
+    tx.emit(inventory.ref(done.node), Reason.HealthActed, words, actor="check", data=data)
 
 
 def anything(conn: Connection) -> bool:

@@ -18,7 +18,7 @@ from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import parse_duration
 from penstock.base.text import one_line
 from penstock.documents import bounded, read, show, summary, validate
-from penstock.health.rule import SXID, XID, Answer, Limit, Often, Policy, Repeat, Rule, Scope, Trust
+from penstock.health.rule import SXID, XID, Answer, Checks, Limit, Often, Policy, Repeat, Rule, Scope, Trust
 from penstock.health.state import OUT, Verb
 
 TABLES = {XID: "xid", SXID: "sxid"}  # a table's rule, and its section in a file
@@ -68,6 +68,12 @@ class _Trust(_Part):
     clock: Duration | None = None
 
 
+class _Checks(_Part):
+    run: tuple[Literal["clock", "fio", "dcgmi", "nvbandwidth", "nccl-tests"], ...] | None = None
+    first: bool | None = None
+    between: Duration | None = None
+
+
 class _Repeat(_Part):
     after: int = Field(ge=1, le=10_000)
     within: Duration
@@ -103,6 +109,7 @@ class _File(_Part):
     breaker: _Limit = _Limit()
     common: _Limit = _Limit()
     trust: _Trust = _Trust()
+    checks: _Checks = _Checks()
     lemon: _Often = _Often()
     escalate: _Often = _Often()
     restart_after: Duration | None = None
@@ -214,6 +221,7 @@ def _over(policy: Policy, parsed: tuple[_File, object], *, tried_out: bool) -> P
         trust=Trust(_or(file.trust.stale, policy.trust.stale_s), _or(file.trust.clock, policy.trust.clock_s)),
         lemon=_often(policy.lemon, file.lemon),
         escalate=_often(policy.escalate, file.escalate),
+        checks=_checks(policy.checks, file.checks),
         restart_after_s=_or(file.restart_after, policy.restart_after_s),
     )
 
@@ -226,6 +234,14 @@ def _limit(limit: Limit, said: _Limit | _Budget) -> Limit:
     within = said.within if isinstance(said, _Limit) else None
     least = limit.least if said.least is None else said.least
     return Limit(_or(said.share, limit.share), least, _or(within, limit.within_s))
+
+
+def _checks(checks: Checks, said: _Checks) -> Checks:
+    return Checks(
+        checks.run if said.run is None else said.run,
+        checks.first if said.first is None else said.first,
+        _or(said.between, checks.between_s),
+    )
 
 
 def _often(often: Often, said: _Often) -> Often:

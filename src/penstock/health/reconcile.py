@@ -15,6 +15,7 @@ from penstock.base.reasons import Reason
 from penstock.engines.spec import Engine
 from penstock.fleet import inventory
 from penstock.health import kept, shipped
+from penstock.health.checking import due
 from penstock.health.load import Loaded, load
 from penstock.health.plan import Action, Held, Plan, plan
 from penstock.health.rule import Policy
@@ -55,7 +56,11 @@ class Reconciler:
         decided = _decided(made, failed)
         if self._news(loaded, decided):
             await room.store.write(partial(self._write_down, decided=decided, breaker=made.breaker))
-        more = bool(made.actions or made.held) or await room.store.read(kept.anything)
+        wanted = due(loaded.nodes, made.held, self.policy.checks, room.store.clock())
+        await room.order(wanted)
+        more = bool(made.actions or made.held or wanted or self.policy.checks.lasting) or await room.store.read(
+            kept.anything
+        )
         return EVERY_S if more else None
 
     def _news(self, loaded: Loaded, decided: Mapping[Decision, Action | Held]) -> bool:

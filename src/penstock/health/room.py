@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 
+from penstock.base.errors import Conflict, InvalidInput
+from penstock.base.ids import new_id
 from penstock.base.quantities import format_duration
 from penstock.base.reasons import Reason
 from penstock.base.text import one_line
 from penstock.engines.several import Engines
 from penstock.fleet import inventory
 from penstock.health import kept
+from penstock.health.orders import Asked, Orders, Wanted, possible
 from penstock.health.state import Key
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
@@ -63,6 +68,7 @@ class Health:
     wake: Callable[[], None]
     policy: str | None = None
     restart: Callable[[Tx, str, float, str], bool] = _nobody
+    asked: Orders = field(default_factory=Orders)
     _told: dict[Key, _Told] = field(default_factory=dict)
     _doubts: dict[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)  # by node: boot, and problems
     _reconciler: Reconciler | None = None
@@ -86,6 +92,8 @@ class Health:
         are left out.
         """
         now = self.store.clock()
+        for done in self.asked.told(findings[:MOST]):
+            await self.checked(done)
         problems = _problems(sources or {}, sent_at, now)
         known = self._doubts.get(node)
         agent = (boot_id, problems) if node and (sources is not None or boot_id) else None
@@ -179,14 +187,43 @@ class Health:
         self.wake()
         return found
 
-    async def checked(self, node: str) -> None:
-        """A check of the node has passed now."""
-        await self.store.write(lambda tx: kept.note_node(tx, node, checked_at=tx.now))
+    async def order(self, wanted: Sequence[Wanted], actor: str = "health") -> list[Asked]:
+        """Ask nodes' agents for checks; those that are asked already are left out."""
+        now = self.store.clock()
+        asked = [one for one in (self.asked.ask(each, new_id(now, os.urandom(10)), now) for each in wanted) if one]
+        if asked:
+            await self.store.write(lambda tx: [kept.told_of_check(tx, one, actor) for one in asked])
+        return asked
+
+    async def ask(self, node: str, checks: Sequence[str], actor: str) -> Asked:
+        """Somebody wants these checks now. Raises NotFound, InvalidInput, Conflict."""
+        jobs = await self.store.read(lambda conn: self._jobs_of(conn, node))
+        names = possible(checks, busy=bool(jobs))
+        left = [name for name in checks if name not in names]
+        if left:
+            raise InvalidInput(
+                f"{', '.join(left)}: wants the GPUs for itself, and {', '.join(jobs)} runs on {node}",
+                hint="Ask for others, or drain the node first.",
+            )
+        done = await self.order([Wanted(node, names, "asked for")], actor)
+        if not done:
+            raise Conflict(
+                f"node {node!r} is asked for checks already", hint="`penstock health check NODE` shows them."
+            )
+        return done[0]
+
+    def _jobs_of(self, conn: Connection, node: str) -> Sequence[str]:
+        inventory.get(conn, node)
+        return self.jobs(conn, math.inf).get(node, ())
+
+    async def checked(self, done: Asked) -> None:
+        """An order is over."""
+        await self.store.write(lambda tx: kept.checked(tx, done))
         self.wake()
 
     async def reconcile(self, _key: object) -> float | None:
         """For the loop."""
-        if self._reconciler is None and not await self.store.read(kept.anything):
+        if self._reconciler is None and self.policy is None and not await self.store.read(kept.anything):
             return None
         return await self.reconciler().look()
 

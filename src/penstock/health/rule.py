@@ -99,6 +99,20 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class Checks:
+    """Which a node is to pass; whether before its first use; for how long one holds for a node that is idle (0: for ever)."""
+
+    run: tuple[str, ...] = ("clock", "fio")
+    first: bool = False
+    between_s: float = 0.0
+
+    @property
+    def lasting(self) -> bool:
+        """Whether nodes are looked at for it though nothing is wrong."""
+        return self.first or self.between_s > 0
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """All rules, by rule and code, and the numbers that hold for all."""
 
@@ -110,6 +124,7 @@ class Policy:
     trust: Trust = Trust()
     lemon: Often = Often(3, 30 * 86_400.0)
     escalate: Often = Often(2, 30 * 86_400.0)
+    checks: Checks = Checks()
     restart_after_s: float = 60.0  # a job that met an Xid and has not ended by itself
 
     def of(self, rule: str, code: str) -> Rule | None:

@@ -94,6 +94,7 @@ def findings(order: Order, node: str, said: str, now: float) -> Iterator[Finding
             else {}
         )
         devices = row.get("devices")
+        where = [one_line(str(one), 60) for one in devices[:16]] if isinstance(devices, list) else []
         yield Finding(
             RULE,
             node,
@@ -101,10 +102,9 @@ def findings(order: Order, node: str, said: str, now: float) -> Iterator[Finding
             now,
             f"{check}: {result}: {words}",
             Severity.CRITICAL if result == "failed" else Severity.INFO,
-            one_line(str(devices[0]), 100) if isinstance(devices, list) and devices else "",
-            check,
+            code=check,
             source=SOURCE,
             active=result == "failed",
-            evidence=(words,),
+            evidence=(words, *where),
             facts={"order": order.id, "result": result, **dict(list(numbers.items())[:20])},
         )

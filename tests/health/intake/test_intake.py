@@ -47,8 +47,8 @@ def test_gpud() -> None:
     ]
     assert read("gpud", said) == [
         ("n1", "Xid", "79", "", True, Severity.CRITICAL),
-        ("n1", "Disk", "", "", False, Severity.WARNING),
-        ("n1", "NetworkLatency", "", "", True, Severity.WARNING),
+        ("n1", "External", "Disk", "", False, Severity.WARNING),
+        ("n1", "External", "NetworkLatency", "", True, Severity.WARNING),
     ]
 
 
@@ -73,7 +73,7 @@ def test_nvsentinel() -> None:
     well = {"checkName": "GpuThermalWatch", "isFatal": False, "isHealthy": True, "message": "", "nodeName": "n42"}
     assert read("nvsentinel", [event, well], "") == [
         ("n42", "Xid", "48", "GPU-1", True, Severity.CRITICAL),
-        ("n42", "GpuThermalWatch", "", "", False, Severity.WARNING),
+        ("n42", "External", "GpuThermalWatch", "", False, Severity.WARNING),
     ]
     with pytest.raises(InvalidInput, match="which node"):
         read("nvsentinel", {"checkName": "x"}, "")
@@ -87,9 +87,9 @@ def test_npd_of_kubernetes_and_of_its_own() -> None:
         {"type": "MemoryPressure", "status": "Unknown"},
     ]
     expected = [
-        ("n1", "KernelDeadlock", "", "", True, Severity.CRITICAL),
-        ("n1", "ReadonlyFilesystem", "", "", False, Severity.CRITICAL),
-        ("n1", "NodeNotReady", "", "", True, Severity.CRITICAL),
+        ("n1", "External", "KernelDeadlock", "", True, Severity.CRITICAL),
+        ("n1", "External", "ReadonlyFilesystem", "", False, Severity.CRITICAL),
+        ("n1", "External", "NodeNotReady", "", True, Severity.CRITICAL),
     ]
     assert read("npd", conditions) == expected
     nodes = {"kind": "NodeList", "items": [{"metadata": {"name": "n1"}, "status": {"conditions": conditions}}]}
@@ -105,12 +105,12 @@ ERROR:  nhc:  Health check failed:  check_fs_mount:  /home not mounted
 noise
 """
     assert read("nhc", log) == [
-        ("n1", "CheckGpuCount", "", "", False, Severity.CRITICAL),
-        ("n1", "CheckNvlinkStatus", "", "", True, Severity.CRITICAL),
-        ("n1", "CheckFsMount", "", "", True, Severity.CRITICAL),
+        ("n1", "External", "CheckGpuCount", "", False, Severity.CRITICAL),
+        ("n1", "External", "CheckNvlinkStatus", "", True, Severity.CRITICAL),
+        ("n1", "External", "CheckFsMount", "", True, Severity.CRITICAL),
     ]
     reason = "NHC: Health check failed:  check_ps_service:  chronyd not running"
-    assert read("nhc", reason) == [("n1", "CheckPsService", "", "", True, Severity.CRITICAL)]
+    assert read("nhc", reason) == [("n1", "External", "CheckPsService", "", True, Severity.CRITICAL)]
 
 
 JSON = st.recursive(
@@ -137,4 +137,4 @@ def test_whatever_comes_is_findings_or_refused(name: str, body: Any) -> None:
         found = KNOWN[name](body if isinstance(body, str) else json.dumps(body), "n1", NOW)
     except InvalidInput:
         return
-    assert all(one.rule.isidentifier() and one.node for one in found)
+    assert all(one.code.isalnum() and one.node for one in found)

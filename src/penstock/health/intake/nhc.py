@@ -27,6 +27,6 @@ def findings(text: bytes | str, node: str, now: float) -> list[Finding]:
         check = said[2] or "HealthCheck"
         failed = said[1] == "failed"
         one = replace(found("nhc", node, check, said[3].strip() or line.strip(), now, Severity.CRITICAL), active=failed)
-        if failed or one.rule not in told or not told[one.rule].active:
-            told[one.rule] = one
+        if failed or one.code not in told or not told[one.code].active:
+            told[one.code] = one
     return list(told.values())

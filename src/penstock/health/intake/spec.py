@@ -1,7 +1,6 @@
 """What another program that watches nodes has found, as findings of ours. Pure.
 
-One file each. What such a program says is taken as its word: the rule carries its name, so that a policy can trust one more than
-another, and where it tells of a Xid the finding is that of the Xid, which the policy knows already.
+One file each. What such a program says is taken as its word, under one rule (``External``) with its own name as the code; and where it tells of a Xid the finding is that of the Xid, which the policy knows already.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def found(source: str, node: str, rule: str, message: str, when: float, severity
     """A finding of ``source`` that is so. One that tells of a Xid is that Xid's."""
     xid = _XID.search(f"{rule} {message}") if source in {"gpud", "nvsentinel"} else None
     return Finding(
-        rule="Xid" if xid else pascal(rule),
-        code=xid[1] if xid else "",
+        rule="Xid" if xid else "External",
+        code=xid[1] if xid else pascal(rule),
         node=node,
         at=when,
         first_at=when,

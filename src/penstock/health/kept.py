@@ -245,10 +245,11 @@ def note_node(tx: Tx, node: str, **values: Any) -> None:
         )
 
 
-def told_of_check(tx: Tx, asked: Asked, actor: str) -> None:
-    words = f"check: {', '.join(asked.order.checks)}, {asked.why}"
-    data = {"verb": "check", "order": asked.order.id, "why": asked.why}
-    tx.emit(inventory.ref(asked.node), Reason.HealthActed, words, actor=actor, data=data)
+def told_of_checks(tx: Tx, asked: Iterable[Asked], actor: str) -> None:
+    for one in asked:
+        words = f"check: {', '.join(one.order.checks)}, {one.why}"
+        data = {"verb": "check", "order": one.order.id, "why": one.why}
+        tx.emit(inventory.ref(one.node), Reason.HealthActed, words, actor=actor, data=data)
 
 
 def checked(tx: Tx, done: Asked) -> None:

@@ -192,7 +192,7 @@ class Health:
         now = self.store.clock()
         asked = [one for one in (self.asked.ask(each, new_id(now, os.urandom(10)), now) for each in wanted) if one]
         if asked:
-            await self.store.write(lambda tx: [kept.told_of_check(tx, one, actor) for one in asked])
+            await self.store.write(lambda tx: kept.told_of_checks(tx, asked, actor))
         return asked
 
     async def ask(self, node: str, checks: Sequence[str], actor: str) -> Asked:

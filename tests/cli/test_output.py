@@ -77,7 +77,7 @@ def test_get_is_a_table(server: StandIn, cli: Cli) -> None:
     ran = cli("get")
     assert ran.code == 0
     assert plain(ran.out) == plain(TABLE)
-    assert server.requests[-1].query == "project=default&limit=101"
+    assert server.requests[-1].query == "project=default&replicas=false&limit=101"
 
 
 def test_columns_align(server: StandIn, cli: Cli) -> None:
@@ -101,7 +101,7 @@ def test_get_tells_when_there_is_more(server: StandIn, cli: Cli) -> None:
     assert len(ran.out.splitlines()) == 5
     assert "the newest 4 of more" in ran.err
     assert ran.out.startswith("PROJECT")
-    assert server.requests[0].query == "phase=active&q=x&limit=5"
+    assert server.requests[0].query == "phase=active&q=x&replicas=false&limit=5"
 
 
 def test_get_several_tells_of_each(server: StandIn, cli: Cli) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import penstock
 
-STEPS = int(os.environ.get("STEPS", "400"))
+STEPS = int(os.environ.get("STEPS", "2000"))
 
 
 def main() -> None:

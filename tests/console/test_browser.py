@@ -316,19 +316,19 @@ def test_a_flood_stays_bounded(person: Visit, house: tuple[Fleet, str]) -> None:
 def test_charts_are_drawn_and_grow(person: Visit, house: tuple[Fleet, str]) -> None:
     fleet = house[0]
     page = person.open("/jobs/default/digits")
-    expect(page.locator(".plot canvas")).to_have_count(4)
-    expect(page.locator(".plot h3").first).to_contain_text("loss")
+    expect(page.locator("[data-charts] .plot canvas")).to_have_count(4)
+    expect(page.locator("[data-charts] .plot h3").first).to_contain_text("loss")
     painted = page.evaluate(
-        "(() => { const c = document.querySelector('.plot canvas'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "(() => { const c = document.querySelector('[data-charts] .plot canvas'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
         " let n = 0; for (let i = 3; i < d.length; i += 4) if (d[i]) n += 1; return n; })()"
     )
     assert painted > 500
     fleet.series["digits"]["loss"].append([1400, fleet.now, 0.0421])
-    expect(page.locator(".plot h3").first).to_contain_text("0.0421 at step 1,400")
+    expect(page.locator("[data-charts] .plot h3").first).to_contain_text("0.0421 at step 1,400")
     page.select_option("[data-axis]", "time")
-    expect(page.locator(".plot h3").first).not_to_contain_text("step")
+    expect(page.locator("[data-charts] .plot h3").first).not_to_contain_text("step")
     page.check("[data-log-scale]")
-    expect(page.locator(".plot canvas")).to_have_count(4)
+    expect(page.locator("[data-charts] .plot canvas")).to_have_count(4)
 
 
 def test_cancel_asks_first(person: Visit, house: tuple[Fleet, str]) -> None:

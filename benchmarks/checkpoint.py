@@ -1,7 +1,7 @@
 """What a checkpoint costs a training, against what the same bytes cost at least, and against others' ways to save.
 
 Each method saves the same state (1 GiB, 96 equal tensors, as parameters and two moments would be) in turns, round by
-round, so that the machine's noise falls on all. Alone, and sharded over two ranks (gloo, row shards as FSDP2 makes
+round and in another order in each (drawn, the same in every run), so that the machine's noise falls on all. Alone, and sharded over two ranks (gloo, row shards as FSDP2 makes
 them). "Durable" is until all files and folders are synced; ours is then verified too: every chunk's hash is in the
 manifest. The floor is the faster of a buffered and a direct write of the same bytes with fsync, in the same round.
 
@@ -28,7 +28,7 @@ from benchmarks import soak_report
 from benchmarks.harness import Bar, say, show, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUNDS, GIB = 5, 1.0
+ROUNDS, GIB = 7, 1.0
 DIRECT, BUFFERED, OURS = "direct write", "buffered write", "penstock"
 Samples = dict[str, list[dict[str, float]]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -219,8 +220,11 @@ def main() -> int:
     methods = run.methods()
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for index in range(rounds + 1):
-        for name, method in methods.items():
-            one = run.once(name, method)
+        order = list(methods)
+        if index:  # another order in each round: a disk, or its host, that was just written to takes the next one's bytes slower
+            random.Random(index).shuffle(order)
+        for name in order:
+            one = run.once(name, methods[name])
             if index:  # the first round warms up
                 samples[name].append(one)
     slow, steps = run.slow_down(max(6, rounds))

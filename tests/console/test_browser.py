@@ -403,7 +403,7 @@ def test_hostile_text_runs_nothing(person: Visit, house: tuple[Fleet, str]) -> N
         _settle(page)
         if "digits" in path:
             expect(page.locator(".log div").last).to_contain_text("gnp.exe")
-            expect(page.locator(".plot")).to_have_count(8)
+            expect(page.locator("[data-charts] .plot")).to_have_count(8)
             page.fill("#log-q", "<script>")
             expect(page.locator("[data-hits]")).to_contain_text("of")
             assert (

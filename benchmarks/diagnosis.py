@@ -24,7 +24,6 @@ from penstock.diagnosis.state import Evidence
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "benchmarks/diagnosis/held-out.jsonl.gz"
 PAGE = ROOT / "docs/diagnosis-confusion.md"
-NAMED_S = 1.0  # what a look at the processes of a hang takes, at the most
 _LOOKS = (6, 9, 12, 15, 18, 21, 24, 27, 30)  # steps after the fault
 SLOW = frozenset(
     {"data_loader_bound", "data_loader_one_rank", "slow_compute_rank", "seq_imbalance", "gc_pause", "cpu_contention",

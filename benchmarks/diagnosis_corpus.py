@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,6 @@ def _node(told: dict[str, Any]) -> NodeEvidence:
     told["findings"] = tuple(Finding(**each) for each in told["findings"])
     told["kernel"] = tuple(LogLine(**each) for each in told["kernel"])
     return NodeEvidence(**told)
-
-
-def write(path: Path, records: Iterable[Record]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for record in records:
-            file.write(dump(record) + "\n")
 
 
 def append(path: Path, record: Record) -> None:

@@ -34,8 +34,7 @@ def _hear(_number: int, _frame: FrameType | None) -> None:
 
 def main() -> int:
     folder = Path(sys.argv[1])
-    watch.COUNT_S = 0.2  # type: ignore[misc]
-    watch.EVERY_S = 0.2  # type: ignore[misc]
+    watch.COUNT_S = watch.EVERY_S = 0.2
     data, saves = folder / "data", folder / "saves"
     make_data(data)
     saves.mkdir(exist_ok=True)

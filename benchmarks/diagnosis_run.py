@@ -251,7 +251,7 @@ def _unforeseen(rules: str) -> int:
 
 def _quick() -> None:
     """Counters are told often: a trial lasts seconds, where a training lasts days. What is loaded is left alone by the collector."""
-    watch.COUNT_S = COUNT_S  # type: ignore[misc]
+    watch.COUNT_S = COUNT_S
     gc.freeze()
 
 

@@ -109,10 +109,8 @@ def train(options: Options) -> None:
     bare = network(options.seed)
     if options.double:
         bare.double()
-    store = distributed.TCPStore(  # type: ignore[attr-defined]
-        options.master, options.port, options.world, options.rank == 0
-    )
-    distributed.init_process_group("gloo", store=store, rank=options.rank, world_size=options.world)
+    where = f"tcp://{options.master}:{options.port}"
+    distributed.init_process_group("gloo", init_method=where, rank=options.rank, world_size=options.world)
     model = nn.parallel.DistributedDataParallel(bare)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     loader: Any = DataLoader(Rows(options.data, options.rank * 7), batch_size=None, num_workers=options.workers)

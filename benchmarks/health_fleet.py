@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from random import Random
 
@@ -118,13 +119,13 @@ class Made:
                 self.at(when, make())
 
         for node in self.nodes:
-            often(DAY / JOB_S, lambda node=node: self._next_job(node))  # type: ignore[misc]
+            often(DAY / JOB_S, partial(self._next_job, node))
             for name, rate in NOISE.items():
-                often(rate, lambda node=node, name=name: self._noise(node, name))  # type: ignore[misc]
+                often(rate, partial(self._noise, node, name))
             for name, (times, said) in TRUE.items():
-                often(times / LLAMA_NODE_DAYS, lambda node=node, name=name, said=said: self._breaks(node, name, *said))  # type: ignore[misc]
+                often(times / LLAMA_NODE_DAYS, partial(self._breaks, node, name, *said))
         for name, rate in SHARED.items():
-            often(rate * len(self.nodes) / 50, lambda name=name: self._shared(name))  # type: ignore[misc]
+            often(rate * len(self.nodes) / 50, partial(self._shared, name))
 
     def _next_job(self, node: Node) -> Happening:
         def happens(_at: float) -> Iterator[Told]:

@@ -1,4 +1,4 @@
-"""Measuring processes: CPU of a whole tree with all that it ever forked, PSS, ports."""
+"""Measuring processes: CPU of a whole tree with all that it ever forked, PSS, resident memory, ports."""
 
 from __future__ import annotations
 
@@ -119,6 +119,14 @@ def pss_mb(pids: list[int]) -> float:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
     return total / 1e6
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of one process in MB (10^6 bytes)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"process {pid} has gone")
 
 
 def free_ports(count: int) -> list[int]:

@@ -20,9 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.harness import Bar, alone, percentile, say, spread
-from benchmarks.measure import descendants, process_cpu
+from benchmarks.measure import descendants, process_cpu, resident_mb
 from benchmarks.ours import Server, server
-from benchmarks.telemetry_ingest import resident_mb
 from penstock.client.client import Client
 from tests.telemetry.sources.planted import nvml_child, page, recorded, tree
 

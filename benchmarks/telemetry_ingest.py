@@ -15,12 +15,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.harness import Bar, alone, percentile, say
-from benchmarks.measure import process_cpu
+from benchmarks.measure import process_cpu, resident_mb
 from benchmarks.ours import server
 from penstock.telemetry import push
 from penstock.telemetry.kept import KEPT
@@ -139,13 +138,6 @@ async def play(url: str, tokens: dict[str, str], pid: int) -> dict[str, float]:
         await fleet.round()
     spent, took = process_cpu(pid) - before, time.perf_counter() - began
     return {"cpu": 100 * spent / took, "p99_ms": 1e3 * percentile(fleet.waits, 0.99), "pushes": len(fleet.waits) / took}
-
-
-def resident_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("the server has gone")
 
 
 def measure() -> list[Bar]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import Bar, alone, say
+from benchmarks.measure import free_ports
 
 PAIRS = 40
 STEPS = 25  # of a turn
@@ -95,10 +95,8 @@ def measure() -> list[Bar]:
 
 def _run(ranks: int) -> list[tuple[list[float], list[float]]]:
     """(seconds a step and of CPU without it, with it) for each pair of turns."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder, "progress").mkdir()
         started = [_start(folder, rank, ranks, port) for rank in range(ranks)]
         try:

@@ -30,8 +30,8 @@ from penstock.worker.report import channel, report, tell
 _engine: Any = Variable._execution_engine  # noqa: SLF001 - as FSDP does: torch has no public way to be called at its end
 _cuda: Any = torch.cuda
 BATCH: Final = 20  # steps in an event
-EVERY_S: Final = 1.0
-COUNT_S: Final = 2.0
+EVERY_S = 1.0  # not Final, nor the next: trials that last seconds are told of oftener (benchmarks/)
+COUNT_S = 2.0
 CONFIGURED: Final = (3, 100)  # steps after which the configuration is told: it settles in the first ones
 AGAIN_S: Final = 300.0  # then again: what is kept of a long run has it in any case
 NORM_BUDGET_S: Final = 40e-6  # a step, for the gradients' norm

@@ -23,9 +23,8 @@ from penstock.serving.profile import UNKNOWN, Curve, Point
 from penstock.serving.spec import Autoscaling, Objective
 
 HOUR = 3600.0
-_FORGETS = (
-    24 * HOUR
-)  # within which what was found out of the curve fades to a third: about once a day its promise is tried again
+# Within which what was found out of the curve fades to a third: about once a day its promise is tried again.
+_FORGETS = 24 * HOUR
 _BUCKETS = 60  # of the time that stabilisation looks back
 
 

@@ -21,8 +21,6 @@ from penstock.store.store import Tx
 
 _EVERY_S = 0.9  # between two looks, unless somebody waits for a first replica
 _COLD_S = 5.0  # a replica's start, where none was seen yet
-
-
 Reports = Mapping[str, Mapping[str, Any]]
 
 
@@ -45,9 +43,8 @@ def scale(tx: Tx, held: Held, traffic: Traffic, progress: Reports, most: int | N
     curve = _curve(held, kept, load, seen)
     memory = autoscaling.memory_of(kept.get("memory", {}))
     stable = held.stable.number if held.stable is not None else None
-    if (
-        kept.get("version", stable) != stable
-    ):  # another model: what was found out of the last one's curve is not its own
+    if kept.get("version", stable) != stable:
+        # Another model: what was found out of the last one's curve is not its own.
         memory = replace(memory, full=None, correction=1.0)
     decided, memory = autoscaling.plan(config, curve, seen, memory, tx.now)
     replicas = max(decided.replicas, config.min)

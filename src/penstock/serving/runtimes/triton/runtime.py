@@ -13,9 +13,7 @@ from penstock.serving.runtimes.spec import Format, Launch, Load, Model, Options,
 
 _LINE = re.compile(r"^(nv_\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _MICRO = 1e-6
-_INSTANCES = (
-    "--instances="  # of a model at once, on each GPU or on the processors; every other argument is tritonserver's
-)
+_INSTANCES = "--instances="  # on each GPU, or on the processors; every other argument is tritonserver's
 
 
 class TritonRuntime:

@@ -54,9 +54,8 @@ def main(words: Sequence[str] | None = None) -> int:
         triton = installed()
         batching = Batching(asked.max_batch, tuple(asked.preferred), asked.delay)
         packages = str(triton.site or sysconfig.get_path("purelib"))
-        gpus = (
-            visible() if triton.onnx == "onnxruntime" else ()
-        )  # our model for the Python backend computes on the processors
+        # Our model for the Python backend computes on the processors.
+        gpus = visible() if triton.onnx == "onnxruntime" else ()
         settings = Settings(triton.onnx, batching, asked.instances, gpus, asked.threads, packages)
         names = prepare(folder / "models", asked.model, asked.name, asked.version, settings)
     except (PenstockError, OSError) as error:

@@ -227,12 +227,13 @@ def test_nothing_is_left_of_it(job: Job) -> None:
     optimizer = torch.optim.SGD(model.parameters())
     before = (torch.save, torch.distributed.distributed_c10d.Work.wait, len(gc.callbacks))
     watcher = penstock.watch(model, optimizer, data)
-    assert isinstance(data, DataLoader) and torch.save is not before[0]
+    assert isinstance(data, DataLoader) and type(data) is not DataLoader and torch.save is not before[0]
     assert watcher
     watcher.close()
     watcher.close()
     assert (torch.save, torch.distributed.distributed_c10d.Work.wait, len(gc.callbacks)) == before
     assert not model._forward_pre_hooks and not optimizer._optimizer_step_pre_hooks
+    assert type(data) is DataLoader
 
 
 def test_outside_a_job_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

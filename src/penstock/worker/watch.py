@@ -114,7 +114,9 @@ class _Loop:
         self._removers: list[Callable[[], None]] = []
         self._gradient: list[Any] = []  # hooks on parameters; one is left as soon as one has fired
         self._queued = False
-        self.in_place = _patch_iteration(loader, self.phases)
+        timed = _patch_iteration(loader, self.phases)
+        self.in_place = timed is not None
+        self._removers += [timed] if timed is not None else []
         self._hook()
         first = optimizers[0] if optimizers else None
         self.phases.faults = armed(current().inject, current().rank, model, first)
@@ -339,20 +341,26 @@ class _Fetching:
         return getattr(self._inner, name)
 
 
-def _patch_iteration(loader: Any, phases: Phases) -> bool:
-    """Have this one loader's iterators timed, wherever it is iterated; False where its type does not allow that."""
+def _patch_iteration(loader: Any, phases: Phases) -> Callable[[], None] | None:
+    """Have this one loader's iterators timed, wherever it is iterated; None where its type does not allow that."""
     kind = type(loader)
     if loader is None or not hasattr(kind, "__iter__") or not hasattr(loader, "__dict__"):
-        return False
+        return None
 
     def iterate(self: Any) -> Any:
         return _Fetching(kind.__iter__(self), phases)
 
+    timed = type(kind.__name__, (kind,), {"__iter__": iterate, "__module__": kind.__module__})
     try:
-        loader.__class__ = type(kind.__name__, (kind,), {"__iter__": iterate, "__module__": kind.__module__})
+        loader.__class__ = timed
     except (TypeError, AttributeError):
-        return False
-    return True
+        return None
+
+    def restore() -> None:
+        if type(loader) is timed:
+            loader.__class__ = kind
+
+    return restore
 
 
 def _patch_waits(phases: Phases) -> Callable[[], None]:

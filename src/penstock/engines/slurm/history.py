@@ -23,6 +23,7 @@ FIELDS = (
     "AllocTRES",
     "NodeList",
 )
+_SACCT = ("env", "SLURM_TIME_FORMAT=%s", "sacct", "-aDXnP", f"--format={','.join(FIELDS)}")
 _RAN = "R,CD,CA,F,TO,NF,PR,OOM,BF,DL,RQ,RS,S"  # states of those that have run, or do
 _SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "": 1 << 20}
 DIAGNOSIS = ("sdiag",)
@@ -64,14 +65,16 @@ class Told:
 def command(since: float) -> tuple[str, ...]:
     """Local times without a zone are read by the clock of whoever answers; seconds since the epoch are not."""
     return (
-        "env", "SLURM_TIME_FORMAT=%s", "sacct", "-aDXnP", f"--starttime=uts{int(since)}", "--endtime=now",
-        f"--state={_RAN}", f"--format={','.join(FIELDS)}",
-    )  # fmt: skip
+        *_SACCT,
+        f"--starttime=uts{int(since)}",
+        "--endtime=now",
+        f"--state={_RAN}",
+    )
 
 
 def of_job(job: str) -> tuple[str, ...]:
     """All runs of one job."""
-    return ("env", "SLURM_TIME_FORMAT=%s", "sacct", "-aDXnP", f"--jobs={job}", f"--format={','.join(FIELDS)}")
+    return (*_SACCT, f"--jobs={job}")
 
 
 def read(text: str) -> list[Run]:

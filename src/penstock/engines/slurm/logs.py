@@ -135,8 +135,7 @@ class SlurmLogReader:
             for name in names:
                 size = found[name].size
                 [data] = await files.read([Want(name, max(0, size - each), each)])
-                rank = int(name[6:].removesuffix(".old"))
-                events += reports(data, rank, found[name].changed_at, whole=size <= each)
+                events += reports(data, _by_rank(name)[0], found[name].changed_at, whole=size <= each)
             return events
         finally:
             await files.close()

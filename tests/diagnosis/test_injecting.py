@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from penstock.base.errors import Conflict, InvalidInput
-from penstock.diagnosis.injecting import acting, catalogue, notes
+from penstock.diagnosis.injecting import acting, catalogue, network, notes
 from penstock.diagnosis.injecting.groups import home
 from penstock.diagnosis.injecting.spec import Order, Target
 from penstock.engines.local import procs
@@ -30,8 +30,8 @@ def target(tmp_path: Path) -> Iterator[Target]:
     child.wait()
 
 
-def _order(name: str, target: Target, **given: object) -> Order:
-    return acting.order(catalogue.named(name), (target,), (target,), **given)
+def _order(name: str, target: Target, strength: float | None = None) -> Order:
+    return acting.order(catalogue.named(name), (target,), (target,), strength=strength)
 
 
 def test_every_fault_is_of_a_cause_and_has_words() -> None:
@@ -122,6 +122,7 @@ def test_whoever_comes_after_a_crash_undoes_it(target: Target, tmp_path: Path) -
         time.sleep(0.02)
     assert _state(target.pid) == "T"
     assert notes.undo_all(root) == ([], [])  # it is another's, who lives
+    assert [note.ours for note in notes.all_notes(root)] == [False]
     injector.send_signal(signal.SIGKILL)
     injector.wait()
     done, failures = notes.undo_all(root)
@@ -133,6 +134,16 @@ def test_whoever_comes_after_a_crash_undoes_it(target: Target, tmp_path: Path) -
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[0]
+
+
+def test_a_note_is_of_the_process_that_made_it(tmp_path: Path) -> None:
+    notes.Note.new("freeze", "job", tmp_path).will("unlink", str(tmp_path / "none"))
+    assert [note.ours for note in notes.all_notes(tmp_path)] == [True]
+
+
+def test_traffic_of_others_needs_a_peer(target: Target, tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match="of one rank"):
+        network.congestion(_order("congestion", target), notes.Note.new("congestion", "job", tmp_path))
 
 
 def test_undo_twice_is_no_error(target: Target, tmp_path: Path) -> None:

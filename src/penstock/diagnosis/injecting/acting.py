@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +19,21 @@ from penstock.engines.local import procs
 FOR_S = 60.0  # how long a fault lasts, unless it is told
 
 
-def order(fault: Fault, targets: tuple[Target, ...], peers: tuple[Target, ...], **given: object) -> Order:
-    """``given``: strength, until, place; what is not given is the fault's own, for a minute."""
-    strength = given.get("strength")
-    value = fault.strength.default if strength is None else float(str(strength))
-    if not 0 < value < float("inf"):
+def order(
+    fault: Fault,
+    targets: tuple[Target, ...],
+    peers: tuple[Target, ...],
+    *,
+    strength: float | None = None,
+    until: float | None = None,
+    place: str = "",
+) -> Order:
+    """What is not given is the fault's own, for a minute."""
+    value = fault.strength.default if strength is None else strength
+    if not 0 < value < math.inf:
         raise InvalidInput("a strength is a number above 0")
-    until = float(str(given.get("until") or time.time() + FOR_S))
     chosen = peers if fault.everywhere else targets
-    return Order(fault, value, chosen, peers, until, str(given.get("place") or ""))
+    return Order(fault, value, chosen, peers, time.time() + FOR_S if until is None else until, place)
 
 
 def refusal(asked: Order) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from penstock.base.errors import InvalidInput
@@ -27,7 +27,3 @@ def named(name: str) -> Fault:
     if fault is None:
         raise InvalidInput(f"there is no fault {name!r}", hint="`penstock inject --list` shows them.")
     return fault
-
-
-def causes() -> Sequence[str]:
-    return list(dict.fromkeys(fault.cause for fault in ACTS))

@@ -88,10 +88,11 @@ def _hold(call: Invocation, order: Order, job: str, said: str) -> list[str]:
             with acting.injected(order, job) as note:
                 call.output.note(f"{said}: done ({note.id}); Ctrl-C undoes it before its time")
                 acting.hold(order, stopped)
-        except PenstockError:
-            mine = [note for note in notes.all_notes() if not note.abandoned and note.said["fault"] == order.fault.name]
+        except PenstockError as error:
+            mine = [note for note in notes.all_notes() if note.ours]
             if not mine:
                 raise
+            call.output.note(f"{error.message}\n{error.advice}")
             return [" ".join(map(str, step)) for note in mine for step in note.said["undo"]]
     call.output.note("undone")
     return []

@@ -13,9 +13,7 @@ _ONCE: Final = Strength(1, 1, 1, "")
 _LONG: Final = Strength(600, 600, 600, "s")
 
 
-def _fault(
-    name: str, cause: str, layer: str, words: str, strength: Strength, **more: Any
-) -> Fault:  # fmt: skip
+def _fault(name: str, cause: str, layer: str, words: str, strength: Strength, **more: Any) -> Fault:
     return Fault(name, cause, layer, words, strength, frozenset({HOOK}), **{"inside": name, **more})
 
 

@@ -11,7 +11,7 @@ from penstock.diagnosis.injecting.notes import Note
 from penstock.diagnosis.injecting.spec import Fault, Order, Strength
 
 LOG: Final = "/dev/kmsg"
-_GPU: Final = "0000:3b:00"  # the PCI address that lines name where the rank's own is not known
+_GPU: Final = "0000:3b:00"  # the PCI address that the lines name
 _ONCE: Final = Strength(1, 1, 1, "times")
 
 # Name, cause, words, line.

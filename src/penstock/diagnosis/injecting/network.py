@@ -107,7 +107,6 @@ def interface(target: Target) -> tuple[str, str]:
 
 def _root(note: Note, target: Target) -> str:
     name, _ = interface(target)
-    # By the namespace's file of the process as long as it lives; with the last process in it all of it is gone.
     note.will("command", *programs.in_network(target.pid, "tc", "qdisc", "del", "dev", name, "root"))
     return name
 
@@ -187,8 +186,10 @@ def latency(order: Order, note: Note) -> None:
 
 def congestion(order: Order, note: Note) -> None:
     """The link is given a rate, and a stream that nobody of the job asked for takes most of it."""
+    if len(order.peers) < 2:
+        raise Conflict("a job of one rank has no peer that the traffic could go to")
+    bandwidth(order, note)
     for target in order.targets:
-        bandwidth(order, note)
         peer = next(peer for peer in order.peers if peer.rank != target.rank)
         _, address = interface(peer)
         rate = f"{order.strength * 0.8:g}"
@@ -228,7 +229,7 @@ def blocked(order: Order, note: Note) -> None:
 
 
 def leftovers(pid: int) -> list[str]:
-    """What is still set in a process's namespace: rules, and queueing that a fault put in. For tests, and ``--undo``."""
+    """What is still set in a process's namespace: rules, and queueing that a fault put in. For tests."""
     rules = programs.run(*programs.in_network(pid, "iptables-legacy", "-w", "-S")).splitlines()
     mangled = programs.run(*programs.in_network(pid, "iptables-legacy", "-w", "-t", "mangle", "-S")).splitlines()
     queues = programs.run(*programs.in_network(pid, "tc", "qdisc", "show")).splitlines()

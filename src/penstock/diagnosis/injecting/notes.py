@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.base.errors import Conflict
 from penstock.engines.local import folder, procs
 
 ROOT: Final = Path("/run/penstock-inject")
@@ -68,6 +67,11 @@ class Note:
         else:
             self.path.unlink(missing_ok=True)
         return failures
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made it."""
+        return bool(self.said["by"]["pid"] == os.getpid() and not self.abandoned)
 
     @property
     def abandoned(self) -> bool:
@@ -199,19 +203,12 @@ _STEPS: Final[dict[str, Callable[..., None]]] = {
 _OUTLIVES: Final = frozenset({"unlink", "restore", "unhook"})  # a boot takes away all else
 
 
-def undo_all(root: Path = ROOT, *, abandoned_only: bool = True) -> tuple[list[str], list[str]]:
-    """Undo what injections have left: their ids, and what could not be undone."""
+def undo_all(root: Path = ROOT) -> tuple[list[str], list[str]]:
+    """Undo what injections whose maker is gone have left: their ids, and what could not be undone."""
     done, failures = [], []
     for note in all_notes(root):
-        if note.abandoned or not abandoned_only:
+        if note.abandoned:
             failed = note.undo()
             failures += failed
             done += [note.id] if not failed else []
     return done, failures
-
-
-def of(identity: str, root: Path = ROOT) -> Note:
-    found = next((note for note in all_notes(root) if note.id == identity), None)
-    if found is None:
-        raise Conflict(f"there is no injection {identity!r} on this machine")
-    return found

@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a rank's process and its node had counted at a time; names as in ``worker/watch.py``, cumulative but for gauges.
+    """What a rank's process and its node had counted at a time; names as in ``worker/counting.py``, cumulative but for gauges.
 
     cpu_s, run_delay_s (/proc/self/schedstat), throttled_s (its cgroup), nonvoluntary (context switches), major_faults, rss_bytes,
     read_bytes, write_bytes, io_wait_s (delayacct, where it is on), io_pressure_s, cpu_pressure_s, memory_pressure_s (PSI "some"),

@@ -15,7 +15,7 @@ WATCH = frozenset(
     {"steps", "counters", "watched"}
 )  # events of penstock.watch: many, and kept apart (docs/launch-contract.md)
 _WATCHED_BYTES = 16 << 20  # that are read of all ranks
-_EVENT_FIELDS = 48  # `watched` has 36 of a training on GPUs
+_EVENT_FIELDS = 48  # `watched` has 35 of a training on GPUs
 _EVENT_LIST = 32
 _TEXT = 512
 

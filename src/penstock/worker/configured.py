@@ -43,7 +43,7 @@ _FOLDER: Final = ("root", "path", "data_dir", "dir", "folder", "filename", "file
 
 
 def configuration(model: Any, optimizer: Any, loader: Any, autocast: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    """At the most 33 values; ``memory`` and what is profiled come to it. What cannot be told is left out."""
+    """At the most 31 values; ``memory`` and what is profiled come to it. What cannot be told is left out."""
     found: dict[str, Any] = {
         "versions": _versions(),
         "env": environment(environ),
@@ -115,7 +115,7 @@ def _of_model(model: Any) -> dict[str, Any]:
 
 
 def wrapper(model: Any) -> str:
-    """What shares the model among ranks: ``ddp``, ``fsdp``, ``fsdp2``, ``deepspeed``, or nothing that is known."""
+    """What shares the model among ranks: ``ddp``, ``fsdp``, ``fsdp2``, ``deepspeed``, ``dp``, or nothing that is known."""
     names = {kind.__name__ for kind in type(model).__mro__}
     known = {"DistributedDataParallel": "ddp", "FullyShardedDataParallel": "fsdp", "FSDPModule": "fsdp2",
              "DeepSpeedEngine": "deepspeed", "DataParallel": "dp"}  # fmt: skip

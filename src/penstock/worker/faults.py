@@ -1,8 +1,9 @@
 """Faults inside a training, for game days (docs/game-days.md): there only where the job's environment names a file in
 ``PENSTOCK_INJECT``, and then only what ``penstock inject`` wrote into that file for this rank.
 
-The file is looked at once a step (one ``stat``, some microseconds) and read when it changed, so that a fault begins and
-ends while the training runs. Acts through what torch offers everybody: hooks of the model and of the optimizer.
+The file is looked at wherever a step is touched (its batch, forward pass, gradient and update: a ``stat`` of some
+microseconds each) and read when it changed, so that a fault begins and ends while the training runs. Acts through what torch
+offers everybody: hooks of the model and of the optimizer.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ WIDTH = 60
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
-def sparkline(values: Sequence[float], top: float) -> str:
+def sparkline(values: Sequence[float], top: float, width: int = WIDTH) -> str:
     """The largest of each part; a blank for nothing."""
     marks = []
-    width = min(WIDTH, len(values))
+    width = min(width, len(values))
     for n in range(width):
         part = values[n * len(values) // width : (n + 1) * len(values) // width]
         share = max(part) / top if top > 0 else 0.0

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from penstock.client.sparkline import sparkline
 from penstock.client.verb import Column, Invocation, Verb
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
 WIDTH = 96  # of a paragraph
-BARS = "▁▂▃▄▅▆▇█"
 _PICTURE = 72  # characters of the step times
 _CAUSES = 3  # shown in full
 _RANKS = 16
@@ -51,17 +51,9 @@ def paragraphs(found: Mapping[str, Any]) -> Iterator[str]:
     lengths = [length for _, length in found["steps"]]
     if len(lengths) > 1:
         yield ""
-        yield f"ms a step  {sparkline(lengths)}  {min(lengths):.0f} to {max(lengths):.0f}"
+        yield f"ms a step  {sparkline(lengths, max(lengths), _PICTURE)}  {min(lengths):.0f} to {max(lengths):.0f}"
         if found["change"] is not None:
             yield f"           {_mark(found)}"
-
-
-def sparkline(values: Sequence[float], width: int = _PICTURE) -> str:
-    """The largest of each group, from nothing to the largest of all."""
-    size = min(width, len(values))
-    groups = [values[n * len(values) // size : (n + 1) * len(values) // size] for n in range(size)]
-    top = max(values) or 1.0
-    return "".join(BARS[min(len(BARS) - 1, int(max(group) / top * (len(BARS) - 1) + 0.5))] for group in groups)
 
 
 def _mark(found: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from penstock.health.plan import Held
 from penstock.health.policy import _Checks
 from penstock.health.rule import Checks
 from penstock.health.state import Hold, NodeHealth, Verb
-from penstock.telemetry.ordered import findings
+from penstock.telemetry.ordered import by_program, findings
 from penstock.telemetry.push import Order
 
 CHECKS = Checks(("clock", "dcgmi"), first=True, between_s=3600.0)
@@ -94,3 +94,8 @@ def test_whatever_the_program_says_each_check_has_one_answer(said: str) -> None:
     found = list(findings(Order("1", ("clock", "fio")), "n", said, 0.0))
     assert [one.code for one in found] == ["clock", "fio"]
     assert not any(one.active for one in found)
+
+
+def test_the_program_that_an_agent_runs_is_there_and_answers_for_each_check() -> None:
+    (said,) = by_program("n")(Order("1", ("nosuch",)))
+    assert said.message == "nosuch: not run: there is no such check in this version"

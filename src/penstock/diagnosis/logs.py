@@ -166,16 +166,18 @@ def of_line(line: LogLine, *, node: str = "", rank: int | None = None) -> Failur
 
 def exception(text: str) -> str:
     """The name of the exception that a line of a traceback ends with; "" where it is no such line."""
-    bare = text[_PREFIX.match(text).end() :]  # type: ignore[union-attr]  # it matches the empty text
-    found = _EXCEPTION.match(bare)
+    found = _EXCEPTION.match(_bare(text))
     return found[1] if found else ""
 
 
 def fingerprint(text: str) -> str:
     """A line without what differs from one time to the next: numbers, addresses, paths, who wrote it when."""
-    text = text[:LONGEST]
-    bare = text[_PREFIX.match(text).end() :]  # type: ignore[union-attr]  # as above
-    return one_line(_VARYING.sub("#", bare), 160)
+    return one_line(_VARYING.sub("#", _bare(text[:LONGEST])), 160)
+
+
+def _bare(text: str) -> str:
+    """Without who wrote it when. The pattern fits at the beginning, if only the empty text, and there alone it is taken out."""
+    return _PREFIX.sub("", text, count=1)
 
 
 # -- the same again ------------------------------------------------------------------------------------------------------

@@ -269,6 +269,11 @@ def test_what_a_node_has_is_read(tmp_path: Path) -> None:
     assert names(Path(tree(tmp_path / "node", "node.tree"))) == {*base, "infiniband", "nvml"}
     put(tmp_path / "amd", "sys/bus/pci/devices/0000:05:00.0/vendor", "0x1002")
     assert names(tmp_path / "amd") == base  # without amd-smi there is nothing to ask
+    put(tmp_path / "nvidia", "sys/bus/pci/devices/0000:05:00.0/vendor", "0x10de")
+    put(tmp_path / "nvidia", "sys/bus/pci/devices/0000:05:00.0/class", "0x020700")
+    assert names(tmp_path / "nvidia") == base  # a network adapter
+    put(tmp_path / "nvidia", "sys/bus/pci/devices/0000:05:00.0/class", "0x030200")
+    assert names(tmp_path / "nvidia") == {*base, "nvml"}  # whose driver is not loaded: that is told of
 
 
 def test_what_an_exporter_reads_is_not_read_again(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from penstock.telemetry.sources.host import Host
 from penstock.telemetry.sources.infiniband import Infiniband, Perfquery
 from penstock.telemetry.sources.kmsg import Kmsg
 from penstock.telemetry.sources.nvml import Nvml
-from penstock.telemetry.sources.pci import Pci
+from penstock.telemetry.sources.pci import Pci, gpus
 from penstock.telemetry.sources.slurm import Slurm
 from penstock.telemetry.sources.tree import Tree
 from penstock.telemetry.spec import Source
@@ -41,10 +41,6 @@ class Wanted:
     perfquery: bool = False
 
 
-def boot_id() -> str:
-    return Tree().text("proc/sys/kernel/random/boot_id")
-
-
 def choose(wanted: Wanted) -> list[Source]:
     tree = Tree(wanted.root)
     found: list[Source] = [
@@ -61,9 +57,10 @@ def choose(wanted: Wanted) -> list[Source]:
     if "node_exporter" not in names:
         found += [Host(wanted.root), Disk(wanted.root, statvfs=_below(wanted.root))]
         found += [Infiniband(wanted.root)] if tree.names("sys/class/infiniband") else []
-    if "dcgm" not in names and (tree.has("proc/driver/nvidia") or tree.has("dev/nvidiactl") or _on_bus(tree, "0x10de")):
+    on_bus = set(gpus(tree).values())
+    if "dcgm" not in names and (tree.has("proc/driver/nvidia") or tree.has("dev/nvidiactl") or "nvidia" in on_bus):
         found.append(Nvml())
-    if _on_bus(tree, "0x1002") and shutil.which("amd-smi"):
+    if "amd" in on_bus and shutil.which("amd-smi"):
         found.append(AmdSmi())
     if wanted.slurm:
         found.append(Slurm.of(wanted.node))
@@ -97,18 +94,6 @@ def _url(wanted: str, usual: str) -> str:
             return usual
     except OSError:
         return ""
-
-
-def _on_bus(tree: Tree, vendor: str) -> bool:
-    """Whether the PCI bus has a GPU of that vendor."""
-    base = "sys/bus/pci/devices"
-    return any(
-        tree.text(f"{base}/{address}/vendor") == vendor and tree.text(f"{base}/{address}/class").startswith(_DISPLAYS)
-        for address in tree.names(base)
-    )
-
-
-_DISPLAYS = ("0x03", "0x1200")
 
 
 def _perfqueries(tree: Tree) -> list[Source]:

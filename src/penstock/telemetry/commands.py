@@ -106,8 +106,9 @@ def _agent(call: Invocation, arguments: Namespace) -> int:
 
 
 def _run(call: Invocation, arguments: Namespace, node: str, folder: str) -> int:
-    from penstock.telemetry.agent import Agent, Metrics  # noqa: PLC0415 - the help of a verb needs none of it
-    from penstock.telemetry.choosing import boot_id, choose  # noqa: PLC0415 - as above
+    from penstock.engines.local.procs import boot_id  # noqa: PLC0415 - the help of a verb needs none of it
+    from penstock.telemetry.agent import Agent, Metrics  # noqa: PLC0415 - as above
+    from penstock.telemetry.choosing import choose  # noqa: PLC0415 - as above
     from penstock.telemetry.ordered import by_program  # noqa: PLC0415 - as above
     from penstock.telemetry.rules import Rules  # noqa: PLC0415 - as above
 
@@ -138,8 +139,9 @@ def _run(call: Invocation, arguments: Namespace, node: str, folder: str) -> int:
 
 
 def _once(call: Invocation, arguments: Namespace, node: str) -> int:
+    from penstock.engines.local.procs import boot_id  # noqa: PLC0415 - as above
     from penstock.telemetry.agent import Agent  # noqa: PLC0415 - as above
-    from penstock.telemetry.choosing import boot_id, choose  # noqa: PLC0415 - as above
+    from penstock.telemetry.choosing import choose  # noqa: PLC0415 - as above
     from penstock.telemetry.rules import Rules  # noqa: PLC0415 - as above
 
     boot = boot_id()

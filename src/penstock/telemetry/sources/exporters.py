@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from penstock.telemetry.sources.pages import Page
 
-DCGM_URL = "http://127.0.0.1:9400/metrics"
-NODE_EXPORTER_URL = "http://127.0.0.1:9100/metrics"
-ENVOY_URL = "http://127.0.0.1:9901/stats/prometheus?usedonly"
-
 # Of the some 1,500 samples of a node_exporter those that rules, charts and diagnosis read.
 NODE_EXPORTER_KEEP = (
     "node_boot_time_seconds",
@@ -52,13 +48,13 @@ ENVOY_KEEP = (
 )
 
 
-def dcgm(url: str = DCGM_URL, every_s: float = 15.0) -> Page:
+def dcgm(url: str, every_s: float = 15.0) -> Page:
     return Page("dcgm", url, ("DCGM_FI_",), every_s)
 
 
-def node_exporter(url: str = NODE_EXPORTER_URL, every_s: float = 15.0) -> Page:
+def node_exporter(url: str, every_s: float = 15.0) -> Page:
     return Page("node_exporter", url, NODE_EXPORTER_KEEP, every_s)
 
 
-def envoy(url: str = ENVOY_URL, every_s: float = 15.0) -> Page:
+def envoy(url: str, every_s: float = 15.0) -> Page:
     return Page("envoy", url, ENVOY_KEEP, every_s)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from penstock.telemetry.sources.tree import Tree, counter, gauge
 from penstock.telemetry.spec import Point, Reading
 
+_DEVICES = "sys/bus/pci/devices"
 _VENDORS = {"0x10de": "nvidia", "0x1002": "amd"}
 _GPU = re.compile(r"0x(0300|0302|0380|1200)")  # PCI class codes: VGA, 3D, other display, processing accelerator
 _LINKED = re.compile(r"0x(02|0108)")  # network, NVMe
@@ -28,18 +29,14 @@ class Pci:
         self.every_s = every_s
 
     def read(self, now: float) -> Reading:
-        gpus: Counter[str] = Counter()
+        found = gpus(self.tree)
         points: list[Point] = []
-        for address in self.tree.names("sys/bus/pci/devices"):
-            base = f"sys/bus/pci/devices/{address}"
-            kind = self.tree.text(f"{base}/class")
-            vendor = _VENDORS.get(self.tree.text(f"{base}/vendor"), "")
-            gpu = bool(_GPU.match(kind) and vendor)
-            if gpu:
-                gpus[vendor] += 1
-            if (gpu or _LINKED.match(kind)) and len(points) < 8 * MAX_DEVICES:
-                points += self._link(base, (("address", address), ("kind", "gpu" if gpu else _word(kind))))
-        for vendor, count in sorted(gpus.items()):
+        for address in self.tree.names(_DEVICES):
+            kind = self.tree.text(f"{_DEVICES}/{address}/class")
+            if (address in found or _LINKED.match(kind)) and len(points) < 8 * MAX_DEVICES:
+                word = "gpu" if address in found else _word(kind)
+                points += self._link(f"{_DEVICES}/{address}", (("address", address), ("kind", word)))
+        for vendor, count in sorted(Counter(found.values()).items()):
             points += gauge("penstock_node_pci_gpus", float(count), ("vendor", vendor))
         return Reading(self.name, now, tuple(points))
 
@@ -60,6 +57,16 @@ class Pci:
                 key, _, value = line.rpartition(" ")
                 if key == total and value.isdecimal():
                     yield from counter("penstock_pcie_errors_total", float(value), ("severity", kind), *labels)
+
+
+def gpus(tree: Tree) -> dict[str, str]:
+    """Whose each of the bus' GPUs is, by its address."""
+    found: dict[str, str] = {}
+    for address in tree.names(_DEVICES):
+        vendor = _VENDORS.get(tree.text(f"{_DEVICES}/{address}/vendor"))
+        if vendor is not None and _GPU.match(tree.text(f"{_DEVICES}/{address}/class")):
+            found[address] = vendor
+    return found
 
 
 def _word(kind: str) -> str:

@@ -37,13 +37,6 @@ class Tree:
     def has(self, path: str) -> bool:
         return os.path.exists(self.root + path)
 
-    def target(self, path: str) -> str:
-        """The last part of where a link leads to."""
-        try:
-            return os.path.basename(os.readlink(self.root + path))
-        except OSError:
-            return ""
-
 
 def number(text: str) -> float | None:
     """The first word as a number, decimal or 0x...; None where it is none."""

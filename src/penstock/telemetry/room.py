@@ -60,7 +60,7 @@ class Telemetry:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("taken", "again", "series", "refused"), 0))
     findings: int = 0
     late_rows: int = 0
-    _told: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
+    _told: set[tuple[str, str]] = field(default_factory=set)
 
     async def take(self, actor: Actor, push: Push) -> Answer:
         """Raises Forbidden, NotFound, Conflict, InvalidInput; then nothing of the push was taken."""
@@ -132,7 +132,7 @@ class Telemetry:
         key = (actor.user, what if len(self._told) >= MOST_NODES else f"{what} {node[:253]}")
         if key in self._told:
             return
-        self._told[key] = None
+        self._told.add(key)
         said = f"{actor.user} {what} {one_line(node, 253)}, which it may not; told once"
         ref = Ref("Token", actor.user, id=actor.user)
         await self.store.write(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from penstock.telemetry.conditions import GROWTHS, LEVELS, Growth, Level
+from penstock.telemetry.kept import written
 from penstock.telemetry.kernel_lines import told
 from penstock.telemetry.names import canonical, pci_address
 from penstock.telemetry.spec import Finding, Labels, Line, Point, Reading, Severity
@@ -361,26 +362,26 @@ class Rules:
     def _times(self, points: list[Point], seen: _Seen) -> None:
         values = {point.name: point.value for point in points if point.name in _CLOCKS}
         if {"penstock_node_monotonic_seconds", "penstock_node_time_seconds"} <= values.keys():
-            now = (values["penstock_node_time_seconds"], values["penstock_node_monotonic_seconds"])
-            before, self._clock = self._clock, now
-            jumped = (now[0] - before[0]) - (now[1] - before[1]) if before is not None else 0.0
-            if abs(jumped) >= JUMP_S:
-                key = ("ClockJump", "", "")
-                self._ended(key, seen)
-                evidence = f"{now[0] - before[0] if before else 0:.1f} s by the clock, {now[1] - before[1] if before else 0:.1f} s in truth"
-                self._found(
-                    key,
-                    Severity.WARNING,
-                    f"the node's clock jumped by {jumped:+.1f} s",
-                    seen,
-                    evidence,
-                    seconds=round(jumped, 1),
-                )
+            before = self._clock
+            self._clock = (values["penstock_node_time_seconds"], values["penstock_node_monotonic_seconds"])
+            if before is not None:
+                self._jump(self._clock[0] - before[0], self._clock[1] - before[1], seen)
         if "penstock_node_clock_offset_seconds" in values:
             offset = values["penstock_node_clock_offset_seconds"]
             level = Level("ClockSkew", "", "", for_s=SKEW_FOR_S)
             message = f"the node's clock is off by {offset * 1e3:+.0f} ms"
             self._condition(("ClockSkew", "", ""), level, (abs(offset) > SKEW_S, message, message), seen)
+
+    def _jump(self, by_clock: float, in_truth: float, seen: _Seen) -> None:
+        """Seconds since the clocks were read last."""
+        jumped = by_clock - in_truth
+        if abs(jumped) < JUMP_S:
+            return
+        key = ("ClockJump", "", "")
+        self._ended(key, seen)
+        message = f"the node's clock jumped by {jumped:+.1f} s"
+        evidence = f"{by_clock:.1f} s by the clock, {in_truth:.1f} s in truth"
+        self._found(key, Severity.WARNING, message, seen, evidence, seconds=round(jumped, 1))
 
     def _sources(self, reading: Reading, seen: _Seen) -> None:
         """A driver that hangs or is missing where there are GPUs; any source that is silent."""
@@ -449,8 +450,7 @@ def _code(rule: Level | Growth, labels: Mapping[str, str]) -> str:
 
 
 def _written(point: Point) -> str:
-    labels = ",".join(f'{name}="{value}"' for name, value in point.labels)
-    return f"{point.name}{{{labels}}} {_number(point.value)}" if labels else f"{point.name} {_number(point.value)}"
+    return f"{written(point.name, dict(point.labels))} {_number(point.value)}"
 
 
 def _number(value: float) -> str:

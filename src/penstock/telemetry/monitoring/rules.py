@@ -112,7 +112,9 @@ def targets(nodes: Sequence[Mapping[str, Any]], port: int, suffix: str) -> list[
 
 
 def alertmanager(webhooks: Sequence[str], *, wait_s: int = 10) -> dict[str, Any]:
-    """By node, so that a node that dies is one message; what is critical goes at once, and silences the lesser of its node."""
+    """By node and alert; a node that dies is one message, since that silences its other alerts. What is critical goes at once, and
+    silences the lesser of the same GPU.
+    """
     receiver: dict[str, Any] = {"name": "webhooks"}
     if webhooks:
         receiver["webhook_configs"] = [{"url": url, "send_resolved": True} for url in webhooks]

@@ -13,10 +13,10 @@ from penstock.base.errors import Forbidden, InvalidInput, Problem
 from penstock.base.ids import NAME_RULE, check_name
 from penstock.base.quantities import format_time, parse_duration
 from penstock.base.routes import Call, Endpoint
-from penstock.store.store import Store
+from penstock.store.store import Store, Tx
 from penstock.tenancy import accounts
 from penstock.tenancy.plan import decide, visible
-from penstock.tenancy.state import User
+from penstock.tenancy.state import Token, User
 
 LookUp = Callable[[str], int | None]  # a Unix user's uid; None where there is no such user
 _LONGEST_S = 10 * 365 * 86400.0
@@ -190,8 +190,13 @@ class Rooms:
         now = self.store.clock()
         secret = accounts.new_token(now)
         ends = now + parse_duration(new.expires_in) if new.expires_in else None
-        more: dict[str, Any] = {"secret": secret, "expires_at": ends, "node": new.node}
-        token = await self.store.write(lambda tx: accounts.add_token(tx, call.actor.user, user, new.name, **more))
+
+        def add(tx: Tx) -> Token:
+            return accounts.add_token(
+                tx, call.actor.user, user, new.name, secret=secret, expires_at=ends, node=new.node
+            )
+
+        token = await self.store.write(add)
         return token.to_dict() | {"token": secret.text}
 
     async def revoke_token(self, call: Call) -> None:

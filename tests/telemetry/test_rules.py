@@ -99,101 +99,50 @@ def test_healthy_recordings_give_no_findings() -> None:
     assert {finding.rule for finding in world.found} <= usual
 
 
-LEVEL_CASES: dict[str, tuple[list[Point], list[Point]]] = {  # rule: wrong, well
-    "RowRemapPending": (
-        [point("penstock_gpu_row_remap_pending", 1, uuid="G")],
-        [point("penstock_gpu_row_remap_pending", 0, uuid="G")],
+Case = tuple[list[Point], list[Point]]  # wrong, well
+
+
+def case(metric: str, wrong: float, well: float, *always: Point, **labels: str) -> Case:
+    return [point(metric, wrong, **labels), *always], [point(metric, well, **labels), *always]
+
+
+LEVEL_CASES: dict[str, Case] = {
+    "RowRemapPending": case("penstock_gpu_row_remap_pending", 1, 0, uuid="G"),
+    "RowRemapFailed": case("penstock_gpu_row_remap_failed", 1, 0, uuid="G"),
+    "PageRetirementPending": case("penstock_gpu_page_retirement_pending", 1, 0, uuid="G"),
+    "GpuThermalThrottle": case("penstock_gpu_clock_reason", 1, 0, uuid="G", reason="hw_thermal_slowdown"),
+    "GpuPowerBrake": case("penstock_gpu_clock_reason", 1, 0, uuid="G", reason="hw_power_brake_slowdown"),
+    "GpuHwSlowdown": case("penstock_gpu_clock_reason", 1, 0, uuid="G", reason="hw_slowdown"),
+    "GpuPowerThrottle": case("penstock_gpu_clock_reason", 1, 0, uuid="G", reason="sw_power_cap"),
+    "GpuRecovery": case("penstock_gpu_recovery_action", 2, 0, uuid="G"),
+    "GpuMissing": case("penstock_gpu_up", 0, 1, uuid="G"),
+    "FabricManagerDown": case("penstock_gpu_fabric_state", 1, 3, uuid="G"),
+    "ServiceDown": case("penstock_node_service_up", 0, 1, service="slurmd"),
+    "PcieWidth": case(
+        "penstock_pcie_link_width",
+        8,
+        16,
+        point("penstock_pcie_link_width_max", 16, address="0000:1b:00.0"),
+        address="0000:1b:00.0",
     ),
-    "RowRemapFailed": (
-        [point("penstock_gpu_row_remap_failed", 1, uuid="G")],
-        [point("penstock_gpu_row_remap_failed", 0, uuid="G")],
+    "NvmeFailed": case("penstock_node_nvme_live", 0, 1, device="nvme0"),
+    "DiskFull": case(
+        "penstock_node_filesystem_available_bytes",
+        4e9,
+        40e9,
+        point("penstock_node_filesystem_size_bytes", 100e9, mountpoint="/"),
+        mountpoint="/",
     ),
-    "PageRetirementPending": (
-        [point("penstock_gpu_page_retirement_pending", 1, uuid="G")],
-        [point("penstock_gpu_page_retirement_pending", 0, uuid="G")],
+    "FileSystemReadOnly": case("penstock_node_filesystem_readonly", 1, 0, mountpoint="/scratch"),
+    "MemoryLow": case(
+        "penstock_node_memory_available_bytes", 1e9, 50e9, point("penstock_node_memory_total_bytes", 100e9)
     ),
-    "GpuThermalThrottle": (
-        [point("penstock_gpu_clock_reason", 1, uuid="G", reason="hw_thermal_slowdown")],
-        [point("penstock_gpu_clock_reason", 0, uuid="G", reason="hw_thermal_slowdown")],
-    ),
-    "GpuPowerBrake": (
-        [point("penstock_gpu_clock_reason", 1, uuid="G", reason="hw_power_brake_slowdown")],
-        [point("penstock_gpu_clock_reason", 0, uuid="G", reason="hw_power_brake_slowdown")],
-    ),
-    "GpuHwSlowdown": (
-        [point("penstock_gpu_clock_reason", 1, uuid="G", reason="hw_slowdown")],
-        [point("penstock_gpu_clock_reason", 0, uuid="G", reason="hw_slowdown")],
-    ),
-    "GpuPowerThrottle": (
-        [point("penstock_gpu_clock_reason", 1, uuid="G", reason="sw_power_cap")],
-        [point("penstock_gpu_clock_reason", 0, uuid="G", reason="sw_power_cap")],
-    ),
-    "GpuRecovery": (
-        [point("penstock_gpu_recovery_action", 2, uuid="G")],
-        [point("penstock_gpu_recovery_action", 0, uuid="G")],
-    ),
-    "GpuMissing": ([point("penstock_gpu_up", 0, uuid="G")], [point("penstock_gpu_up", 1, uuid="G")]),
-    "FabricManagerDown": (
-        [point("penstock_gpu_fabric_state", 1, uuid="G")],
-        [point("penstock_gpu_fabric_state", 3, uuid="G")],
-    ),
-    "ServiceDown": (
-        [point("penstock_node_service_up", 0, service="slurmd")],
-        [point("penstock_node_service_up", 1, service="slurmd")],
-    ),
-    "PcieWidth": (
-        [
-            point("penstock_pcie_link_width", 8, address="0000:1b:00.0"),
-            point("penstock_pcie_link_width_max", 16, address="0000:1b:00.0"),
-        ],
-        [
-            point("penstock_pcie_link_width", 16, address="0000:1b:00.0"),
-            point("penstock_pcie_link_width_max", 16, address="0000:1b:00.0"),
-        ],
-    ),
-    "NvmeFailed": (
-        [point("penstock_node_nvme_live", 0, device="nvme0")],
-        [point("penstock_node_nvme_live", 1, device="nvme0")],
-    ),
-    "DiskFull": (
-        [
-            point("penstock_node_filesystem_available_bytes", 4e9, mountpoint="/"),
-            point("penstock_node_filesystem_size_bytes", 100e9, mountpoint="/"),
-        ],
-        [
-            point("penstock_node_filesystem_available_bytes", 40e9, mountpoint="/"),
-            point("penstock_node_filesystem_size_bytes", 100e9, mountpoint="/"),
-        ],
-    ),
-    "FileSystemReadOnly": (
-        [point("penstock_node_filesystem_readonly", 1, mountpoint="/scratch")],
-        [point("penstock_node_filesystem_readonly", 0, mountpoint="/scratch")],
-    ),
-    "MemoryLow": (
-        [point("penstock_node_memory_available_bytes", 1e9), point("penstock_node_memory_total_bytes", 100e9)],
-        [point("penstock_node_memory_available_bytes", 50e9), point("penstock_node_memory_total_bytes", 100e9)],
-    ),
-    "LinkDown": (
-        [point("penstock_infiniband_state", 1, device="mlx5_0/1")],
-        [point("penstock_infiniband_state", 4, device="mlx5_0/1")],
-    ),
-    "ClockUnsynchronized": (
-        [point("penstock_node_clock_synchronized", 0)],
-        [point("penstock_node_clock_synchronized", 1)],
-    ),
-    "ClockSkew": (
-        [point("penstock_node_clock_offset_seconds", -0.2)],
-        [point("penstock_node_clock_offset_seconds", 0.0001)],
-    ),
-    "SlurmNode": (
-        [point("penstock_slurm_node_state", 1, state="DOWN", slurm_node="n0")],
-        [point("penstock_slurm_node_state", 0, state="DOWN", slurm_node="n0")],
-    ),
-    "LinkRateDegraded": (
-        [point("penstock_infiniband_rate_bytes_per_second", 25e9, device="mlx5_0/1")],
-        [point("penstock_infiniband_rate_bytes_per_second", 50e9, device="mlx5_0/1")],
-    ),
-    "NvlinkDown": ([point("penstock_gpu_nvlinks_up", 17, uuid="G")], [point("penstock_gpu_nvlinks_up", 18, uuid="G")]),
+    "LinkDown": case("penstock_infiniband_state", 1, 4, device="mlx5_0/1"),
+    "ClockUnsynchronized": case("penstock_node_clock_synchronized", 0, 1),
+    "ClockSkew": case("penstock_node_clock_offset_seconds", -0.2, 0.0001),
+    "SlurmNode": case("penstock_slurm_node_state", 1, 0, state="DOWN", slurm_node="n0"),
+    "LinkRateDegraded": case("penstock_infiniband_rate_bytes_per_second", 25e9, 50e9, device="mlx5_0/1"),
+    "NvlinkDown": case("penstock_gpu_nvlinks_up", 17, 18, uuid="G"),
 }
 
 

@@ -236,6 +236,21 @@ def test_nothing_is_left_of_it(job: Job) -> None:
     assert type(data) is DataLoader
 
 
+@pytest.mark.parametrize("path", ["", "faults.json"])
+def test_faults_have_hooks_only_where_the_job_asks_for_them_and_until_it_closes(
+    job: Job, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("PENSTOCK_INJECT", path and str(job.folder / path))
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    watcher = penstock.watch(model, optimizer)
+    assert bool(model.weight._backward_hooks) is bool(path)
+    assert len(optimizer._optimizer_step_post_hooks) == (2 if path else 1)
+    watcher.close()
+    assert not model.weight._backward_hooks and not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
 def test_outside_a_job_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PENSTOCK_REPORT_FD", raising=False)
     report.channel.cache_clear()

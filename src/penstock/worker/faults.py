@@ -37,6 +37,7 @@ class Faults:
         self._opened: list[int] = []
         self._anomaly: bool | None = None
         self._doubled: list[Any] = []  # layers that compute in double precision
+        self._hooks: tuple[Any, ...] = ()
         self._before: Final[dict[str, Callable[[float], None]]] = {
             "slow-compute": self._work,
             "garbage": self._collect,
@@ -71,10 +72,15 @@ class Faults:
     def arm(self, model: Any, optimizer: Any) -> None:
         """Put the hooks in: what runs before the forward pass, on gradients, around the optimizer's step."""
         self._model = model
-        model.register_forward_pre_hook(self._before_forward)
-        first = next(model.parameters())
-        first.register_hook(self._on_gradient)
-        optimizer.register_step_post_hook(self._after_step)
+        self._hooks = (
+            model.register_forward_pre_hook(self._before_forward),
+            next(model.parameters()).register_hook(self._on_gradient),
+            optimizer.register_step_post_hook(self._after_step),
+        )
+
+    def disarm(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
     def batch(self, batch: Any) -> Any:
         """A batch of the loader, later or other than it was."""

@@ -120,6 +120,8 @@ class _Loop:
         self._hook()
         first = optimizers[0] if optimizers else None
         self.phases.faults = armed(current().inject, current().rank, model, first)
+        if self.phases.faults is not None:
+            self._removers.append(self.phases.faults.disarm)
         atexit.register(self.close)
 
     def _hook(self) -> None:

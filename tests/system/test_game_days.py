@@ -88,6 +88,9 @@ def test_refusals_say_why(house: House) -> None:
     assert "there is no fault 'rats'" in house.cli("inject", "rats", *asked, code=2).stderr
     assert "rank 7 is among" in house.cli("inject", "freeze", "--rank", "7", *asked, code=4).stderr
     assert "namespaces of their own" in house.cli("inject", "bandwidth", *asked, code=5).stderr
+    told = house.get("projects/default/jobs/whole/events?limit=500")["items"]
+    ended = [event["message"] for event in told if event["reason"] == "FaultEnded"]
+    assert sorted(ended) == ["bandwidth was not done", "freeze was not done"]
     house.cli("project", "create", "checkout")
     made = ("--project", "checkout", "run", "--detach", "--name", "sale", "--no-snapshot", "--", "sleep", "60")
     house.cli(*made)

@@ -64,7 +64,7 @@ def _run(call: Invocation, arguments: Namespace) -> int:
     _confirm(f"{said}, of job {arguments.job}", yes=arguments.yes)
     asked = {"fault": fault.name, "ranks": ranks, "strength": strength, "for_s": lasts}
     permit = call.client.jobs.inject(arguments.job, asked)
-    left: list[str] = ["it was not begun"]
+    left: list[str] | None = None  # None: it was not done
     try:
         peers = finding.targets(permit["attempt"])
         order = acting.order(
@@ -77,7 +77,9 @@ def _run(call: Invocation, arguments: Namespace) -> int:
         )
         left = _hold(call, order, arguments.job, said)
     finally:
-        call.client.jobs.injection_ended(arguments.job, {"id": permit["id"], "fault": fault.name, "left": left})
+        call.client.jobs.injection_ended(
+            arguments.job, {"id": permit["id"], "fault": fault.name, "left": left or [], "done": left is not None}
+        )
     return 1 if left else 0
 
 

@@ -36,6 +36,7 @@ class Ended(BaseModel):
     id: str = Field(max_length=63)
     fault: str = Field(max_length=63)
     left: list[str] = Field([], max_length=100, description="what could not be undone")
+    done: bool = Field(True, description="false: refused on the node, or failed halfway and put back")
 
 
 def endpoints(room: Room, production: Collection[str]) -> Sequence[Endpoint]:
@@ -44,7 +45,7 @@ def endpoints(room: Room, production: Collection[str]) -> Sequence[Endpoint]:
         Endpoint(
             "POST", JOB + "/injections", "faults.write", routes.inject, "Ask to break something of a job on purpose, and record it", body=Asked, status=201,
         ),
-        Endpoint("POST", JOB + "/injections/ended", "faults.write", routes.ended, "Record that it was undone", body=Ended),
+        Endpoint("POST", JOB + "/injections/ended", "faults.write", routes.ended, "Record that it was undone, or not done", body=Ended),
     )  # fmt: skip
 
 
@@ -76,9 +77,9 @@ class _Routes:
         said: Ended = call.body
         row = await self._room.row(call.path)
         self._spared(row.project)
-        undone = f"{said.fault} was undone"
+        undone = f"{said.fault} was undone" if said.done else f"{said.fault} was not done"
         text = f"{said.fault} could not be undone whole: {'; '.join(said.left)}" if said.left else undone
-        facts = {"id": said.id, "fault": said.fault, "left": said.left}
+        facts = {"id": said.id, "fault": said.fault, "left": said.left, "done": said.done}
         await self._room.store.write(
             lambda tx: tx.emit(submit.ref(row), Reason.FaultEnded, text[:2000], actor=call.actor.user, data=facts)
         )

@@ -47,7 +47,7 @@ def main() -> int:
         Options(rank, size, STEPS, master, 29_511, str(data), str(saves), workers=workers) for rank in range(size)
     ]
     signal.signal(signal.SIGTERM, _hear)
-    life = Life(folder / "trial", fabric, cages, options, {})
+    life = Life(folder / "trial", fabric, cages, options)
     try:
         print(json.dumps([life.pids[rank] for rank in range(size)]), flush=True)
         while life.poll():

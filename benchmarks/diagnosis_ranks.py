@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,9 +57,7 @@ class Cages:
 class Life:
     """One start of all ranks. ``ended``: exit code (or minus the signal) by rank."""
 
-    def __init__(
-        self, folder: Path, fabric: Fabric, cages: Cages, options: list[Options], env: Mapping[str, str]
-    ) -> None:
+    def __init__(self, folder: Path, fabric: Fabric, cages: Cages, options: list[Options]) -> None:
         self.folder = folder
         self.ended: dict[int, int] = {}
         self.ended_at: dict[int, float] = {}
@@ -72,7 +69,7 @@ class Life:
         for one in options:
             pid = os.fork()
             if pid == 0:
-                _be(folder, fabric, cages, one, env)
+                _be(folder, fabric, cages, one)
             self.pids[one.rank] = pid
         self._starts = {rank: procs.start_time(pid) or 0 for rank, pid in self.pids.items()}
 
@@ -106,7 +103,7 @@ class Life:
         return 0
 
 
-def _be(folder: Path, fabric: Fabric, cages: Cages, options: Options, env: Mapping[str, str]) -> None:
+def _be(folder: Path, fabric: Fabric, cages: Cages, options: Options) -> None:
     """The forked child's whole life."""
     code = 1
     try:
@@ -120,7 +117,6 @@ def _be(folder: Path, fabric: Fabric, cages: Cages, options: Options, env: Mappi
         os.dup2(log, 2)
         reports = os.open(folder / "progress" / str(options.rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         rank = str(options.rank)
-        os.environ.update(env)
         os.environ.update(
             {"PENSTOCK_JOB_ID": folder.name, "PENSTOCK_JOB_NAME": folder.name, "PENSTOCK_NODE_NAME": f"node-{rank}",
              "PENSTOCK_NNODES": str(options.world), "PENSTOCK_NODE_RANK": rank, "PENSTOCK_REPORT_FD": str(reports),

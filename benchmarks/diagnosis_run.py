@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks import diagnosis_corpus as corpus
-from benchmarks.diagnosis_draw import CLASSES, HELD_OUT, LAUNCHED, TUNING, Injection, Trial, plan
+from benchmarks.diagnosis_draw import CLASSES, FURTHER, HELD_OUT, LAUNCHED, TUNING, Injection, Trial, plan
 from benchmarks.diagnosis_evidence import Tails, kernel_since, ranks_of, stack, state
 from benchmarks.diagnosis_net import Fabric
 from benchmarks.diagnosis_ranks import Cages, Life
@@ -105,9 +105,8 @@ class Run:
 
     def _start(self, undo: ExitStack) -> Life:
         """Faults that are there from the first step are injected while the ranks find each other."""
-        life = Life(
-            self._folder, self._ground.fabric, self._ground.cages, self._ground.options(self.trial, self._folder), {}
-        )
+        ground = self._ground
+        life = Life(self._folder, ground.fabric, ground.cages, ground.options(self.trial, self._folder))
         for one in self.trial.injections:
             if one.at_step == 0 and one.fault.name not in LAUNCHED:
                 self._inject(one, life, undo)
@@ -210,7 +209,11 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=2, help="trials of each class")
     parser.add_argument("--healthy", type=int, default=10)
     parser.add_argument("--held-out", action="store_true")
-    parser.add_argument("--classes", default="", help="comma-separated faults; default: all of the corpus")
+    parser.add_argument(
+        "--classes",
+        default="",
+        help=f"comma-separated faults; default: all of the corpus; further: {', '.join(FURTHER)}",
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="added to the range's first")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,18 @@ def test_an_event_is_no_step() -> None:
 def test_whatever_a_rank_writes_stays_plain(body: dict[str, Any]) -> None:
     found = parse(json.dumps(body).encode(), 0, 1.0)
     json.dumps(found, allow_nan=False)
+
+
+def test_what_watch_says_ends_no_supervisor_whose_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    progress = Progress(str(tmp_path / "progress"), Loop(), lambda _: None)
+    progress.take(0, [b'{"event":"steps","data":{"step":[1]}}'])
+    progress.close()
 
 
 def test_events_are_kept_among_many_steps(tmp_path: Path) -> None:

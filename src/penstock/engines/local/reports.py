@@ -108,7 +108,6 @@ class Progress:
     def _keep(self, rank: int, reports: list[dict[str, Any]]) -> None:
         writer = self._watched.get(rank)
         if writer is None:
-            os.makedirs(FOLDER, mode=0o700, exist_ok=True)
             writer = self._watched[rank] = LogWriter(f"{FOLDER}/{rank}", _WATCH_FIRST, _WATCH_NEWEST)
         writer.write(_lines(reports))
 

@@ -34,10 +34,10 @@ def main() -> None:
         for inputs, wanted in watched:
             optimizer.zero_grad()
             loss = (model(inputs) - wanted).square().mean()
+            watched.loss(loss)  # before the optimizer's step, which ends this one
             loss.backward()
             optimizer.step()
             time.sleep(0.02)  # stands in for the rest of a model
-            watched.loss(loss)
             penstock.report(step=step, total_steps=STEPS, loss=loss)
             step += 1
             if step == STEPS:

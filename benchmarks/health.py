@@ -1,7 +1,7 @@
 """Health: a fleet's weeks through the real room and planner; and from a line of the kernel's log to a job that runs elsewhere.
 
-The replay goes through everything but sockets: findings are taken in as pushes, written down, decided of by the shipped policy,
-and done to a simulated fleet, in the fleet's own time.
+The replay goes through all of health's: findings are taken in as the telemetry room hands them on, written down, decided of by the
+shipped policy, and done to a simulated fleet, in the fleet's own time.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ noise as findings: those here are ours, chosen high (some 3.5 a node and day, of
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,7 +149,7 @@ class Made:
                 return
             yield Told(node, (self._found(at, node, (rule, code, device, source), severity=Severity.CRITICAL),))
             if source != "kmsg":
-                self._goes_on(at, node, rule, code, device, source, lambda: node.fault == name)
+                self._goes_on(at, node, (rule, code, device, source), lambda _now: node.fault == name)
 
         return happens
 
@@ -161,18 +162,22 @@ class Made:
         return happens
 
     def _goes_on(
-        self, at: float, node: Node, rule: str, code: str, device: str, source: str, still: Callable[[], bool]
+        self,
+        at: float,
+        node: Node,
+        what: tuple[str, str, str, str],
+        still: Callable[[float], bool],
+        until: float = math.inf,
     ) -> None:
-        """A state is told again every five minutes, and its end once."""
-        first = at
+        """A state is told again every five minutes, and its end once: at ``until``, or when it is no more."""
 
         def again(now: float) -> Iterator[Told]:
-            on = still()
-            yield Told(node, (self._found(now, node, (rule, code, device, source), first=first, active=on, new=False),))
+            on = still(now)
+            yield Told(node, (self._found(now, node, what, first=at, active=on, new=False),))
             if on:
-                self.at(now + 5 * MINUTE, again)
+                self.at(min(now + 5 * MINUTE, until), again)
 
-        self.at(at + 5 * MINUTE, again)
+        self.at(min(at + 5 * MINUTE, until), again)
 
     # -- noise
 
@@ -232,13 +237,9 @@ class Made:
     def _for(
         self, at: float, node: Node, lasts: float, rule: str, code: str, device: str, source: str
     ) -> Iterator[Told]:
-        def ends(now: float) -> Iterator[Told]:
-            yield Told(node, (self._found(now, node, (rule, code, device, source), first=at, active=False, new=False),))
-
-        self.at(at + lasts, ends)
-        if lasts > 5 * MINUTE:
-            self._goes_on(at, node, rule, code, device, source, lambda: False)
-        yield Told(node, (self._found(at, node, (rule, code, device, source)),))
+        what, until = (rule, code, device, source), at + lasts
+        self._goes_on(at, node, what, lambda now: now < until, until)
+        yield Told(node, (self._found(at, node, what),))
 
     def _doubtful(self, at: float, node: Node, gpu: str) -> Iterator[Told]:
         """NVML hangs for a quarter of an hour, and says nonsense before."""

@@ -171,6 +171,7 @@ def test_the_server_may_be_away(server: Pushed, monkeypatch: pytest.MonkeyPatch)
         server.away = False
         until(lambda: {finding.code for finding in server.findings} == {str(code) for code in range(100, 110)})
         until(lambda: len(agent.outbox) <= 2)
+        assert "penstock_agent_dropped_findings_total 0" in agent.page()
     rows = [row.at for push in server.pushes for row in push.rows]
     assert rows == sorted(rows)  # two may be of one millisecond
     assert [push.sequence for push in server.pushes] == list(range(1, len(server.pushes) + 1))

@@ -39,6 +39,7 @@ REST_S = 0.05  # between two pushes: findings of one moment go together
 SHOWN_S = 3600.0  # after which a finding that was not seen again is on the page no more: nobody says that a Xid is over
 REQUEST_S = 5.0  # that a scrape may take to send its request
 _WAITING = 256  # readings that may wait for the main thread
+_ON_PAGE = 256  # findings that are on the page at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class Agent:
                     self._active[finding.key] = finding
                 else:
                     self._active.pop(finding.key, None)
-            while len(self._active) > _WAITING:
+            while len(self._active) > _ON_PAGE:
                 del self._active[next(iter(self._active))]
             if self._sender is not None:
                 self.outbox.tell(findings)
@@ -314,6 +315,7 @@ class Agent:
             yield Point("penstock_agent_waiting_rows", float(len(self.outbox)))
             yield Point("penstock_agent_waiting_findings", float(self.outbox.findings))
             yield Point("penstock_agent_dropped_rows_total", float(self.outbox.dropped_rows), (), "counter")
+            yield Point("penstock_agent_dropped_findings_total", float(self.outbox.dropped_findings), (), "counter")
 
 
 class Metrics(HTTPServer):

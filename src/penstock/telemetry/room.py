@@ -41,7 +41,6 @@ class Heard:
     sequence: int = 0
     at: float = 0.0  # by the server's clock
     offset: float = 0.0  # seconds that the node's clock is behind the server's
-    boot_id: str = ""
     version: str = ""
     sources: tuple[tuple[str, str], ...] = ()
 
@@ -88,7 +87,7 @@ class Telemetry:
         self.findings += len(moved)
         self._keep(push, offset, now)
         known.sequence, known.at, known.offset = push.sequence, now, offset
-        known.boot_id, known.version, known.sources = push.boot_id, push.version, push.sources
+        known.version, known.sources = push.version, push.sources
         self.counts["taken"] += 1
         return Answer(push.sequence, orders=self.orders(push.node))
 

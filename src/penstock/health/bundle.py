@@ -5,6 +5,7 @@ The ledger's rows are whole, with the hashes that chain them, so that whoever ho
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -64,11 +65,9 @@ def _lines(findings: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _csv(samples: Iterable[tuple[str, str, Sequence[tuple[float, float]]]]) -> bytes:
-    rows = ["time,name,device,value"]
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(("time", "name", "device", "value"))
     for name, device, values in samples:
-        rows += [f"{format_time(at)},{_cell(name)},{_cell(device)},{value:.9g}" for at, value in values]
-    return ("\n".join(rows) + "\n").encode()
-
-
-def _cell(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
+        table.writerows((format_time(at), name, device, f"{value:.9g}") for at, value in values)
+    return out.getvalue().encode()

@@ -49,7 +49,7 @@ def state(finding: Item) -> str:
 
 
 def service(node: Item) -> str:
-    """``out 3h``, by Penstock's own doing; ``cordoned`` by somebody; or in service."""
+    """``drained`` or ``cordoned`` by Penstock's own doing, cordoned by others, or in service."""
     if node["out_since"] is not None:
         return "drained" if node["draining"] else "cordoned"
     return "cordoned by others" if node["cordoned"] else "in service"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
 from penstock.base.errors import InvalidInput
@@ -18,7 +18,7 @@ from penstock.health import kept
 from penstock.health.bundle import bundle
 from penstock.health.incident import Fact, Incident, incidents, markdown
 from penstock.health.intake.known import KNOWN
-from penstock.health.orders import Asked
+from penstock.health.orders import NAMES, Asked, named
 from penstock.health.room import Health
 from penstock.store import events
 from penstock.store.events import EventRow
@@ -27,12 +27,13 @@ MOST_BYTES = 8 << 20  # of one document of another program
 _EVENTS = 5000  # of a node, and of each job that met it, the newest
 _JOBS = 50
 _SAMPLES_S = 3600.0
+Name = Annotated[str, AfterValidator(named), Field(json_schema_extra={"enum": list(NAMES)})]
 Series = Callable[[str, float, float], Sequence[tuple[str, str, Sequence[tuple[float, float]]]]]
 
 
 class Checks(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    checks: list[Literal["clock", "fio", "dcgmi", "nvbandwidth", "nccl-tests"]] = Field(min_length=1, max_length=5)
+    checks: list[Name] = Field(min_length=1, max_length=len(NAMES))
 
 
 class From(BaseModel):

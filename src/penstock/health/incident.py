@@ -23,7 +23,7 @@ _STOPPED = frozenset({Reason.NodeDrained, Reason.NodeLost, Reason.NodeAvoided, R
 _ADVICE = {
     "reset-gpu": "reset the GPU",
     "reboot": "reboot the node",
-    "replace": "open a case with the vendor, with `penstock health bundle`",
+    "replace": "open a case with the vendor, with `penstock health evidence`",
 }
 OWNER = "who administers the node"
 
@@ -239,11 +239,8 @@ def markdown(one: Incident) -> str:
 
 
 def _impact(one: Incident) -> str:
-    out = (
-        "still out of service"
-        if one.ended is None
-        else f"{format_duration(round(one.ended - one.began))} from begin to end"
-    )
+    lasted = one.lasts_s
+    out = "still out of service" if lasted is None else f"{format_duration(round(lasted))} from begin to end"
     if not one.hits:
         return f"no job was interrupted; {out}"
     times = [hit.back_at - hit.stopped_at for hit in one.hits if hit.back_at is not None]

@@ -8,18 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from penstock.health.checks.known import ALL
 from penstock.telemetry.push import Order
 from penstock.telemetry.spec import Finding
 
 PATIENCE_S = 7200.0  # after which an order that nobody answered is forgotten
 MOST = 10_000  # orders at once
-NAMES = {
-    "clock": False,
-    "fio": False,
-    "dcgmi": True,
-    "nvbandwidth": True,
-    "nccl-tests": True,
-}  # whether it wants the GPUs for itself
+NAMES = {check.name: check.busy for check in ALL}  # whether it wants the GPUs for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +22,13 @@ class Wanted:
     node: str
     checks: tuple[str, ...]
     why: str
+
+
+def named(name: str) -> str:
+    """A check's name, as somebody wrote it. Raises ValueError where there is none such."""
+    if name not in NAMES:
+        raise ValueError(f"must be one of {', '.join(NAMES)}")
+    return name
 
 
 def possible(names: Iterable[str], *, busy: bool) -> tuple[str, ...]:

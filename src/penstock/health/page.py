@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from penstock.health.commands import service, state, what
+
 Item = Mapping[str, Any]
 _TONES = {"critical": "bad", "warning": "wait", "info": "off"}
 _LINES = 3  # of evidence
@@ -63,14 +65,10 @@ class Past:
 
 def node(item: Item) -> NodeHealth:
     decided = [Decided(one["verb"], one["held"], one["reason"], one["at"]) for one in item["decisions"]]
-    if item["out_since"] is not None:
-        service = "drained" if item["draining"] else "cordoned"
-    else:
-        service = "cordoned by others" if item["cordoned"] else "in service"
     return NodeHealth(
         item["node"],
         href(item["node"]),
-        service,
+        service(item),
         item["out_since"],
         tuple(found(one) for one in item["findings"]),
         tuple(one for one in decided if not one.held),
@@ -80,15 +78,14 @@ def node(item: Item) -> NodeHealth:
 
 
 def found(item: Item) -> Found:
-    state = "ended" if not item["active"] else f"known to {item['acked_by']}" if item["acked_by"] else "active"
     evidence: Sequence[str] = item["evidence"][-_LINES:]
     return Found(
-        f"{item['rule']} {item['code']}".strip(),
+        what(item),
         item["device"],
         item["message"],
         _TONES.get(item["severity"], "off"),
         item["severity"],
-        state,
+        state(item),
         item["count"],
         item["at"],
         item["source"],

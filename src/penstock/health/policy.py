@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.quantities import parse_duration
 from penstock.base.text import one_line
 from penstock.documents import bounded, read, show, summary, validate
+from penstock.health.orders import named
 from penstock.health.rule import SXID, XID, Answer, Checks, Limit, Often, Policy, Repeat, Rule, Scope, Trust
 from penstock.health.state import OUT, Verb
 
@@ -47,15 +48,13 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Limit(_Part):
-    share: Share | None = None
-    least: int | None = Field(default=None, ge=0, le=100_000)
-    within: Duration | None = None
-
-
 class _Budget(_Part):
     share: Share | None = None
     least: int | None = Field(default=None, ge=0, le=100_000)
+
+
+class _Limit(_Budget):
+    within: Duration | None = None
 
 
 class _Often(_Part):
@@ -69,7 +68,7 @@ class _Trust(_Part):
 
 
 class _Checks(_Part):
-    run: tuple[Literal["clock", "fio", "dcgmi", "nvbandwidth", "nccl-tests"], ...] | None = None
+    run: tuple[Annotated[str, AfterValidator(named)], ...] | None = None
     first: bool | None = None
     between: Duration | None = None
 
@@ -230,7 +229,7 @@ def _or(said: float | None, otherwise: float) -> float:
     return otherwise if said is None else said
 
 
-def _limit(limit: Limit, said: _Limit | _Budget) -> Limit:
+def _limit(limit: Limit, said: _Budget) -> Limit:
     within = said.within if isinstance(said, _Limit) else None
     least = limit.least if said.least is None else said.least
     return Limit(_or(said.share, limit.share), least, _or(within, limit.within_s))

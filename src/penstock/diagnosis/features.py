@@ -94,11 +94,6 @@ class Features:
             (other.now.mean if mean else other.now.median).get(phase) for other in self.ranks if other is not view
         )
 
-    def peers_before(self, view: View, phase: str) -> float | None:
-        return middle(
-            other.before.median.get(phase) for other in self.ranks if other is not view and other.before is not None
-        )
-
     def peers_rate(self, view: View, counter: str) -> float | None:
         return middle(other.now.rate.get(counter) for other in self.ranks if other is not view)
 

@@ -37,7 +37,6 @@ _EXCEPTION: Final = re.compile(
     r"(?:[A-Za-z_][A-Za-z0-9_]{0,60}\.){0,8}([A-Z][A-Za-z0-9_]{0,60}(?:Error|Exception|Exit|Interrupt))(?::|$)",
     re.ASCII,
 )
-_VARYING: Final = re.compile(r"0x[0-9a-fA-F]{1,64}|\b[0-9a-fA-F]{8,64}\b|[0-9]{1,64}|/[^\s'\",:)]{1,300}", re.ASCII)
 
 
 class Role(StrEnum):
@@ -74,7 +73,6 @@ class Failure:
     role: Role
     node: str
     rank: int | None  # None: the node's kernel
-    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +159,7 @@ def of_line(line: LogLine, *, node: str = "", rank: int | None = None) -> Failur
     if pattern is None and (kernel or not exception(text)):
         return None
     cause, role = (pattern.cause, pattern.role) if pattern is not None else ("", Role.ROOT)
-    return Failure(line.at, one_line(text, 300), cause, role, node, rank, fingerprint(text))
+    return Failure(line.at, one_line(text, 300), cause, role, node, rank)
 
 
 def exception(text: str) -> str:
@@ -170,36 +168,6 @@ def exception(text: str) -> str:
     return found[1] if found else ""
 
 
-def fingerprint(text: str) -> str:
-    """A line without what differs from one time to the next: numbers, addresses, paths, who wrote it when."""
-    return one_line(_VARYING.sub("#", _bare(text[:LONGEST])), 160)
-
-
 def _bare(text: str) -> str:
     """Without who wrote it when. The pattern fits at the beginning, if only the empty text, and there alone it is taken out."""
     return _PREFIX.sub("", text, count=1)
-
-
-# -- the same again ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """The last lives of a job ended alike. ``step``: the farthest of them; None: not known, or none was made."""
-
-    fingerprint: str
-    lives: int
-    step: int | None
-
-
-def again(lives: Sequence[tuple[str, int | None]], least: int = 3) -> Again | None:
-    """Of each life its failure (a line) and the last step: whether the last ``least`` or more ended alike without progress."""
-    if len(lives) < least:
-        return None
-    last = fingerprint(lives[-1][0])
-    count, reached = 0, lives[-1][1]
-    for text, step in reversed(lives):
-        if fingerprint(text) != last or (step if step is not None else -1) < (reached if reached is not None else -1):
-            break
-        count += 1
-    return Again(last, count, reached) if count >= least else None

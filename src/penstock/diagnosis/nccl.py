@@ -20,8 +20,8 @@ _NETWORK: Final = re.compile(
     r"Using network ([A-Za-z0-9_.-]{1,40})|Assigned NET plugin ([A-Za-z0-9_.-]{1,40}) to comm|Initialized NET plugin ([A-Za-z0-9_.-]{1,40})"
 )
 _CHANNEL: Final = re.compile(
-    r"Channel [0-9]{1,4}(?:/[0-9]{1,4})? {0,2}: ([0-9]{1,6})\[[0-9a-fA-F]{1,8}\] -> ([0-9]{1,6})\[[0-9a-fA-F]{1,8}\] "
-    r"(?:\[(send|receive)\] )?via ([A-Za-z0-9_/.()-]{1,60})"
+    r"Channel [0-9]{1,4}(?:/[0-9]{1,4})? {0,2}: [0-9]{1,6}\[[0-9a-fA-F]{1,8}\] -> [0-9]{1,6}\[[0-9a-fA-F]{1,8}\] "
+    r"(?:\[(?:send|receive)\] )?via ([A-Za-z0-9_/.()-]{1,60})"
 )
 _SET: Final = re.compile(r"(NCCL_[A-Z0-9_]{1,60}) set by environment to ([^ ]{1,60}?)\.?$")
 _VERSION: Final = re.compile(r"NCCL version ([0-9][0-9.]{1,20})")
@@ -33,7 +33,6 @@ class _Seen:
     version: str = ""
     networks: Counter[str] = field(default_factory=Counter)
     paths: Counter[str] = field(default_factory=Counter)
-    edges: set[tuple[int, int]] = field(default_factory=set)
     env: dict[str, str] = field(default_factory=dict)
     no_card: bool = False
     gdr: Counter[str] = field(default_factory=Counter)
@@ -43,7 +42,6 @@ class _Seen:
 class Transport:
     """``network``: "IB", "Socket", a plugin's name, or "" where it was not said. ``gdr``: whether channels between nodes use
     GPUDirect RDMA; None where there are none. ``paths``: channels by transport ("NET/IB", "P2P", "SHM", "NET/Socket").
-    ``edges``: which rank sends to which between nodes.
     """
 
     version: str = ""
@@ -51,7 +49,6 @@ class Transport:
     no_card: bool = False  # it looked for RDMA cards and found none
     gdr: bool | None = None
     paths: tuple[tuple[str, int], ...] = ()
-    edges: tuple[tuple[int, int], ...] = ()
     env: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -78,7 +75,6 @@ def transport(lines: Iterable[LogLine]) -> Transport:
         seen.no_card,
         _gdr(seen),
         tuple(sorted(seen.paths.items())),
-        tuple(sorted(seen.edges)),
         tuple(sorted(seen.env.items())),
     )
 
@@ -95,12 +91,10 @@ def _take(seen: _Seen, text: str) -> None:
     if found := _GDR.search(text):
         seen.gdr[found[1]] += 1
     if found := _CHANNEL.search(text):
-        kind = _kind(found[4])
+        kind = _kind(found[1])
         seen.paths[kind] += 1
-        if kind.startswith("NET/"):
-            seen.edges.add((int(found[1]), int(found[2])))
-            if kind == "NET/IB":
-                seen.gdr["used" if "GDRDMA" in found[4] else "unused"] += 1
+        if kind == "NET/IB":
+            seen.gdr["used" if "GDRDMA" in found[1] else "unused"] += 1
 
 
 def _kind(via: str) -> str:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from penstock.diagnosis import thresholds as t
 from penstock.diagnosis.causes.rule import named
 from penstock.diagnosis.state import Evidence, Rank, Step
 
 WINDOW: Final = 50  # losses that are a loss's recent past
 FEWEST: Final = 12
-SPIKE: Final = 6.0  # robust z: catalogue, loss_spike
 RISE: Final = 0.15  # of the usual loss that a spike must rise by: quiet losses have tiny deviations
 LASTING: Final = 20  # steps after which a spike that stays is a divergence
 NEAR_S: Final = 120.0  # something that happened so long before may have to do with it
@@ -142,11 +142,11 @@ def _of_rank(evidence: Evidence, rank: int, line: Sequence[Step], restarts: Sequ
         past = values[max(level, index - WINDOW) : index]
         usual, deviation = median_and_deviation(past)
         z = (values[index] - usual) / deviation
-        if z < SPIKE or values[index] - usual < RISE * abs(usual):
+        if z < t.SPIKE or values[index] - usual < RISE * abs(usual):
             index += 1
             continue
         step, later = line[index], values[index + 1 : index + 1 + LASTING]
-        limit = usual + max(SPIKE / 2 * deviation, RISE / 2 * abs(usual))
+        limit = usual + max(t.SPIKE / 2 * deviation, RISE / 2 * abs(usual))
         high = sum(value > limit for value in later)
         stays = len(later) >= LASTING // 2 and high >= 0.8 * len(later)
         began = next((at for at in restarts if line[index - 1].at <= at + 1e-9 and at <= step.at), None)
@@ -257,7 +257,7 @@ def _jumped(evidence: Evidence, values: Mapping[int, float], step: int) -> tuple
         if rank.rank in values:
             by_rank.append((max(_jump(rank.steps, step, name) for name in ("loss", "grad_norm")), rank.rank))
     by_rank.sort(reverse=True)
-    if not by_rank or by_rank[0][0] < SPIKE:
+    if not by_rank or by_rank[0][0] < t.SPIKE:
         return ()
     return (by_rank[0][1],) if len(by_rank) < 2 or by_rank[0][0] > 2 * by_rank[1][0] else ()
 

@@ -130,7 +130,6 @@ class Ranked:
     culprits: tuple[Culprit, ...] = ()
     evidence: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
-    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)

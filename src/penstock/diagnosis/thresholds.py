@@ -1,4 +1,4 @@
-"""Every limit that a rule of the diagnosis rests on, with where it comes from. Data, and pure.
+"""The limits that the rules of the diagnosis share, with where each comes from; one rule's own stand beside it. Data, and pure.
 
 Limits are shares and ratios within the run, never seconds: a machine that is half as fast gives the same verdict. Those marked
 "measured" are between what healthy runs showed on a noisy machine of two cores and what the weakest injected fault showed.
@@ -29,7 +29,6 @@ COMPUTE_RATIO = (
 )
 COMPUTE_GREW = 1.25  # with one: the ratio to the peers now, to that before
 TOKENS = 0.6  # of a rank's excess in work that its excess in tokens must account for
-VARYING = 0.5  # of the steps: the slow rank is another one in so many of them: uneven work, not a slow device
 TRANSFER = (
     0.55  # of the step, without an earlier time to compare with; 0.35 was healthy with gloo (research, section 4)
 )

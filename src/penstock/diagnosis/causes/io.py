@@ -63,9 +63,6 @@ def disk(views: Sequence[View]) -> tuple[str, ...]:
 def _metadata(features: Features, views: Sequence[View]) -> tuple[str, ...]:
     words = []
     for view in views:
-        calls, read = view.now.rate.get("metadata_calls", 0.0), view.now.rate.get("read_bytes", 0.0)
-        if calls >= 500 and read / calls < 4096:
-            words.append(f"rank {view.rank} asks for {calls:.0f} names a second and reads {read / 1e6:.1f} MB/s")
         if view.source.stack and any(frame.split(" ")[0].endswith(_METADATA) for frame in view.source.stack[:2]):
             words.append(f"rank {view.rank} is in {view.source.stack[0]}: it asks for names, not for contents")
     for node in features.evidence.nodes:

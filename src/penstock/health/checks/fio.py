@@ -1,6 +1,6 @@
 """The node's own disk: fio reads and writes a file past the page cache. Pure.
 
-No error, and the rate of a single spinning disk, is little to ask of a node's drive; sites say their own.
+No error, and the rate of a single spinning disk, is little to ask of a node's drive.
 """
 
 from __future__ import annotations

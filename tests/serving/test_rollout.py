@@ -218,6 +218,16 @@ def test_a_version_that_is_never_ready_is_taken_back(strategy: Any) -> None:
     assert "replicas of version 2 were ready after 10m" in last.message
 
 
+def test_more_replicas_while_it_waits_for_a_person_do_not_end_the_wait() -> None:
+    spec = Rollout(strategy="rolling", auto=False)
+    first = decide(spec, seen(ready={CANDIDATE: 1}, wanted=1), 1.0)
+    assert first.phase is RolloutPhase.PAUSED
+    more = decide(spec, after(first, ready={CANDIDATE: 2}, wanted=3), 2.0)
+    assert (more.phase, more.wants[CANDIDATE].replicas) == (RolloutPhase.PAUSED, 3)
+    whole = decide(spec, after(more, ready={CANDIDATE: 3}, wanted=3, asked="promote"), 3.0)
+    assert whole.phase is RolloutPhase.PROMOTED
+
+
 def test_a_paused_one_still_watches() -> None:
     spec = Rollout(strategy="canary", steps=(Step(weight=50, pause=True),), analysis=Analysis(p95_ratio=None))
     decision = decide(spec, seen(ready=READY), 0.0)

@@ -259,6 +259,12 @@ def test_fewer_gpus_than_there_should_be(expected: int) -> None:
     assert (found.rule, found.code, found.message) == ("GpuMissing", "count", "2 of 3 GPUs are there")
 
 
+def test_a_gpu_that_is_lost_and_tells_no_uuid() -> None:
+    world = World()
+    world.says(0, *nvml("A"), point("penstock_gpu_up", 0), source="nvml")
+    assert [(finding.rule, finding.device) for finding in world.found] == [("GpuMissing", "")]
+
+
 def test_nvml_that_hangs() -> None:
     world = World()
     assert world.says(0, source="nvml", problem="NVML does not answer in 10 s")[0].rule == "GpuHung"

@@ -190,7 +190,7 @@ def _rolling(case: _Case) -> RolloutDecision:
         if seen.phase is RolloutPhase.PAUSED:
             return _still(case, kept, seen.phase, wants, told)
         return _said(case, kept, RolloutPhase.PAUSED, wants, (Reason.RolloutPaused, told), have)
-    if have > seen.step:
+    if have > seen.step and seen.phase is not RolloutPhase.PAUSED:  # more that are wanted while it waits end no wait
         return _said(case, kept, RolloutPhase.PROGRESSING, wants, (Reason.RolloutAdvanced, told), have)
     return _still(case, kept, seen.phase, wants, told)
 

@@ -327,7 +327,7 @@ class Rules:
         known.update(dict.fromkeys(sorted(told_of)[:MAX_GPUS], seen.tick))
         if not told_of or reading.problem:
             return
-        lost = {dict(one.labels)["uuid"] for one in points if one.name == "penstock_gpu_up" and one.value < 0.5}
+        lost = {dict(one.labels).get("uuid", "") for one in points if one.name == "penstock_gpu_up" and one.value < 0.5}
         for uuid, last in list(known.items()):
             key = ("GpuMissing", "lost", self._device({"uuid": uuid}, ("uuid",)))
             if seen.tick - last > FORGET_S:

@@ -34,6 +34,8 @@ FROM_START = frozenset({"float64", "anomaly", "desync", "slow-writes"})
 # Two at once: a second cause that leaves the first one's signals as they are.
 SECOND = ("slow-loader", "packet-loss", "garbage", "imbalance", "cpu-quota", "leak", "slow-compute", "slow-writes")
 TWO_SHARE = 0.1
+# A cap on what is read binds no more once each step takes longer: such a pair is one fault.
+_HIDDEN = {"slow-reads": frozenset({"slow-loader", "garbage", "imbalance", "cpu-quota", "slow-compute", "slow-writes"})}
 _NOT_WITH_ANOTHER = frozenset({"slow-pair", "hang", "wrong-collective", "held-lock", "slow-loaders"})
 
 
@@ -65,7 +67,8 @@ def draw(number: int, seed: int, name: str | None) -> Trial:
     first = _one(chance, name, world)
     found = [first]
     if chance.random() < TWO_SHARE and not first.fault.ends_job and name not in _NOT_WITH_ANOTHER:
-        others = [other for other in SECOND if FAULTS[other].cause != first.fault.cause]
+        hidden = _HIDDEN.get(name, frozenset())
+        others = [one for one in SECOND if FAULTS[one].cause != first.fault.cause and one not in hidden]
         found.append(_one(chance, chance.choice(others), world))
     return Trial(number, seed, world, STEPS, tuple(found))
 

@@ -27,7 +27,7 @@ BATCH_BYTES = ROWS * WIDTH * 4  # 64 KiB, read from the disk at every step
 BATCHES = 64  # of the file, round and round
 DEVICE_S = 0.015  # for ROWS rows
 SAVE_EVERY = 12
-CHECKSUM_EVERY = 6
+CHECKSUM_EVERY = 1
 
 
 @dataclass(frozen=True, slots=True)

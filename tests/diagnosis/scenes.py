@@ -67,6 +67,11 @@ class Scene:
             shortest = self.transfer * self.slower(number, self.world) * chance.lognormvariate(0, self.noise)
             total = max(work.local for work in done.values()) + shortest
             at += total
+            while due <= at:  # by a thread of its own, so also in the midst of a step
+                for rank, work in done.items():
+                    if work.frozen < COUNTED:
+                        counted[rank].append(Counters(due, dict(sums[rank])))
+                due += COUNTED
             for rank, work in done.items():
                 steps[rank].append(
                     Step(
@@ -87,14 +92,10 @@ class Scene:
                     by = (
                         total if name.endswith("_s") else self.transfer + 0.035
                     )  # what is sent goes with steps, not with time
-                    sums[rank][name] += rate * by
+                    idle = work.frozen + work.checkpoint if name == "cpu_s" else 0.0
+                    sums[rank][name] += rate * (by - idle)
                 for name, value in work.counts.items():
                     sums[rank][name] = sums[rank].get(name, 0.0) + value
-            if at >= due:
-                due = at + COUNTED
-                for rank, work in done.items():
-                    if not work.frozen or work.frozen < COUNTED:
-                        counted[rank].append(Counters(at, dict(sums[rank])))
         ranks = tuple(
             Rank(
                 rank,

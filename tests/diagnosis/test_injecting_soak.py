@@ -81,6 +81,11 @@ def _checksums_differ(training: Training, began: float) -> bool:
     return bool(sums[1] - sums[0])
 
 
+def _moved(training: Training, _began: float) -> bool:
+    """The rank itself tells, so it is known which one, also of two."""
+    return '"moved_step":' in (training.folder / "trial" / "watch" / "1").read_text()
+
+
 def _says(word: str) -> Sign:
     return lambda training, _began: word in training.log(1) + training.log(0)
 
@@ -102,8 +107,8 @@ MILD: tuple[tuple[str, float | None, Sign], ...] = (
     ("slow-writes", 0.5, lambda t, b: max((step.total for step in _told(t, b)[0].steps), default=0) > 0.3),
     ("rendezvous-blocked", 29_511, lambda t, _b: _unreachable(t.targets[0], t.targets[1])),
     ("poisoned-batch", 1, lambda t, b: max(_losses(t, b), default=0) > 20),
-    ("desync", 0.01, _checksums_differ),
-    ("bit-flip", None, _checksums_differ),
+    ("desync", 0.01, lambda t, b: _checksums_differ(t, b) and _moved(t, b)),
+    ("bit-flip", None, lambda t, b: _checksums_differ(t, b) and _moved(t, b)),
     ("infinite-gradient", None, lambda t, b: any(math.isnan(loss) for loss in _losses(t, b))),
 )
 FATAL: tuple[tuple[str, float | None, Sign], ...] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,35 @@ def test_of_two_ranks_the_one_whose_loss_jumped_is_the_suspect() -> None:
     unknown = checksums(evidence(usual, ranks=2, sums=sums(told)))
     assert unknown is not None
     assert unknown.ranks == ()
+
+
+def moves(told: Evidence, rank: int, step: int, *, written: bool) -> Evidence:
+    values = {"moved_step": float(step), "moved_part": 0.0, "moved_written": float(written)}
+    ranks = [
+        replace(one, counters=(*one.counters, Counters(1000.5 + step, values))) if one.rank == rank else one
+        for one in told.ranks
+    ]
+    return replace(told, ranks=tuple(ranks))
+
+
+@pytest.mark.parametrize(("written", "cause"), [(True, "param_desync"), (False, "sdc")])
+def test_who_changed_while_no_optimizer_ran_is_the_one_also_of_two(written: bool, cause: str) -> None:
+    told = evidence(falling(), ranks=2, sums=sums({0: [1.0] * 12, 1: [1.0] * 10 + [2.0] * 2}))
+    found = checksums(moves(told, 0, 90, written=written))
+    assert found is not None
+    assert (found.cause, found.step, found.agreed, found.ranks) == (cause, 100, 90, (0,))
+    assert ("the program wrote to them" in found.words) == written
+
+
+def test_what_all_ranks_do_to_their_parameters_is_meant() -> None:
+    told = evidence(falling(), ranks=2, sums=sums({0: [1.0] * 12, 1: [1.0] * 12}))
+    for rank in (0, 1):
+        told = moves(told, rank, 50, written=True)
+    assert checksums(told) is None
+    differ = evidence(falling(), ranks=2, sums=sums({0: [1.0] * 12, 1: [1.0] * 10 + [2.0] * 2}))
+    found = checksums(moves(moves(differ, 0, 90, written=True), 1, 90, written=True))
+    assert found is not None
+    assert (found.cause, found.ranks) == ("sdc", ())
 
 
 def test_parameters_that_are_split_need_not_be_equal() -> None:

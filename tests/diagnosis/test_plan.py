@@ -87,6 +87,25 @@ def test_a_rank_that_stood_still_once(world: int) -> None:
     assert said(found) == ("process_frozen", ["1"])
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_rank_that_stood_still_in_the_midst_of_a_save(stopped: bool) -> None:
+    def stop(step: int, work: Work) -> None:
+        work.checkpoint += 0.005 if step % 20 == 0 else 0.0
+        if step == 100:
+            work.frozen, work.checkpoint = (2.0, 0.0) if stopped else (0.0, 2.0)
+
+    told = Scene(steps=160).evidence(on(0, stop))
+    saving = dataclasses.replace(
+        told.ranks[0],
+        steps=tuple(
+            dataclasses.replace(s, checkpoint=2.0, compute=0.03) if s.step == 100 else s for s in told.ranks[0].steps
+        ),
+    )
+    found = diagnose(dataclasses.replace(told, ranks=(saving, told.ranks[1])))
+    assert said(found) == ("process_frozen" if stopped else "ckpt_stall", ["0"])
+    assert ("ckpt_stall" in {cause.cause for cause in found.causes}) != stopped
+
+
 def test_state_t_needs_no_steps() -> None:
     ranks = (Rank(0, "a", state="S"), Rank(1, "b", state="T"))
     found = diagnose(Evidence("train", "default", "Running", 0.0, ranks))

@@ -222,6 +222,23 @@ def test_ranks_that_hold_the_same_have_the_same_checksums(job: Job) -> None:
     assert sums(0.0) == sums(0.0) != sums(1e-6)
 
 
+@pytest.mark.parametrize(("change", "written"), [("write", 1), ("memory", 0), ("", None)])
+def test_parameters_that_change_between_two_steps_of_the_optimizer(job: Job, change: str, written: int | None) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    watcher = penstock.watch(model, optimizer, checksum_every=1)
+    loop(model, [torch.ones(1, 4)] * 2, optimizer)
+    if change == "write":
+        with torch.no_grad():
+            model.weight[0, 0] += 1
+    elif change == "memory":
+        model.weight.data[0, 0] += 1
+    loop(model, [torch.ones(1, 4)] * 2, optimizer)
+    watcher.close()
+    told = [each["data"] for each in job.events() if "moved_step" in each["data"]]
+    assert [(each["moved_step"], each["moved_written"]) for each in told] == ([] if written is None else [(1, written)])
+
+
 def test_nothing_is_left_of_it(job: Job) -> None:
     model, data = nn.Linear(4, 1), DataLoader(TensorDataset(torch.ones(4, 4)))
     optimizer = torch.optim.SGD(model.parameters())

@@ -17,7 +17,7 @@ from penstock.diagnosis.state import Counters, Evidence, NodeEvidence, Rank, Ste
 
 PHASES = ("total", "data", "compute", "comm", "optimizer", "checkpoint", "gc", "tokens")
 OWN = ("data", "compute", "optimizer")
-WHOLE_MEAN = ("checkpoint", "gc")  # seldom and long by nature: their mean leaves nothing out
+WHOLE_MEAN = ("checkpoint", "gc", "whole")  # seldom and long by nature: their mean leaves nothing out
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Window:
     rate: Mapping[str, float] = field(default_factory=dict)
 
     def share(self, phase: str) -> float:
-        """Of the steps' time; 0 where it was not measured."""
-        total = self.mean.get("total", 0.0)
+        """Of the steps' time; 0 where it was not measured. Both leave out the same steps, so it is 1 at the most."""
+        total = self.mean.get("whole" if phase in WHOLE_MEAN else "total", 0.0)
         return self.mean.get(phase, 0.0) / total if total > 0 else 0.0
 
 
@@ -199,6 +199,7 @@ def window(
     columns = {phase: [v for s in steps if (v := getattr(s, phase)) is not None] for phase in PHASES}
     columns["local"] = [v for s in steps if (v := local(s)) is not None]
     columns["wait"] = [s.comm - shortest[s.step] for s in steps if s.comm is not None and s.step in shortest]
+    columns["whole"] = columns["total"]
     known = {phase: values for phase, values in columns.items() if values}
     begin, end = (steps[0].at - steps[0].total, steps[-1].at) if steps else (-math.inf, math.inf)
     if first:

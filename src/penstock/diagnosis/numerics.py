@@ -4,7 +4,8 @@ Losses are judged against their own recent past, by median and median deviation,
 found is tied to what happened on the nodes at that time: a restart, a memory error, another epoch.
 
 Checksums of parameters are compared part by part. That they differ from the first time on is the program's doing
-(``param_desync``); that they agreed and then differ is not (``sdc``), and the minority is the suspect.
+(``param_desync``); that they agreed and then differ is not (``sdc``), and the minority is the suspect. Who had his parameters
+change while no optimizer ran is the one in any case, also of two: if the program wrote to them, it is the program's doing.
 """
 
 from __future__ import annotations
@@ -209,6 +210,9 @@ def checksums(evidence: Evidence) -> Disagreement | None:
     if not differing:
         return None
     step, part = differing[0]
+    moved = _moved(evidence.ranks, step)
+    if moved is not None:
+        return _by_itself(evidence, moved, step)
     agreed = [s for (s, p), values in known.items() if s < step and len(set(values.values())) == 1]
     same = [s for (s, p), values in known.items() if p == part and s < step and len(set(values.values())) == 1]
     last = max(same or agreed, default=None)
@@ -220,6 +224,39 @@ def checksums(evidence: Evidence) -> Disagreement | None:
     began = "from the first comparison on" if last is None else f"they agreed up to step {last}"
     words = f"checksums of parameters differ at step {step}: {who}; {began}{_told(ties)}"
     return Disagreement(cause, step, last, at, suspects, ties, words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Of one rank, between the end of a step and the optimizer's next one."""
+
+    rank: int
+    step: int
+    written: bool  # the program wrote to them; no: they changed by themselves
+    at: float
+
+
+def _moved(ranks: Sequence[Rank], differ: int) -> _Moved | None:
+    """The last change of one rank alone, before the step at which they differ; what all of them do is meant to be."""
+    found: dict[int, list[_Moved]] = {}
+    for rank in ranks:
+        for reading in rank.counters:
+            step = reading.values.get("moved_step")
+            if step is not None and step <= differ:
+                written = reading.values.get("moved_written", 0.0) > 0
+                found.setdefault(int(step), []).append(_Moved(rank.rank, int(step), written, reading.at))
+    return next((found[step][0] for step in sorted(found, reverse=True) if len(found[step]) == 1), None)
+
+
+def _by_itself(evidence: Evidence, moved: _Moved, differ: int) -> Disagreement:
+    cause = "param_desync" if moved.written else "sdc"
+    ties = near(evidence, moved.at)
+    how = "the program wrote to them" if moved.written else "nothing in the program had written to them"
+    words = (
+        f"the parameters of rank {moved.rank} changed after step {moved.step} while no optimizer ran, and {how}; the ranks'"
+        f" checksums differ from step {differ} on{_told(ties)}"
+    )
+    return Disagreement(cause, differ, moved.step, moved.at, (moved.rank,), ties, words)
 
 
 def _sharded(evidence: Evidence) -> bool:

@@ -178,14 +178,12 @@ class Faults:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def _flip(self) -> None:
-
-        with torch.no_grad():
-            weights = next(self._model.parameters()).view(-1)
-            bits = weights[:1].float().view(torch.int32)
-            weights[:1] = (bits ^ _EXPONENT).view(torch.float32)
+        """By ``data``: torch counts it as no write of the program's, as it counts none that memory does by itself."""
+        weights = next(self._model.parameters()).data.view(-1)
+        bits = weights[:1].float().view(torch.int32)
+        weights[:1] = (bits ^ _EXPONENT).view(torch.float32)
 
     def _stir(self, strength: float) -> None:
-
         with torch.no_grad():
             for parameter in self._model.parameters():
                 parameter.add_(torch.randn_like(parameter) * strength)

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ CONFIGURED: Final = (3, 100)  # steps after which the configuration is told: it 
 AGAIN_S: Final = 300.0  # then again: what is kept of a long run has it in any case
 NORM_BUDGET_S: Final = 40e-6  # a step, for the gradients' norm
 NORM_LEAST: Final = 20  # steps between two
-SHARD: Final = 1 << 18  # numbers of the parameters that one checksum covers
+SHARD: Final = 1 << 19  # numbers of the parameters that one checksum covers
 _COLUMNS: Final = ("total", "data", "compute", "comm", "optimizer", "checkpoint", "gc")
 
 
@@ -44,7 +44,8 @@ def watch(model: Any = None, optimizer: Any = None, loader: Any = None, *, check
     """Time this loop's steps from now on. What comes back can be iterated in the loader's place, and need not be.
 
     ``optimizer``: its step ends a step; of several, the last one's. ``checksum_every``: each so many steps a part of the
-    parameters is summed up, bit for bit, so that ranks that should hold the same can be compared.
+    parameters is summed up, bit for bit, so that ranks that should hold the same can be compared; and again before the
+    optimizer's next step, since nothing should change them in between.
     """
     found = channel()
     if found is None:
@@ -110,6 +111,7 @@ class _Loop:
         self._norm_every, self._norm_due = NORM_LEAST, NORM_LEAST
         self._checksum_every = checksum_every
         self._shard = 0
+        self._held: _Sum | None = None  # of the last step, until the optimizer begins the next one
         self._autocast: str | None = None
         self._removers: list[Callable[[], None]] = []
         self._gradient: list[Any] = []  # hooks on parameters; one is left as soon as one has fired
@@ -183,6 +185,9 @@ class _Loop:
         if self.phases.optimizer_begins() and len(self._gradient) == 1:
             self._hook_gradients()  # the parameter that was looked at gets none any more
         self._queued = False
+        if self._held is not None:
+            self._compare(self._held)
+            self._held = None
         if self.phases.steps >= self._norm_due:
             self._norm()
 
@@ -192,7 +197,8 @@ class _Loop:
     def _stepped(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
         self.phases.optimizer_ends(last=True)
         if self._checksum_every and self.phases.steps % self._checksum_every == 0:
-            self._teller.checksum(self.phases.steps - 1, *self._checksum())
+            self._held = self._checksum()
+            self._teller.checksum(self._held)
         self._teller.stepped()
 
     # -- looked at now and then
@@ -208,11 +214,20 @@ class _Loop:
         self._norm_every = max(NORM_LEAST, math.ceil(cost / NORM_BUDGET_S))
         self._norm_due = self.phases.steps + self._norm_every
 
-    @torch.no_grad()
-    def _checksum(self) -> tuple[int, int]:
-        """(which part, its sum): the bits of some of the parameters, as integers."""
+    def _checksum(self) -> _Sum:
+        """Of the next part."""
         shards = max(1, -(-sum(p.numel() for p in self.parameters) // SHARD))
         part, self._shard = self._shard % shards, self._shard + 1
+        return _Sum(self.phases.steps - 1, part, self._sum(part), self._writes())
+
+    def _compare(self, held: _Sum) -> None:
+        """Whether the part is what it was when the last step ended: on this rank alone it can be told."""
+        if self._sum(held.part) != held.value:
+            self._teller.moved(held, written=self._writes() != held.writes)
+
+    @torch.no_grad()
+    def _sum(self, part: int) -> int:
+        """The bits of some of the parameters, as integers."""
         low, at, total = part * SHARD, 0, 0
         for parameter in self.parameters:
             begin, end = max(low - at, 0), min(low + SHARD - at, parameter.numel())
@@ -220,7 +235,11 @@ class _Loop:
                 piece = parameter.detach().reshape(-1)[begin:end].contiguous()
                 total += int(piece.view(_INTEGER[piece.element_size()]).sum(dtype=torch.int64))
             at += parameter.numel()
-        return part, total % (1 << 52)
+        return total % (1 << 52)
+
+    def _writes(self) -> int:
+        """How often the program wrote to the parameters: what memory does by itself, torch does not count."""
+        return sum(parameter._version for parameter in self.parameters)  # noqa: SLF001 - torch's own name for it
 
     def configuration(self) -> dict[str, Any]:
         first = self.optimizers[0] if self.optimizers else None
@@ -235,6 +254,15 @@ class _Loop:
         self._unhook_gradients()
         self._teller.close()
         self.phases.close()
+
+
+class _Sum(NamedTuple):
+    """A checksum: of which part of the parameters, after which step, and how often they had been written to."""
+
+    step: int
+    part: int
+    value: int
+    writes: int
 
 
 _INTEGER: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -307,8 +335,13 @@ class _Teller:
                 found[name] = numbers
         return found
 
-    def checksum(self, step: int, part: int, value: int) -> None:
-        tell("counters", {"life": self._life, "checksum": value, "checksum_step": step, "checksum_part": part})
+    def checksum(self, found: _Sum) -> None:
+        told = {"checksum": found.value, "checksum_step": found.step, "checksum_part": found.part}
+        tell("counters", {"life": self._life, **told})
+
+    def moved(self, held: _Sum, *, written: bool) -> None:
+        told = {"moved_step": held.step, "moved_part": held.part, "moved_written": int(written)}
+        tell("counters", {"life": self._life, **told})
 
     def _count(self) -> None:
         counts = Counts()

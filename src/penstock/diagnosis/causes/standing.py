@@ -22,6 +22,11 @@ class Stall:
     silent: bool  # the rank's own counters stopped meanwhile, as everything in it did
     idle: bool | None  # its CPU clock stood still; None: not known
 
+    @property
+    def still(self) -> bool:
+        """Stopped, and not slow at something: what computes keeps the CPU clock going, and what waits for a disk lets it count."""
+        return self.silent and self.idle is True
+
 
 def frozen(features: Features) -> Iterator[Found]:
     """State T now, or a step in which one rank did nothing at all."""
@@ -61,15 +66,22 @@ def _told(features: Features, found: list[Stall], cost: float) -> Found:
     )
 
 
+def stood_still(features: Features) -> frozenset[int]:
+    """The steps in which a rank did nothing at all, not even count."""
+    return frozenset(stall.step for stall in stalls(features) if stall.held and stall.still)
+
+
 def stalls(features: Features) -> Iterator[Stall]:
     """Steps that took many times the median, which no save, collection or wait for a core explains."""
     by_step = _by_step(features)
     usual = middle(step.total for own in by_step.values() for step in own.values()) or 0.0
     for number, own in sorted(by_step.items()):
         length = middle(step.total for step in own.values()) or 0.0
-        if usual <= 0 or length < t.STALL * usual or _explained(own, length):
+        if usual <= 0 or length < t.STALL * usual:
             continue
-        yield _stall(features, number, own, length - usual)
+        stall = _stall(features, number, own, length - usual)
+        if stall.still or not _explained(own, length):
+            yield stall
 
 
 def _by_step(features: Features) -> dict[int, dict[int, Step]]:
@@ -102,7 +114,9 @@ def _stall(features: Features, number: int, own: Mapping[int, Step], excess: flo
 
 
 def _gap(view: View, step: Step) -> tuple[float, float | None, float]:
-    """Around a step: how much longer than usual its counters were silent, the CPU time and the run delay of that silence."""
+    """Around a step: how much longer than usual its counters were silent, and the CPU time and the run delay of that silence; of
+    the CPU time what goes beyond the usual in what of the silence is not the step's.
+    """
     ordered = sorted(view.source.counters, key=lambda reading: reading.at)
     pairs = list(itertools.pairwise(ordered))
     usual = middle(new.at - old.at for old, new in pairs)
@@ -110,13 +124,16 @@ def _gap(view: View, step: Step) -> tuple[float, float | None, float]:
     if usual is None or not over:
         return 0.0, None, 0.0
     old, new = max(over, key=lambda pair: pair[1].at - pair[0].at)
-    return new.at - old.at - usual, _grew(old, new, "cpu_s"), _grew(old, new, "run_delay_s") or 0.0
+    cpu, delay = (_grew(ordered, old.at, new.at, name) for name in ("cpu_s", "run_delay_s"))
+    aside = max(0.0, new.at - old.at - step.total) * view.whole.rate.get("cpu_s", 0.0)
+    return new.at - old.at - usual, None if cpu is None else cpu - aside, delay or 0.0
 
 
-def _grew(old: Counters, new: Counters, name: str) -> float | None:
-    if name not in old.values or name not in new.values:
-        return None
-    return max(0.0, new.values[name] - old.values[name])
+def _grew(ordered: list[Counters], begin: float, end: float, name: str) -> float | None:
+    """From the last reading of it up to ``begin`` to the first from ``end`` on: not every reading has all names."""
+    before = [reading.values[name] for reading in ordered if reading.at <= begin and name in reading.values]
+    after = [reading.values[name] for reading in ordered if reading.at >= end and name in reading.values]
+    return max(0.0, after[0] - before[-1]) if before and after else None
 
 
 RULES = (frozen,)

@@ -80,3 +80,18 @@ def test_a_gateway_without_its_port_and_a_route_that_is_left_out_are_told_of(
     assert words.startswith("the gateway's port 7071")
     held: Any = SimpleNamespace()
     assert routing.condition(held, (), words) == (Reason.GatewayChanged, f"the gateway: {words}")
+
+
+def test_a_refused_model_stays_refused_after_the_gateways_problem_is_over(tmp_path: Path) -> None:
+    async def told() -> tuple[Any, Any]:
+        async with opened(f"sqlite:///{tmp_path}/store.db") as store:
+            new = versions.NewService("default", "one", versions.By("ann"), {}, document("one").spec)
+            service = await store.write(lambda tx: versions.create(tx, new))
+            why = {"failures": 3, "reason": Reason.ModelRefused, "message": "one-v1: it is a pickle"}
+            await store.write(lambda tx: versions.set_version(tx, service, 1, **why))
+            held: Any = await store.read(lambda conn: versions.held(conn, service))
+            return routing.condition(held, (), "its port is taken"), routing.condition(held)
+
+    during, after = asyncio.run(told())
+    assert during[0] == Reason.GatewayChanged
+    assert after == (Reason.ModelRefused, "version 1: one-v1: it is a pickle")

@@ -10,6 +10,7 @@ import pytest
 
 from penstock.jobs.state import Phase
 from penstock.serving.jobs import seen_of
+from penstock.serving.told import OWN, ended
 
 OLD = "INFO 200 GET /v2/health"
 
@@ -18,20 +19,20 @@ OLD = "INFO 200 GET /v2/health"
     ("signal", "lines", "told"),
     [
         (9, [OLD], "Crashed: was killed by signal 9"),
-        (None, [OLD, "penstock: the runtime onnx was ended by signal 9"], "the runtime onnx was ended by signal 9"),
+        (None, [OLD, OWN + ended("onnx", -9, ready=True)], "the runtime onnx was ended by signal 9"),
         (
             None,
-            ["penstock: the runtime onnx was ended by signal 9 before it was ready", OLD],
+            [OWN + ended("onnx", -9, ready=False), OLD],
             "the runtime onnx was ended by signal 9 before it was ready",
         ),
         (
             None,
-            ["ImportError: no torch", "penstock: the runtime command ended with exit code 1 before it was ready"],
+            ["ImportError: no torch", OWN + ended("command", 1, ready=False)],
             "the runtime command ended with exit code 1 before it was ready",
         ),
         (
             None,
-            ["penstock: the runtime onnx was ended by signal 11", "Fatal Python error: Segmentation fault"],
+            [OWN + ended("onnx", -11, ready=True), "Fatal Python error: Segmentation fault"],
             "the runtime onnx was ended by signal 11 / Fatal Python error: Segmentation fault",
         ),
     ],

@@ -10,7 +10,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, Select, and_, cast, func, or_, select, type_coerce
+from sqlalchemy import JSON, Column, ColumnElement, Select, and_, cast, func, or_, select, type_coerce
 from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import InvalidInput, Problem
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
 
 ANY_PLACE = Place()
-_REPLICA = '"penstock.serving/service"'  # a label of its job
+SERVICE = "penstock.serving/service"  # label of a job that is a service's replica
 
 
 def listing(
@@ -66,7 +66,7 @@ def listing(
     if place.engine is not None:
         query = query.where(jobs.c.engine == place.engine)
     if not place.replicas:
-        query = query.where(or_(jobs.c.phase.not_in(sorted(FINAL)), jobs.c.labels.not_like(f"%{_REPLICA}%")))
+        query = query.where(or_(jobs.c.phase.not_in(sorted(FINAL)), _json(conn, jobs.c.labels)[SERVICE].as_string().is_(None)))
     if before is not None:
         query = query.where(jobs.c.seq < before)
     wanted = _phases(phases)
@@ -101,10 +101,13 @@ def _filtered(query: Select[Any], projects: Collection[str] | None, text: str | 
 
 def named_queue(conn: Connection) -> ColumnElement[str]:
     """The queue that a job's spec names, if any."""
-    sqlite = conn.dialect.name == "sqlite"  # its JSON is text, and PostgreSQL wants to be told that text is JSON
-    spec = type_coerce(jobs.c.spec, JSON) if sqlite else cast(jobs.c.spec, JSON)
-    named: ColumnElement[str] = spec["queue"].as_string()
+    named: ColumnElement[str] = _json(conn, jobs.c.spec)["queue"].as_string()
     return named
+
+
+def _json(conn: Connection, column: Column[Any]) -> ColumnElement[Any]:
+    """SQLite's JSON is text; PostgreSQL wants to be told that text is JSON."""
+    return type_coerce(column, JSON) if conn.dialect.name == "sqlite" else cast(column, JSON)
 
 
 def _of_queue(conn: Connection, queue: str) -> ColumnElement[bool]:

@@ -12,21 +12,18 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from penstock.base.ids import new_id
+from penstock.jobs.queries import SERVICE
 from penstock.jobs.spec import JobSpec
 from penstock.jobs.state import FINAL, Phase
 from penstock.serving.plan import Seen
 from penstock.serving.runtimes.spec import COLLECTOR, Batching, Options
 from penstock.serving.spec import ServiceSpec
 from penstock.serving.state import ReplicaPhase
-from penstock.serving.told import PHASES, STAGES, Told
+from penstock.serving.told import OWN, PHASES, REFUSED, STAGES, Told, killed
 
-SERVICE = "penstock.serving/service"
 VERSION = "penstock.serving/version"
 _GRACE_S = 40.0  # beside the drain: what a runtime may need after SIGTERM, and a little
 _STEM = 40
-REFUSED = 3  # exit code of a replica that does not serve its model
-_KILLED = ("was ended by signal 9", "was ended by signal 15")  # of a runtime, in the replica's words
-OWN = "penstock: "  # what a replica says itself begins so
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +136,8 @@ def _last_words(job: Row[Any]) -> str:
     failures = json.loads(job.failures) if job.failures else []
     lines = [line.strip() for line in failures[-1].get("lines", ()) if line.strip()] if failures else []
     own = [line.removeprefix(OWN) for line in lines if line.startswith(OWN)]
-    killed = bool(own) and own[-1].split(" before ")[0].endswith(_KILLED)
-    return " / ".join([*own[-1:], *(line for line in lines[-1:] if not killed and not line.startswith(OWN))])
+    silent = bool(own) and killed(own[-1])
+    return " / ".join([*own[-1:], *(line for line in lines[-1:] if not silent and not line.startswith(OWN))])
 
 
 def refused(job: Row[Any] | None) -> bool:

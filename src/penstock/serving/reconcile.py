@@ -235,9 +235,8 @@ class ServiceReconciler:
             version = lost.get(row.number) or versions.version_of(row)
             after = lost[row.number] = plan.after_loss(version, before, tx.now, refused=refused)
             message = f"{before.name}: {seen.message}"
-            versions.set_version(
-                tx, held.row.id, row.number, failures=after.failures, next_at=after.next_at, message=message
-            )
+            told = {"failures": after.failures, "next_at": after.next_at, "reason": reason, "message": message}
+            versions.set_version(tx, held.row.id, row.number, **told)
             versions.set_service(tx, held.row.id, reason=reason, message=f"version {row.number}: {message}")
         data = {"version": before.version, "job": before.name, "phase": before.phase}
         tx.emit(versions.ref(held.row), reason, f"{before.name}: {seen.message}", actor="system", data=data)

@@ -27,7 +27,7 @@ from penstock.serving import formats
 from penstock.serving.recent import Recent
 from penstock.serving.runtimes.known import default_for, runtime
 from penstock.serving.runtimes.spec import Format, Launch, Load, Model, Ports, Request, Runtime
-from penstock.serving.told import PHASES, Told
+from penstock.serving.told import OWN, PHASES, REFUSED, Told, ended
 from penstock.worker.report import report
 
 _BEGAN = time.time()
@@ -54,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         replica = Replica(told)
     except Refused as error:
-        print(f"penstock: {error}", file=sys.stderr, flush=True)
-        return 3
+        _say(str(error))
+        return REFUSED
     return replica.run()
 
 
@@ -93,7 +93,7 @@ class Replica:
             if seen is not None and seen.si_signo in (signal.SIGTERM, signal.SIGINT):
                 return self._drain(self.process)
             if self.failed:
-                print(f"penstock: {self.failed}", file=sys.stderr, flush=True)
+                _say(self.failed)
                 return self._end(self.process, 0.0) or 1
             self._report(at_once=seen is not None and seen.si_signo == _WAKE)
 
@@ -204,10 +204,12 @@ class Replica:
         return 0
 
     def _ended(self, code: int) -> int:
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        when = "" if self.phase == PHASES.index("Ready") else " before it was ready"
-        print(f"penstock: the runtime {self.runtime.name} {how}{when}", file=sys.stderr, flush=True)
+        _say(ended(self.runtime.name, code, ready=self.phase == PHASES.index("Ready")))
         return code if 0 < code < 128 else 1
+
+
+def _say(words: str) -> None:
+    print(f"{OWN}{words}", file=sys.stderr, flush=True)
 
 
 def _model(told: Told) -> tuple[Model | None, str]:

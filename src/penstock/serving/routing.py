@@ -86,8 +86,7 @@ def condition(held: Held, waiting: Sequence[Row[Any]] = (), gateway: str = "") -
     wanted = held.wanted
     failing = next((one for one in held.versions if one.failures and one.role != Role.RETIRED), None)
     if failing is not None and (failing.role == Role.CANDIDATE or ready < wanted):
-        refused = held.row.reason == Reason.ModelRefused
-        return Reason.ModelRefused if refused else Reason.ReplicaLost, f"version {failing.number}: {failing.message}"
+        return failing.reason or Reason.ReplicaLost, f"version {failing.number}: {failing.message}"
     if waiting and (ready < wanted or held.rollout is not None):
         first = waiting[0]
         done = f"{ready} of {wanted} replicas are ready"

@@ -44,6 +44,7 @@ versions = Table(
     Column("message", Text, nullable=False),  # why the last one ended
     Column("created_at", Double, nullable=False),
     Column("retired_at", Double),
+    Column("reason", Text, nullable=False, server_default=""),  # base.reasons.Reason: what the message is
 )
 
 replicas = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -35,6 +36,25 @@ class Told:
     def from_json(cls, text: str) -> Told:
         body: dict[str, Any] = json.loads(text)
         return cls(**body | {"options": _options(body["options"])})
+
+
+REFUSED = 3  # exit code of a replica that does not serve its model
+OWN = "penstock: "  # what a replica says itself begins so
+_UNREADY = " before it was ready"
+_SIGNAL = "was ended by signal "
+_UNSAID = (str(int(signal.SIGKILL)), str(int(signal.SIGTERM)))
+
+
+def ended(runtime: str, code: int, *, ready: bool) -> str:
+    """A replica's last words of its runtime. ``code``: as subprocess has it, below zero for a signal."""
+    how = f"{_SIGNAL}{-code}" if code < 0 else f"ended with exit code {code}"
+    return f"the runtime {runtime} {how}{'' if ready else _UNREADY}"
+
+
+def killed(words: str) -> bool:
+    """Whether `ended` told of a runtime that had no time for words of its own."""
+    how, _, number = words.removesuffix(_UNREADY).rpartition(_SIGNAL)
+    return bool(how) and number in _UNSAID
 
 
 def _options(body: Mapping[str, Any]) -> Options:

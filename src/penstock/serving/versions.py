@@ -206,6 +206,7 @@ def _add_version(tx: Tx, service_id: str, number: int, spec: ServiceSpec, role: 
             mirror=0,
             failures=0,
             next_at=None,
+            reason="",
             message="",
             created_at=tx.now,
             retired_at=None,

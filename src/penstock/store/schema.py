@@ -27,6 +27,7 @@ REVISIONS = (
     "0016",
     "0017",
     "0018",
+    "0019",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Double, Index, Integer, Table, Text
+from sqlalchemy import Column, Double, Index, Integer, Table, Text, text
 
 from penstock.store.tables import metadata
 
@@ -44,7 +44,7 @@ versions = Table(
     Column("message", Text, nullable=False),  # why the last one ended
     Column("created_at", Double, nullable=False),
     Column("retired_at", Double),
-    Column("reason", Text, nullable=False, server_default=""),  # base.reasons.Reason: what the message is
+    Column("reason", Text, nullable=False, server_default=text("''")),  # base.reasons.Reason: what the message is
 )
 
 replicas = Table(

@@ -12,4 +12,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("service_versions", sa.Column("reason", sa.Text(), server_default="", nullable=False))
+    op.add_column("service_versions", sa.Column("reason", sa.Text(), server_default=sa.text("''"), nullable=False))

@@ -274,7 +274,7 @@ def _serving(settings: Settings, room: Room, reconciler: JobReconciler, late: La
     """Inference services: nothing of them runs, or is loaded, before the first one exists."""
     folder = os.path.join(settings.data_dir, "serving")
     where = (settings.gateway_host, settings.gateway_port, folder, reconciler.jobs_dir, sys.executable)
-    place = Place(*where, settings.tls_cert, settings.tls_key, settings.otlp)
+    place = Place(*where, settings.tls_cert, settings.tls_key, settings.otlp, api_snapshots.folder(settings.data_dir))
     serving = Serving(room, reconciler.loop, reconciler.fence, place)
     late.closing.append(serving.close)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from penstock.serving.formats import tell
 from penstock.serving.runtimes.spec import Format
 
-ONNX = b"\x08\x08" + b"\x12\x03abc" + b"\x3a\x05graph" + b"\x42\x02\x10\x11"
+ONNX = b"\x08\x08" + b"\x12\x03abc" + b"\x3a\x05\x12\x03net" + b"\x42\x02\x10\x11"
 TENSORS = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
 SAFE = len(TENSORS).to_bytes(8, "little") + TENSORS + bytes(4)
 
@@ -49,6 +49,12 @@ def test_a_file_is_told_by_its_content(tmp_path: Path, name: str, content: bytes
 def test_onnx_that_breaks_off_says_where(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(ONNX[:9])
     assert tell(str(tmp_path / "m")).why == "begins as ONNX does and breaks off at byte 7"
+
+
+def test_a_graph_that_is_none_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(ONNX.replace(b"\x12\x03net", b"\x12\x09net"))
+    found = tell(str(tmp_path / "m"))
+    assert (found.format, found.why) == (Format.UNKNOWN, "begins as ONNX does and breaks off at byte 9")
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from penstock.base.errors import Conflict, InvalidInput, NotFound
+from tests.serving.test_formats import ONNX
 from tests.system.house import House, until
 
 pytestmark = pytest.mark.real  # Envoy carries the requests
@@ -147,10 +148,57 @@ def test_a_version_that_never_comes_up_says_why(house: House) -> None:
     house.client.services.delete("broken")
 
 
-def test_a_pickle_is_refused_and_says_so(house: House, tmp_path: Path) -> None:
-    services = house.client.services
-    (tmp_path / "model.onnx").write_bytes(pickle.dumps({"weights": 1}))
-    services.create("pickled", {**services.carry(str(tmp_path / "model.onnx")), "resources": {"cpus": 0.1}})
+def open_to_all(house: House, name: str) -> Path:
+    """A folder that the replicas' user can read."""
+    folder = Path(house.data_dir, name)
+    folder.mkdir(mode=0o755)
+    return folder
+
+
+def test_a_model_that_no_replica_would_serve_is_refused_at_once(house: House) -> None:
+    services, model = house.client.services, open_to_all(house, "unfit") / "model.onnx"
+
+    def refused(spec: dict[str, Any]) -> str:
+        with pytest.raises(InvalidInput) as error:
+            services.create("unfit", spec)
+        [problem] = error.value.details
+        assert problem.path == "spec.model"
+        return problem.message
+
+    model.write_bytes(pickle.dumps({"weights": 1}))
+    assert "is a pickle" in refused(services.carry(str(model)))
+    assert "is a pickle" in refused({"model": str(model)})
+    with pytest.raises(InvalidInput, match="nothing was applied"):
+        house.client.apply(
+            yaml.safe_dump({"kind": "InferenceService", "name": "unfit", "spec": {"model": "model.onnx"}}).encode(),
+            base=str(model.parent),
+        )
+    model.write_bytes(ONNX[:9])
+    assert "breaks off at byte 7" in refused(services.carry(str(model)))
+    assert "No such file" in refused({"model": f"{model}.gone"})
+    model.write_bytes(ONNX)
+    assert "is onnx; the runtime vllm takes" in refused({**services.carry(str(model)), "runtime": "vllm"})
+    with pytest.raises(NotFound):
+        services.get("unfit")
+
+
+def test_a_waived_pickle_is_taken(house: House, tmp_path: Path) -> None:
+    services, model = house.client.services, tmp_path / "model.pt"
+    model.write_bytes(pickle.dumps({"weights": 1}))
+    services.allow_pickles("default", allowed=True)
+    try:
+        services.create("waived", spec(house, replicas=0, **services.carry(str(model))))
+    finally:
+        services.allow_pickles("default", allowed=False)
+    services.delete("waived")
+
+
+def test_a_replica_that_finds_a_pickle_refuses_it(house: House) -> None:
+    services, model = house.client.services, open_to_all(house, "pickled") / "model.onnx"
+    model.write_bytes(ONNX)
+    services.create("pickled", {"model": str(model), "resources": {"cpus": 0.1}, "replicas": 0})
+    model.write_bytes(pickle.dumps({"weights": 1}))
+    services.scale("pickled", 1)
     found = until(lambda: [one for one in status(house, "pickled")["versions"] if one["failures"]], "it was served")
     assert "is a pickle" in found[0]["message"]
     reasons = [event["reason"] for event in house.client.events.list(kind="InferenceService", name="pickled")]

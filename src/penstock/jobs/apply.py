@@ -43,6 +43,8 @@ def endpoints(room: Room) -> list[Endpoint]:
         documents = [_with_snapshot(d, snapshots) for d in documents]
         _allowed(call.actor, documents)
         others = _by_room(room, call.actor, [_placed(d, query.project) for d in foreign], snapshots)
+        for one, its in others:
+            await one.look(call.actor, its)
 
         def foresee(conn: Connection) -> list[dict[str, Any]]:
             items = _foresee(room, conn, call.actor, documents)

@@ -66,7 +66,9 @@ def listing(
     if place.engine is not None:
         query = query.where(jobs.c.engine == place.engine)
     if not place.replicas:
-        query = query.where(or_(jobs.c.phase.not_in(sorted(FINAL)), _json(conn, jobs.c.labels)[SERVICE].as_string().is_(None)))
+        query = query.where(
+            or_(jobs.c.phase.not_in(sorted(FINAL)), _json(conn, jobs.c.labels)[SERVICE].as_string().is_(None))
+        )
     if before is not None:
         query = query.where(jobs.c.seq < before)
     wanted = _phases(phases)

@@ -7,18 +7,17 @@ from collections.abc import Mapping
 
 from sqlalchemy.engine import Connection
 
-from penstock.jobs.spec import JobSpec
 from penstock.jobs.view import Memory, engine_of, fresh, queue_of, to_workload
 from penstock.scheduling import live
 from penstock.scheduling.quota import SLACK, Quotas, TreeNode, totals
-from penstock.serving.spec import ServiceSpec
+from penstock.serving import jobs
 from penstock.serving.versions import Held
 
 
 def most(conn: Connection, held: Held, memory: Memory, now: float) -> int | None:
     """What its replicas hold and what is left; None: no quota bounds it, or another engine's does, which is not known here."""
     setup = live.current(conn)
-    spec = _job(held.spec)
+    spec = jobs.as_job(held.row.name, held.spec)
     queue = setup.queues.get(queue_of(setup, spec, held.row.project))
     engine = engine_of(setup, spec, held.row.project)
     if queue is None or engine not in (None, memory.own) or not Quotas(setup).limited(queue.name):
@@ -44,15 +43,3 @@ def room(node: TreeNode, flavor: str, asked: Mapping[str, float]) -> int | None:
         return max(node.available(cell), node.subtree.get(cell, 0.0) - node.usage.get(cell, 0.0))
 
     return max(0, min(math.floor((left(cell) + SLACK) / amount) for cell, amount in cells))
-
-
-def _job(spec: ServiceSpec) -> JobSpec:
-    """What of a replica's job says where it waits and what it asks for."""
-    return JobSpec(
-        command=("replica",),
-        launcher="none",
-        resources=spec.resources,
-        queue=spec.queue,
-        priority=spec.priority,
-        engine=spec.engine,
-    )

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from penstock.base.errors import InvalidInput, Problem
 from penstock.base.resource import Actor
-from penstock.serving import routes
+from penstock.serving import models, routes
 from penstock.serving.spec import ServiceDocument, ServiceSpec
 from penstock.store.store import Tx
 
@@ -33,6 +33,15 @@ class Documents:
     def with_carried(self, documents: Sequence[ServiceDocument], snapshots: Mapping[str, str]) -> list[ServiceDocument]:
         """A model that the client carried along lies in its snapshot under its own name."""
         return [_carried(one, snapshots) for one in documents]
+
+    async def look(self, actor: Actor, documents: Sequence[ServiceDocument]) -> None:
+        problems = [
+            problem
+            for document in documents
+            for problem in await models.problems(self._serving, actor, document, f"{document.name}: spec")
+        ]
+        if problems:
+            raise InvalidInput("nothing was applied", details=problems)
 
     def foresee(self, conn: Connection, actor: Actor, documents: Sequence[ServiceDocument]) -> list[dict[str, Any]]:
         """A model that is to be carried is named as ``carry``: what is wrong with the rest is told now."""

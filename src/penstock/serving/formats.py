@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO
 
@@ -15,7 +15,9 @@ _HEADER = 100 << 20  # bytes, of safetensors: its own readers' limit
 _LOOKED = 10_000  # files of one folder
 _ONNX = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}  # ModelProto: field -> wire type
 _GRAPH = 7
+_IN_GRAPH = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 15, 16), 2)  # GraphProto
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt")  # looked into, in a folder
+_NOTHING = "nothing that is known"
 _VARINT = 10  # bytes at the most
 
 
@@ -77,30 +79,37 @@ def _safetensors(file: IO[bytes], path: str, length: int, size: int) -> Found:
 
 
 def _onnx(file: IO[bytes], path: str, size: int) -> Found:
-    """The fields of a ModelProto, one after the other up to the end; what lies in them is skipped."""
+    """The fields of a ModelProto, and those of its graph; what lies in them is skipped."""
     file.seek(0)
-    seen: set[int] = set()
-    try:
-        while (at := file.tell()) < size:
-            tag = _varint(file)
-            number, wire = tag >> 3, tag & 7
-            if _ONNX.get(number) != wire:
-                return Found(Format.UNKNOWN, path, _unlike(seen, at))
-            seen.add(number)
-            value = _varint(file)
-            if wire == 2:
-                if value > size - file.tell():
-                    return Found(Format.UNKNOWN, path, _unlike(seen, at))
-                file.seek(value, os.SEEK_CUR)
-    except ValueError:
-        return Found(Format.UNKNOWN, path, _unlike(seen, size))
-    if _GRAPH not in seen:
-        return Found(Format.UNKNOWN, path, "nothing that is known")
-    return Found(Format.ONNX, path)
+    seen: dict[int, tuple[int, int]] = {}
+    broken = _fields(file, size, _ONNX, seen)
+    if broken is None and _GRAPH in seen:
+        start, end = seen[_GRAPH]
+        file.seek(start)
+        broken = _fields(file, end, _IN_GRAPH, {})
+    if broken is None and _GRAPH in seen:
+        return Found(Format.ONNX, path)
+    begins = broken is not None and {1, 2} & seen.keys()
+    return Found(Format.UNKNOWN, path, f"begins as ONNX does and breaks off at byte {broken}" if begins else _NOTHING)
 
 
-def _unlike(seen: set[int], at: int) -> str:
-    return f"begins as ONNX does and breaks off at byte {at}" if {1, 2} & seen else "nothing that is known"
+def _fields(file: IO[bytes], end: int, known: Mapping[int, int], seen: dict[int, tuple[int, int]]) -> int | None:
+    """The byte at which it is no protobuf message of these fields (number -> wire type) any more; None: it is one. ``seen`` gets where
+    the last of each lies.
+    """
+    while (at := file.tell()) < end:
+        try:
+            tag, value = _varint(file), _varint(file)
+        except ValueError:
+            return end
+        number, wire = tag >> 3, tag & 7
+        start = file.tell()
+        if known.get(number) != wire or (wire == 2 and value > end - start):
+            return at
+        seen[number] = (start, start + value)
+        if wire == 2:
+            file.seek(value, os.SEEK_CUR)
+    return None
 
 
 def _varint(file: IO[bytes]) -> int:

@@ -94,6 +94,11 @@ def job_spec(one: Wanted) -> JobSpec:
     )
 
 
+def as_job(service: str, spec: ServiceSpec) -> JobSpec:
+    """A replica of its first version, as far as that is known beforehand."""
+    return job_spec(Wanted(service, 1, spec, False, "python", "127.0.0.1", 0.0))
+
+
 def job_name(service: str, version: int, at: float) -> str:
     return f"{service[:_STEM].rstrip('-')}-v{version}-{new_id(at, os.urandom(10))[-6:].lower()}"
 

@@ -21,6 +21,7 @@ class Place:
     tls_cert: str | None = None
     tls_key: str | None = None
     otlp: tuple[str, int] | None = None  # the collector of spans
+    snapshots: str = ""  # the folder of what clients carried along
 
 
 def report_of(progress: Mapping[str, Mapping[str, Any]], job_id: str) -> Mapping[str, Any]:

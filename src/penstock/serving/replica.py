@@ -24,9 +24,10 @@ from pathlib import Path
 
 from penstock.engines.local.kernel import die_with
 from penstock.serving import formats
+from penstock.serving.fitness import fit
 from penstock.serving.recent import Recent
-from penstock.serving.runtimes.known import default_for, runtime
-from penstock.serving.runtimes.spec import Format, Launch, Load, Model, Ports, Request, Runtime
+from penstock.serving.runtimes.known import runtime
+from penstock.serving.runtimes.spec import Launch, Load, Model, Ports, Request, Runtime
 from penstock.serving.told import OWN, PHASES, REFUSED, Told, ended
 from penstock.worker.report import report
 
@@ -68,9 +69,6 @@ class Replica:
         self.model, name = _model(told)
         self.runtime: Runtime = runtime(name, told.health)
         self.ports = _free_ports(told.host)
-        problems = self.runtime.validate(told.options, self.model.format if self.model else None)
-        if problems:
-            raise Refused("; ".join(f"{problem.path}: {problem.message}" for problem in problems))
         self.phase = PHASES.index("Starting")
         self.stages: dict[str, float] = {"queued": max(0.0, _BEGAN - told.submitted_at)} if told.submitted_at else {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -215,26 +213,20 @@ def _say(words: str) -> None:
 def _model(told: Told) -> tuple[Model | None, str]:
     """The model and its runtime's name. Raises Refused."""
     if told.model is None:
-        return None, told.runtime or "command"
+        return None, _fit(None, told)
     try:
         found = formats.tell(os.path.abspath(told.model))
     except OSError as error:
         raise Refused(f"the model {told.model} cannot be read: {error.strerror}") from error
-    if found.format is Format.PICKLE and not told.pickles:
-        raise Refused(
-            f"the model is a pickle ({found.why}), and reading it runs its code: export it to ONNX or safetensors"
-        )
-    name = told.runtime or default_for(found.format, told.options.command)
-    if name is None:
-        more = (
-            "`penstock serve --exporter` makes ONNX of weights"
-            if found.format is Format.SAFETENSORS
-            else "`runtime` names one"
-        )
-        raise Refused(f"no runtime serves this model: {found.why or found.format}. {more}")
-    if found.format is Format.UNKNOWN and name != "command":
-        raise Refused(f"the model cannot be served: {found.why}")
-    return Model(told.model_name, told.version, found.path, found.format), name
+    return Model(told.model_name, told.version, found.path, found.format), _fit(found, told)
+
+
+def _fit(found: formats.Found | None, told: Told) -> str:
+    """The runtime's name. Raises Refused."""
+    name, problems = fit(found, told.runtime, told.options, pickles=told.pickles)
+    if problems:
+        raise Refused("; ".join(f"{problem.path}: {problem.message}" for problem in problems))
+    return name
 
 
 def _free_ports(host: str) -> Ports:

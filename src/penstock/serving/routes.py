@@ -15,8 +15,7 @@ from penstock.base.errors import InvalidInput, NotFound, Problem
 from penstock.base.ids import check_name
 from penstock.base.resource import Actor
 from penstock.base.routes import Call, Endpoint
-from penstock.jobs.spec import JobSpec
-from penstock.serving import jobs, versions, view
+from penstock.serving import jobs, models, versions, view
 from penstock.serving.past import Recent
 from penstock.serving.place import KIND
 from penstock.serving.spec import MAX_REPLICAS, ServiceDocument, ServiceSpec
@@ -134,6 +133,12 @@ class _Routes:
             return None
         return control.traffic.history.recent(row.project, row.name, self.store.clock() - RECENT_S)
 
+    def check(self, tx: Tx, actor: Actor, document: ServiceDocument, unfit: Sequence[Problem]) -> None:
+        """Raises InvalidInput."""
+        problems = [*check(self.serving, tx.conn, actor, document, "spec"), *unfit]
+        if problems:
+            raise InvalidInput("the service cannot run here", details=problems)
+
     async def listing(self, call: Call) -> dict[str, Any]:
         query: ListQuery = call.query
         projects = visible(call.actor)
@@ -153,11 +158,10 @@ class _Routes:
         body: CreateService = call.body
         project = call.path["project"]
         document = ServiceDocument(name=body.name, project=project, labels=body.labels, spec=body.spec)
+        unfit = await models.problems(self.serving, call.actor, document, "spec")
 
         def work(tx: Tx) -> dict[str, Any]:
-            problems = check(self.serving, tx.conn, call.actor, document, "spec")
-            if problems:
-                raise InvalidInput("the service cannot run here", details=problems)
+            self.check(tx, call.actor, document, unfit)
             make(self.serving, tx, call.actor, document)
             return self.shown(tx.conn, project, body.name)
 
@@ -167,12 +171,11 @@ class _Routes:
         body: ReplaceService = call.body
         project, name = call.path["project"], call.path["name"]
         document = ServiceDocument(name=name, project=project, spec=body.spec)
+        unfit = await models.problems(self.serving, call.actor, document, "spec")
 
         def work(tx: Tx) -> dict[str, Any]:
             row = versions.find(tx.conn, project, name)
-            problems = check(self.serving, tx.conn, call.actor, document, "spec")
-            if problems:
-                raise InvalidInput("the service cannot run here", details=problems)
+            self.check(tx, call.actor, document, unfit)
             by = _by(self.serving, call.actor)
             versions.change(tx, row, body.spec, by, generation=body.generation, labels=body.labels)
             return self.shown(tx.conn, project, name)
@@ -266,7 +269,7 @@ def check(serving: Serving, conn: Connection, actor: Actor, document: ServiceDoc
     """What only this server can say: the same of its replicas as of any job."""
     spec = document.spec
     project = document.project or "default"
-    problems = serving.room.check(conn, actor, project, _as_job(document), path)
+    problems = serving.room.check(conn, actor, project, jobs.as_job(document.name, spec), path)
     if spec.model is not None and spec.snapshot is None and not spec.model.startswith("/"):
         problems.append(Problem(f"{path}.model", "was not carried along: give an absolute path that the nodes have"))
     if spec.snapshot is not None and spec.model is not None and _leaves(spec.model):
@@ -309,11 +312,6 @@ def _claimed(conn: Connection, actor: Actor, document: ServiceDocument, path: st
 
 def _leaves(path: str) -> bool:
     return path.startswith("/") or ".." in path.split("/")
-
-
-def _as_job(document: ServiceDocument) -> JobSpec:
-    wanted = jobs.Wanted(document.name, 1, document.spec, False, "python", "127.0.0.1", 0.0)
-    return jobs.job_spec(wanted)
 
 
 def make(serving: Serving, tx: Tx, actor: Actor, document: ServiceDocument) -> None:

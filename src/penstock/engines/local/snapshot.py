@@ -11,27 +11,27 @@ MAX_ENTRIES = 200_000
 MAX_BYTES = 16 << 30  # unpacked
 
 
-def unpack(source: int, target: str) -> None:
+def unpack(source: int, target: str, most: int = MAX_BYTES) -> None:
     """Unpack the gzip tar behind the descriptor ``source`` into the folder ``target``, as whoever we are.
 
-    Only plain files, folders and links that stay inside; nothing outside ``target`` is ever named. Raises LaunchError.
+    ``most``: bytes. Only plain files, folders and links that stay inside; nothing outside ``target`` is ever named. Raises LaunchError.
     """
     try:
         with os.fdopen(os.dup(source), "rb") as file, tarfile.open(fileobj=file, mode="r|gz") as archive:
-            _unpack_members(archive, os.path.realpath(target))
+            _unpack_members(archive, os.path.realpath(target), most)
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise LaunchError("LaunchFailed", f"the job's snapshot is damaged: {error}") from None
     except OSError as error:
         raise LaunchError("LaunchFailed", f"the job's snapshot cannot be unpacked: {error.strerror or error}") from None
 
 
-def _unpack_members(archive: tarfile.TarFile, root: str) -> None:
+def _unpack_members(archive: tarfile.TarFile, root: str, most: int) -> None:
     size = 0
     folders: list[tuple[str, int]] = []
     for entries, member in enumerate(archive, 1):
         size += max(0, member.size)
-        if entries > MAX_ENTRIES or size > MAX_BYTES:
-            raise _refused(member.name, f"more than {MAX_ENTRIES} entries or {MAX_BYTES >> 30} GiB")
+        if entries > MAX_ENTRIES or size > most:
+            raise _refused(member.name, f"more than {MAX_ENTRIES} entries or {most >> 30} GiB")
         path = _inside(root, member.name)
         if path is None:
             raise _refused(member.name, "it leads out of the work folder")

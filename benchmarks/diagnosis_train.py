@@ -127,4 +127,5 @@ def train(options: Options) -> None:
         if options.rank == 0 and step % SAVE_EVERY == SAVE_EVERY - 1:
             with watched.checkpoint():
                 save(bare, options.folder, step)
+    watched.close()  # a trial's rank ends without Python's own end: what was not told yet is told now
     distributed.destroy_process_group()

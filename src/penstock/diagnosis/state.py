@@ -39,7 +39,7 @@ class Counters:
     cpu_s, run_delay_s (/proc/self/schedstat), throttled_s (its cgroup), nonvoluntary (context switches), major_faults, rss_bytes,
     read_bytes, write_bytes, io_wait_s (delayacct, where it is on), io_pressure_s, cpu_pressure_s, memory_pressure_s (PSI "some"),
     retransmits, segments_out, net_rx_bytes, net_tx_bytes, send_queue_bytes, open_files, max_files, oom_kills, clock_offset_s, checksum, moved_step;
-    of torch: recompiles, alloc_retries, gpu_reserved_bytes, gpu_allocated_bytes.
+    by peer ("rtt_s:10.0.0.2"): rtt_s, segments, resent, sent_bytes; of torch: recompiles, alloc_retries, gpu_reserved_bytes, gpu_allocated_bytes.
     """
 
     at: float

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch._C import _autograd
 
+from penstock.worker import sockets
+
 _cuda: Any = torch.cuda
 _PREFIXES: Final = (
     "NCCL_",
@@ -43,7 +45,7 @@ _FOLDER: Final = ("root", "path", "data_dir", "dir", "folder", "filename", "file
 
 
 def configuration(model: Any, optimizer: Any, loader: Any, autocast: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    """At the most 31 values; ``memory`` and what is profiled come to it. What cannot be told is left out."""
+    """At the most 32 values; ``memory`` and what is profiled come to it. What cannot be told is left out."""
     found: dict[str, Any] = {
         "versions": _versions(),
         "env": environment(environ),
@@ -60,7 +62,7 @@ def configuration(model: Any, optimizer: Any, loader: Any, autocast: str, enviro
         **_of_loader(loader),
     }
     if dist.is_available() and dist.is_initialized():
-        found |= {"backend": str(dist.get_backend()), "world": dist.get_world_size()}
+        found |= {"backend": str(dist.get_backend()), "world": dist.get_world_size(), "addresses": sockets.addresses()}
     groups = getattr(optimizer, "param_groups", None) or [{}]
     fused = groups[0].get("fused")
     return found if fused is None else found | {"fused": bool(fused)}

@@ -10,16 +10,16 @@ import ctypes
 import fcntl
 import os
 import resource
-import stat
 import sys
 import termios
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from penstock.worker.sockets import LOOKED_AT, Peers, socket_of
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _CGROUPS: Final = "/sys/fs/cgroup"
-_SOCKETS: Final = 512
 _UNSYNC: Final = 0x40  # STA_UNSYNC of adjtimex(2)
 _NANO: Final = 0x2000  # STA_NANO
 _BLKIO: Final = 39  # delayacct_blkio_ticks of proc_pid_stat(5), after the name
@@ -48,7 +48,7 @@ class Counts:
     """``read`` gives all that can be had."""
 
     def __init__(self) -> None:
-        self._pages = Pages()
+        self._pages, self._peers = Pages(), Peers()
         self._groups, self._throttles, self._throttled_before = "", list[_Throttle](), 0.0
         self._main = f"/proc/self/task/{os.getpid()}/schedstat"  # of the main thread, also after a fork
         self._readers: list[Callable[[], dict[str, float]]] = [
@@ -135,10 +135,11 @@ class Counts:
         return {"net_rx_bytes": received, "net_tx_bytes": sent}
 
     def _files(self) -> dict[str, float]:
-        """Open files; and what its sockets have to send that is not acknowledged yet, of the first of them."""
-        numbers = os.listdir("/proc/self/fd")
-        waiting = sum(_unsent(int(number)) for number in numbers[:_SOCKETS])
-        return {"open_files": len(numbers) - 1, "send_queue_bytes": waiting}
+        """Open files; what its sockets have to send that is not acknowledged yet, and how it goes to each peer, of the first of them."""
+        numbers = list(map(int, os.listdir("/proc/self/fd")))
+        looked_at = [number for number in numbers[:LOOKED_AT] if socket_of(number) is not None]
+        waiting = sum(map(_unsent, looked_at))
+        return {"open_files": len(numbers) - 1, "send_queue_bytes": waiting, **self._peers.counters(looked_at)}
 
     def _kills(self) -> dict[str, float]:
         found = self._pages.text("/proc/vmstat").rpartition("\noom_kill ")[2]
@@ -146,10 +147,8 @@ class Counts:
 
 
 def _unsent(fd: int) -> int:
-    """Of a socket: SIOCOUTQ of tcp(7). 0 of everything else."""
+    """Of a socket: SIOCOUTQ of tcp(7)."""
     try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return 0
         return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
     except OSError:  # no stream, or closed meanwhile
         return 0

@@ -11,10 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penstock.diagnosis import thresholds as t
+from penstock.diagnosis.causes import links as ways
 from penstock.diagnosis.causes.rule import Found, Proof, by_lost, ms, named, pct, ranks, said, whose
-from penstock.diagnosis.features import Features, View, gauge, quantile
+from penstock.diagnosis.features import Features, View, Window, gauge, quantile
 from penstock.diagnosis.state import Culprit
 
+_MANY = (
+    0.01  # of the segments sent again, whenever it began: 0.0003 is healthy, 2% lost both ways show as 0.011 and more
+)
+_FEW_STEPS = 6
+_LOOK_ALIKE = 0.4  # of a hint's strength: after every hint that has a sign of its own
 _FEW_SEGMENTS = 40  # a second, below which a ratio of lost ones tells nothing
 _SMALL = 256 * 1024  # bytes a step: what so little takes longer for is the way's length, not its width
 _FOREIGN = 1.4  # bytes a step to those before: somebody else uses the link
@@ -35,19 +41,22 @@ class Transfer:
 
 def lost_packets(features: Features) -> Iterator[Found]:
     """Segments are sent again: the counter says so before any timing does."""
-    ratios = {view.rank: _ratio(view) for view in features.ranks}
-    losing = [view for view in features.ranks if _loses(view, ratios[view.rank])]
+    ratios = {view.rank: _ratio(view.now) for view in features.ranks}
+    losing = [view for view in features.ranks if _loses(view)]
     if not losing:
         return
     most = max(ratios[view.rank] for view in losing)
     losing = [view for view in losing if ratios[view.rank] >= most / 4]
     rest = [ratios[view.rank] for view in features.ranks if view not in losing]
     grown = transfer(features)
+    known = ways.links(features)
+    lost = ways.losing(known)
+    full = bool(grown and lost and set(lost) <= set(ways.longer(known)))
     yield Found(
         "packet_loss_tcp",
-        Proof.COUNTER,
+        Proof.HINT if full else Proof.COUNTER,
         0.35 + min(0.45, 10 * most) + by_lost(features.lost(grown.extra) / 2 if grown else 0.0),
-        _ends(features, losing),
+        _whose_loss(features, losing, lost, known),
         said(
             f"{named(v.rank for v in losing)} had to send {pct(most)} of the segments again",
             f"the other ranks {pct(max(rest))}" if rest else "",
@@ -56,25 +65,37 @@ def lost_packets(features: Features) -> Iterator[Found]:
             if grown
             else "",
         ),
+        said(
+            "what is lost waits in a queue that is full: a link that is too narrow drops what it has no room for"
+            if full
+            else ""
+        ),
     )
 
 
-def _ratio(view: View) -> float:
-    sent = view.now.rate.get("segments_out", 0.0)
-    return view.now.rate.get("retransmits", 0.0) / sent if sent >= _FEW_SEGMENTS else 0.0
+def _ratio(window: Window) -> float:
+    sent = window.rate.get("segments_out", 0.0)
+    return window.rate.get("retransmits", 0.0) / sent if sent >= _FEW_SEGMENTS else 0.0
 
 
-def _loses(view: View, ratio: float) -> bool:
-    if ratio < t.RETRANSMITS:
-        return False
-    old = view.before.rate if view.before is not None else {}
-    before = old.get("retransmits", 0.0) / old["segments_out"] if old.get("segments_out") else 0.0
-    return ratio >= 3 * before
+def _loses(view: View) -> bool:
+    """More than there were before, or so many that it is a finding whenever it began."""
+    now, before = _ratio(view.now), _ratio(view.before) if view.before is not None else 0.0
+    return now >= t.RETRANSMITS and (now >= 3 * before or now >= _MANY or _ratio(view.whole) >= _MANY)
 
 
 def _ratio_before(losing: Sequence[View]) -> str:
     old = [v.before.rate for v in losing if v.before is not None and v.before.rate.get("segments_out")]
     return f"before it was {pct(max(r.get('retransmits', 0.0) / r['segments_out'] for r in old))}" if old else ""
+
+
+def _whose_loss(
+    features: Features, losing: Sequence[View], lost: Sequence[ways.Link], known: Sequence[ways.Link]
+) -> tuple[Culprit, ...]:
+    """The one that all links which lose packets lead to; or the only such link."""
+    if len(lost) == 1 < len(known):
+        return (Culprit("link", ways.nodes_of(features, lost[0].ends)),)
+    return ways.shared(lost) or _ends(features, losing)
 
 
 def _ends(features: Features, views: Sequence[View]) -> tuple[Culprit, ...]:
@@ -90,7 +111,7 @@ def _ends(features: Features, views: Sequence[View]) -> tuple[Culprit, ...]:
 
 def transfer(features: Features) -> Transfer | None:
     """None where no exposed communication was measured, or it is not longer than it was."""
-    if not features.timed() or features.transfer is None or len(features.ranks) < 2:
+    if not _enough(features) or features.transfer is None or len(features.ranks) < 2:
         return None
     usual = features.transfer_before
     if usual is None:
@@ -101,32 +122,54 @@ def transfer(features: Features) -> Transfer | None:
     return Transfer(features.transfer, usual, extra, delay * features.step) if extra > 0 else None
 
 
+def _enough(features: Features) -> bool:
+    """Fewer steps are enough where TCP itself says that the way has become long."""
+    fewest = min((len(view.now.steps) for view in features.ranks), default=0)
+    return features.timed() or (features.step > 0 and fewest >= _FEW_STEPS and bool(ways.longer(ways.links(features))))
+
+
 def slow_transfer(features: Features) -> Iterator[Found]:
-    """Bandwidth, latency or somebody else's traffic: told apart by how much is sent and how it varies."""
+    """Bandwidth, latency, one pair or somebody else's traffic: told apart by where it is slow, how much is sent and how it varies."""
     grown = transfer(features)
     if grown is None or features.lost(grown.extra) < t.LOST:
         return
-    cause, own = _which(features, grown)
+    known = ways.links(features)
+    cause, culprits, own = _where(features, grown, known)
+    strength = by_lost(features.lost(grown.extra))
     evidence = said(
         f"the transfer itself takes {ms(grown.now)} of a step of {ms(features.step)}"
         + (f", it was {ms(grown.usual)}" if grown.usual is not None else ", on the rank that waits least"),
         *own,
-        _queued(features),
         _clean(features),
     )
     against = said(
         f"waiting for a core or a quota accounts for up to {ms(grown.starved)} of it"
         if grown.starved >= t.EXPLAINED * grown.extra
         else "",
-        "segments are lost, which makes a transfer longer too"
-        if any(_loses(v, _ratio(v)) for v in features.ranks)
-        else "",
+        "segments are lost, which makes a transfer longer too" if any(_loses(v) for v in features.ranks) else "",
         "there is no earlier time of this run to compare with" if grown.usual is None else "",
+        "on no connection does a segment take longer than it did" if ways.steady(known) else "",
     )
-    yield Found(cause, Proof.TIMING, by_lost(features.lost(grown.extra)), _at(features), evidence, against)
+    yield Found(cause, Proof.TIMING, strength, culprits, evidence, against)
     for other in ("net_bandwidth_low", "ib_rate_degraded", "net_latency"):
         if other != cause:
-            yield Found(other, Proof.HINT, by_lost(features.lost(grown.extra)), _at(features), evidence[:1], against)
+            yield Found(other, Proof.HINT, strength * _LOOK_ALIKE, culprits, evidence[:1], against)
+
+
+def _where(
+    features: Features, grown: Transfer, known: Sequence[ways.Link]
+) -> tuple[str, tuple[Culprit, ...], tuple[str, ...]]:
+    """The cause, whose it is, and what tells so."""
+    far = ways.slow(known)
+    pair = ways.alone(far, known)
+    if pair is not None:
+        words = (ways.told(pair, known), "both of its ends are as fast with others")
+        return "slow_link_pair", (Culprit("link", ways.nodes_of(features, pair.ends)),), words
+    cause, own = _which(features, grown)
+    whose_it_is = ways.shared(far)
+    if whose_it_is:
+        return cause, whose_it_is, (*own, *(ways.told(link, [x for x in known if x not in far]) for link in far))
+    return cause, _at(features), (*own, *said(_queued(features)))
 
 
 def _which(features: Features, grown: Transfer) -> tuple[str, tuple[str, ...]]:
@@ -167,7 +210,7 @@ def _bytes(features: Features, *, now: bool) -> float | None:
 
 def _clean(features: Features) -> str:
     known = [view for view in features.ranks if "retransmits" in view.now.rate]
-    worst = max((_ratio(view) for view in known), default=0.0)
+    worst = max((_ratio(view.now) for view in known), default=0.0)
     return f"hardly a segment is sent again ({pct(worst)})" if known and worst < t.RETRANSMITS else ""
 
 

@@ -32,7 +32,7 @@ def connected(evidence: Evidence, rtts: Rtts, lost: Rtts | None = None) -> Evide
             values = dict(reading.values)
             for a, b in links:
                 if a == rank.rank:
-                    segments = 400.0 * n
+                    segments = 4000.0 * n
                     values |= {
                         f"rtt_s:{address(b)}": rtts.get((a, b), WELL) if reading.at >= began else WELL,
                         f"segments:{address(b)}": segments,
@@ -124,6 +124,23 @@ def test_addresses_that_are_no_list_or_everybodys_are_nobodys(told: object) -> N
     evidence = connected(slower(3), {(2, 1): 0.012})
     odd = tuple(replace(rank, config={**rank.config, "addresses": told}) for rank in evidence.ranks)
     assert diagnose(replace(evidence, ranks=odd)).verdict == "net_bandwidth_low"
+
+
+@pytest.mark.parametrize(("more", "cause"), [(0.0, "net_bandwidth_low"), (0.5, "congestion_pfc")])
+def test_what_a_node_sends_that_is_not_the_jobs_is_somebody_elses(more: float, cause: str) -> None:
+    evidence = connected(slower(3), {(1, 0): 0.012, (2, 1): 0.012})
+
+    def sends(rank: Rank) -> Rank:
+        began = rank.steps[BEGAN].at
+        counters = []
+        for reading in rank.counters:
+            own = sum(value for name, value in reading.values.items() if name.startswith("sent_bytes:"))
+            others = own * more if rank.rank == 1 and reading.at >= began else 0.0
+            counters.append(Counters(reading.at, {**reading.values, "net_tx_bytes": 1.05 * own + others}))
+        return replace(rank, counters=tuple(counters))
+
+    found = diagnose(replace(evidence, ranks=tuple(map(sends, evidence.ranks))))
+    assert said(found) == (cause, [("rank", "1")])
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

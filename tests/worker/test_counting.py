@@ -53,3 +53,12 @@ def test_throttling_goes_on_when_the_process_is_moved_to_another_group(
     write("", b=51.0)
     assert counts._throttled() == {"throttled_s": 3.5}
     counts.close()
+
+
+def test_a_devices_bytes_count_once() -> None:
+    """Not those of the loopback; a device that is gone by now was a link."""
+    assert not counting._carries("lo")
+    assert counting._carries("gone0")
+    counts = Counts()
+    assert counts.read()["net_tx_bytes"] >= 0
+    counts.close()

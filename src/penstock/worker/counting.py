@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import resource
+import socket
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -22,6 +24,9 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _CGROUPS: Final = "/sys/fs/cgroup"
 _UNSYNC: Final = 0x40  # STA_UNSYNC of adjtimex(2)
 _NANO: Final = 0x2000  # STA_NANO
+_FLAGS: Final = 0x8913  # SIOCGIFFLAGS of netdevice(7)
+_LOOPBACK: Final = 0x8
+_POINT_TO_POINT: Final = 0x10
 _BLKIO: Final = 39  # delayacct_blkio_ticks of proc_pid_stat(5), after the name
 
 
@@ -126,10 +131,11 @@ class Counts:
         return {"retransmits": int(tcp["RetransSegs"]), "segments_out": int(tcp["OutSegs"])}
 
     def _traffic(self) -> dict[str, float]:
+        """Of the links; what goes through a tunnel is counted by the link that it goes over."""
         received = sent = 0
         for line in self._pages.text("/proc/net/dev").splitlines()[2:]:
             name, _, figures = line.partition(":")
-            if name.strip() != "lo":
+            if _carries(name.strip()):
                 fields = figures.split()
                 received, sent = received + int(fields[0]), sent + int(fields[8])
         return {"net_rx_bytes": received, "net_tx_bytes": sent}
@@ -144,6 +150,15 @@ class Counts:
     def _kills(self) -> dict[str, float]:
         found = self._pages.text("/proc/vmstat").rpartition("\noom_kill ")[2]
         return {"oom_kills": int(found.split("\n", 1)[0])}
+
+
+@functools.cache
+def _carries(name: str) -> bool:
+    """Whether a device is a link: not the loopback, nor one between two points as tunnels are."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, contextlib.suppress(OSError):
+        answer = fcntl.ioctl(any_socket, _FLAGS, name.encode()[:15].ljust(40, b"\0"))
+        return not int.from_bytes(answer[16:18], sys.byteorder) & (_LOOPBACK | _POINT_TO_POINT)
+    return True
 
 
 def _unsent(fd: int) -> int:

@@ -197,12 +197,16 @@ def limits(features: Features) -> Iterator[Found]:
 
 
 def starved_of_memory(features: Features) -> Iterator[Found]:
-    """The kernel ended a process of the job for want of memory."""
+    """The kernel ended processes for want of memory: it counts those of the whole machine, so one of the job must have ended too."""
+    ended = features.evidence.phase == "Failed" or any(v.source.signal or v.source.exit_code for v in features.ranks)
     for view in features.ranks:
         kills = gauge(view.source.counters, "oom_kills")
         if len(kills) >= 2 and kills[-1][1] > kills[0][1]:
             words = f"the kernel ended {kills[-1][1] - kills[0][1]:.0f} processes for want of memory while rank {view.rank} ran"
-            yield Found("host_oom", Proof.COUNTER, 0.8, ranks([view.rank]), (words,))
+            against = said("" if ended else "none of the job's own has ended: they were somebody else's")
+            yield Found(
+                "host_oom", Proof.COUNTER if ended else Proof.HINT, 0.8, ranks([view.rank]), (words,), against
+            )
 
 
 RULES = (contention, throttle, leak, limits, starved_of_memory)

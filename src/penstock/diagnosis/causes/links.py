@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 
 from penstock.diagnosis import thresholds as t
 from penstock.diagnosis.causes.rule import ms
-from penstock.diagnosis.features import Features, View, gauge
+from penstock.diagnosis.features import Features, View, Window, gauge
 from penstock.diagnosis.state import Culprit
 
 ALIKE = 3.0  # times that ways differ at the most which are slow, or well, together; 1.5 and 27 were seen
 GREW = 2.5  # times longer than before the change, or than the other ways
-LEAST_S = (
-    0.001  # of a way that is called slow: TCP keeps a full link's queue at a millisecond and more (its small queues)
-)
+LEAST_S = 0.001  # of a way that is called slow: TCP lets a millisecond's data wait at a full link, and more
 _SEGMENTS = 20  # in the time looked at, without which nothing was measured anew
 _READINGS = 2
+_TOLD = 4  # peers that a rank tells of at the most (worker/sockets.py): there may then be more
+_HEADERS = 1.06  # bytes on a link to those that were to be sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def links(features: Features) -> tuple[Link, ...]:
             way = _way(features, view, address, frozenset((own, other)))
             if way is not None:
                 found.setdefault(way.ends, []).append(way)
-    return tuple(_both(found[ends]) for ends in sorted(found, key=name_of))
+    return tuple(_both(found[ends]) for ends in sorted(found, key=names))
 
 
 def _both(ways: Sequence[Link]) -> Link:
@@ -94,6 +94,25 @@ def _places(features: Features) -> dict[str, Culprit]:
 def _place(features: Features, view: View) -> Culprit:
     shared = view.node and any(other.node == view.node for other in features.ranks if other is not view)
     return Culprit("node", view.node) if shared else Culprit("rank", str(view.rank))
+
+
+def foreign(features: Features, *, now: bool) -> float | None:
+    """The part of what a node sends that is nobody's of the job, of the node where that is most; None where ranks do not tell."""
+    by_node: dict[str, list[Window]] = {}
+    for view in features.ranks:
+        window = view.now if now else view.before
+        if window is not None:
+            by_node.setdefault(view.node or str(view.rank), []).append(window)
+    shares = [share for windows in by_node.values() if (share := _foreign(windows)) is not None]
+    return max(shares, default=None)
+
+
+def _foreign(windows: Sequence[Window]) -> float | None:
+    sent = [[rate for name, rate in window.rate.items() if name.startswith("sent_bytes:")] for window in windows]
+    links = max(window.rate.get("net_tx_bytes", 0.0) for window in windows)
+    if links <= 0 or not all(0 < len(peers) < _TOLD for peers in sent):
+        return None
+    return max(0.0, 1 - _HEADERS * sum(map(sum, sent)) / links)
 
 
 # -- which of them --------------------------------------------------------------------------------------------------
@@ -145,22 +164,21 @@ def alone(found: Sequence[Link], known: Sequence[Link]) -> Link | None:
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def name_of(ends: frozenset[Culprit]) -> str:
-    """``rank 1->rank 2``, and the nodes' names alone."""
-    return "->".join(sorted(end.name if end.kind == "node" else f"rank {end.name}" for end in ends))
+def names(ends: frozenset[Culprit]) -> list[str]:
+    return sorted(end.name if end.kind == "node" else f"rank {end.name}" for end in ends)
 
 
 def nodes_of(features: Features, ends: frozenset[Culprit]) -> str:
     """By their nodes' names, where each has one."""
-    names: Mapping[str, str] = {str(view.rank): view.node for view in features.ranks}
-    found = {end.name if end.kind == "node" else names.get(end.name, "") for end in ends}
-    return "->".join(sorted(found)) if len(found) == len(ends) and "" not in found else name_of(ends)
+    nodes: Mapping[str, str] = {str(view.rank): view.node for view in features.ranks}
+    found = {end.name if end.kind == "node" else nodes.get(end.name, "") for end in ends}
+    return "->".join(sorted(found) if len(found) == len(ends) and "" not in found else names(ends))
 
 
-def told(link: Link, known: Sequence[Link]) -> str:
-    rest = [other.rtt_s for other in known if other is not link]
+def told(link: Link, rest: Sequence[Link]) -> str:
+    """How long a link is, and the others."""
     return (
-        f"between {' and '.join(name_of(link.ends).split('->'))} a segment and its answer take {ms(link.rtt_s)}"
+        f"between {' and '.join(names(link.ends))} a segment and its answer take {ms(link.rtt_s)}"
         + (f", it was {ms(link.rtt_before)}" if link.rtt_before is not None else "")
-        + (f"; on the other links {ms(statistics.median(rest))}" if rest else "")
+        + (f"; on the other links {ms(statistics.median(other.rtt_s for other in rest))}" if rest else "")
     )

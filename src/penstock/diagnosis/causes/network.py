@@ -24,6 +24,7 @@ _LOOK_ALIKE = 0.4  # of a hint's strength: after every hint that has a sign of i
 _FEW_SEGMENTS = 40  # a second, below which a ratio of lost ones tells nothing
 _SMALL = 256 * 1024  # bytes a step: what so little takes longer for is the way's length, not its width
 _FOREIGN = 1.4  # bytes a step to those before: somebody else uses the link
+_OTHERS = 0.12  # of what a node sends, more than before
 _STILL = 0.7  # of the bytes a second before
 _FLAT = 1.6  # ninth decile of the transfers to the first: a cap makes them all alike
 _QUEUED = 3.0  # bytes that wait to be sent, to the peers'
@@ -163,18 +164,27 @@ def _where(
     far = ways.slow(known)
     pair = ways.alone(far, known)
     if pair is not None:
-        words = (ways.told(pair, known), "both of its ends are as fast with others")
+        words = (
+            ways.told(pair, [link for link in known if link is not pair]),
+            "both of its ends are as fast with others",
+        )
         return "slow_link_pair", (Culprit("link", ways.nodes_of(features, pair.ends)),), words
     cause, own = _which(features, grown)
     whose_it_is = ways.shared(far)
     if whose_it_is:
-        return cause, whose_it_is, (*own, *(ways.told(link, [x for x in known if x not in far]) for link in far))
+        rest = [link for link in known if link not in far]
+        return cause, whose_it_is, (*own, *(ways.told(link, rest) for link in far))
     return cause, _at(features), (*own, *said(_queued(features)))
 
 
 def _which(features: Features, grown: Transfer) -> tuple[str, tuple[str, ...]]:
     sent, before = _bytes(features, now=True), _bytes(features, now=False)
-    if sent and before and sent >= _FOREIGN * before and _busy(features):
+    others, earlier = ways.foreign(features, now=True), ways.foreign(features, now=False)
+    if others is not None and others - (earlier or 0.0) >= _OTHERS:
+        return "congestion_pfc", (
+            f"{pct(others)} of what its node sends is not the training's: somebody else's traffic",
+        )
+    if others is None and sent and before and sent >= _FOREIGN * before and _busy(features):
         return "congestion_pfc", (
             f"the links carried {sent / 1e6:.1f} MB a step, before {before / 1e6:.1f} MB: somebody else's traffic",
         )

@@ -227,3 +227,17 @@ def test_files_and_memory_and_clocks_by_their_counters() -> None:
     ):
         ranks = tuple(dataclasses.replace(r, counters=(Counters(1001.0, values),)) for r in WELL.ranks[:1])
         assert diagnose(dataclasses.replace(WELL, ranks=(*ranks, *WELL.ranks[1:]))).verdict == cause
+
+
+def test_memory_kills_of_others_on_the_machine_are_not_the_jobs() -> None:
+    """The kernel counts those of the whole machine."""
+
+    def counted(rank: Rank) -> Rank:
+        told = [Counters(c.at, {**c.values, "oom_kills": float(n > 3)}) for n, c in enumerate(rank.counters)]
+        return dataclasses.replace(rank, counters=tuple(told))
+
+    seen = dataclasses.replace(WELL, ranks=tuple(map(counted, WELL.ranks)))
+    assert diagnose(seen).verdict == "healthy"
+    one, other = seen.ranks
+    killed = dataclasses.replace(seen, phase="Failed", ranks=(one, dataclasses.replace(other, signal=9)))
+    assert "host_oom" in [cause.cause for cause in diagnose(killed).causes if cause.score >= 0.5]

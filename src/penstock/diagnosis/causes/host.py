@@ -204,9 +204,7 @@ def starved_of_memory(features: Features) -> Iterator[Found]:
         if len(kills) >= 2 and kills[-1][1] > kills[0][1]:
             words = f"the kernel ended {kills[-1][1] - kills[0][1]:.0f} processes for want of memory while rank {view.rank} ran"
             against = said("" if ended else "none of the job's own has ended: they were somebody else's")
-            yield Found(
-                "host_oom", Proof.COUNTER if ended else Proof.HINT, 0.8, ranks([view.rank]), (words,), against
-            )
+            yield Found("host_oom", Proof.COUNTER if ended else Proof.HINT, 0.8, ranks([view.rank]), (words,), against)
 
 
 RULES = (contention, throttle, leak, limits, starved_of_memory)

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from sqlalchemy.engine import Connection
@@ -54,12 +54,24 @@ def _passed(node: str) -> Asked:
     return Asked(Order(node, ("clock",)), node, "after a repair", 0.0, {"clock": "passed"}, {"clock": "passed"})
 
 
+class Site(SimulatedEngine):
+    """Notes which of its nodes are cordoned, and why (None: let back)."""
+
+    def __init__(self, fleet: Fleet, clock: Callable[[], float]) -> None:
+        super().__init__(fleet, clock=clock)
+        self.told: list[tuple[str, str | None]] = []
+
+    async def cordon(self, node: str, why: str | None, *, force: bool = False) -> None:
+        await super().cordon(node, why, force=force)
+        self.told.append((node, why))
+
+
 class Replay:
     """One fleet's time. ``now`` is its clock."""
 
     def __init__(self, seed: int, nodes: int = NODES, days: float = DAYS) -> None:
         self.now = START
-        self.engine = SimulatedEngine(Fleet(nodes, 8), clock=lambda: self.now)
+        self.engine = Site(Fleet(nodes, 8), clock=lambda: self.now)
         self.made = Made([offer.name for offer in self.engine.nodes()], days, seed, START)
         self.by_name = {node.name: node for node in self.made.nodes}
         self.outcome = Outcome()
@@ -105,15 +117,15 @@ class Replay:
     async def _look(self, health: Health) -> float:
         self.woken = False
         after = await health.reconcile("all")
-        rows = await health.store.read(inventory.all_nodes)
-        out = {row.name for row in rows if row.cordoned}
-        self.outcome.most_out = max(self.outcome.most_out, len(out))
-        for node in self.made.nodes:
-            if (node.name in out) != node.out:
-                self._changed(node, left=node.name in out, why=next(r.message for r in rows if r.name == node.name))
+        for name, why in self.engine.told:
+            self._changed(self.by_name[name], left=why is not None, why=why or "")
+        self.engine.told.clear()
+        self.outcome.most_out = max(self.outcome.most_out, sum(node.out for node in self.made.nodes))
         return math.inf if after is None else self.now + TICK_S
 
     def _changed(self, node: Node, *, left: bool, why: str) -> None:
+        if node.out == left:  # cordoned before, and drained now
+            return
         node.out = left
         if not left:
             self.outcome.returned += 1

@@ -16,10 +16,11 @@ from functools import partial
 from itertools import count
 from random import Random
 
+from penstock.engines.simulated.shape import PER_RACK as RACK
+from penstock.telemetry.rules import AGAIN_S
 from penstock.telemetry.spec import Finding, Severity
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
-RACK = 10  # nodes
 JOB_S = 6 * HOUR  # on average, until a node runs another
 LLAMA_NODE_DAYS = 16_384 / 8 * 54
 
@@ -73,6 +74,8 @@ class Node:
     fault: str = ""  # what is really broken
     out: bool = False
     ahead_s: float = 0.0  # its clock
+    silent: bool = False  # its agent tells nothing, and all of it later
+    waiting: dict[tuple[str, str, str, str], Finding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,10 @@ class Made:
         while self._due and self._due[0][0] < self._end:
             at, _, happening = heapq.heappop(self._due)
             for told in happening(at):
-                yield at, told
+                if told.node.silent:  # of each finding the newest word, as an agent's outbox keeps it
+                    told.node.waiting |= {one.key: one for one in told.findings}
+                else:
+                    yield at, told
 
     def at(self, when: float, happening: Happening) -> None:
         heapq.heappush(self._due, (when, next(self._order), happening))
@@ -169,15 +175,15 @@ class Made:
         still: Callable[[float], bool],
         until: float = math.inf,
     ) -> None:
-        """A state is told again every five minutes, and its end once: at ``until``, or when it is no more."""
+        """A state is told again as agents do, and its end once: at ``until``, or when it is no more."""
 
         def again(now: float) -> Iterator[Told]:
             on = still(now)
             yield Told(node, (self._found(now, node, what, first=at, active=on, new=False),))
             if on:
-                self.at(min(now + 5 * MINUTE, until), again)
+                self.at(min(now + AGAIN_S, until), again)
 
-        self.at(min(at + 5 * MINUTE, until), again)
+        self.at(min(at + AGAIN_S, until), again)
 
     # -- noise
 
@@ -201,7 +207,7 @@ class Made:
             "lanes sleep": lambda at: self._for(at, node, chance.uniform(10, 300), "PcieWidth", "", gpu, "nvml"),
             "one read without a GPU": lambda at: self._for(at, node, 30, "GpuMissing", "", "", "nvml"),
             "nvml hangs": lambda at: self._doubtful(at, node, gpu),
-            "agent silent": lambda _at: iter(()),
+            "agent silent": lambda at: self._silent(at, node),
             "node reboots": lambda _at: self._reboot(node),
             "clock jumps": lambda at: self._clock(at, node, gpu),
             "corrected again and again": lambda at: self._repeated(at, node, "Xid", "92", gpu, 10, 3 * MINUTE),
@@ -258,6 +264,18 @@ class Made:
         node.boot += 1
         yield Told(node)
 
+    def _silent(self, at: float, node: Node) -> Iterator[Told]:
+        """The node cannot reach the server for a while; what it finds meanwhile is told late, by its own times."""
+
+        def again(_now: float) -> Iterator[Told]:
+            node.silent, late = False, tuple(node.waiting.values())
+            node.waiting.clear()
+            yield Told(node, late)
+
+        node.silent = True
+        self.at(at + self.chance.uniform(1, 60) * MINUTE, again)
+        yield from ()
+
     def _clock(self, at: float, node: Node, gpu: str) -> Iterator[Told]:
         """It jumps, and is set right ten minutes later; meanwhile a line of an earlier boot comes as if it were new."""
 
@@ -278,13 +296,19 @@ class Made:
                 for node in self.nodes:
                     yield from self._reboot(node)
             elif name == "leaf switch":
+                lasts = self.chance.uniform(2, 20) * MINUTE
                 for node in self.nodes[: max(len(self.nodes) // 3, RACK)]:
-                    yield from self._for(at, node, 4 * MINUTE, "LinkDown", "mlx5_0/1", "mlx5_0/1", "infiniband")
+                    yield from self._for(at, node, lasts, "LinkDown", "mlx5_0/1", "mlx5_0/1", "infiniband")
             else:
                 for node in rack:
-                    yield from self._for(at, node, 40 * MINUTE, "GpuThermalThrottle", "", f"GPU-{node.name}-0", "nvml")
+                    begin = at + self.chance.uniform(0, 5) * MINUTE
+                    lasts = self.chance.uniform(35, 45) * MINUTE
+                    self.at(begin, partial(self._hot, node, lasts))
 
         return happens
+
+    def _hot(self, node: Node, lasts: float, at: float) -> Iterator[Told]:
+        yield from self._for(at, node, lasts, "GpuThermalThrottle", "", f"GPU-{node.name}-0", "nvml")
 
     def _found(
         self,

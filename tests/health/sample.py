@@ -48,7 +48,14 @@ NODE: dict[str, Any] = {
     "doubts": {"nvml": "hangs"},
     "checked_at": None,
 }
-FLEET: dict[str, Any] = {"at": AT, "nodes": 3, "items": [NODE], "outages": [OUTAGE]}
+SHARED: dict[str, Any] = {
+    "domain": "rack b1/r1",
+    "what": "heat",
+    "at": AT,
+    "reason": "8 of 8 nodes of rack b1/r1 have it at once: look at its cooling",
+    "findings": [],
+}
+FLEET: dict[str, Any] = {"at": AT, "nodes": 3, "items": [NODE], "shared": [SHARED], "outages": [OUTAGE]}
 
 
 def endpoints() -> list[Endpoint]:

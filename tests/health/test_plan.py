@@ -157,7 +157,7 @@ def test_a_link_event_is_as_fatal_as_its_line_says(line: str) -> None:
         node(finding(), doubts={"kmsg": "the log was overrun"}),
         node(finding(), seen={finding().key: Seen(NOW, late_s=5000.0)}),
         node(finding(), seen={finding().key: Seen(NOW, acked_by="ada")}),
-        node(finding("", "LinkDown", at=NOW - 7200)),
+        node(replace(finding("", "LinkDown", at=NOW - 7200), first_at=NOW - 9000)),
     ],
 )
 def test_nothing_is_taken_out_on_doubtful_data(doubtful: NodeHealth) -> None:
@@ -214,6 +214,15 @@ def test_a_node_returns_when_it_has_been_well_for_long_enough_and_was_checked() 
     assert planned(well(NOW - DAY)).held[0].why == Hold.CHECK
     assert planned(well(NOW - DAY, checked_at=NOW - 2 * DAY)).held[0].why == Hold.CHECK
     assert only(planned(well(NOW - DAY, checked_at=NOW - 600))).verb == Verb.RETURN
+
+
+def test_what_it_left_for_must_be_known_to_have_ended() -> None:
+    one = replace(finding("", "GpuThermalThrottle", at=NOW - 9 * DAY), first_at=NOW - 9 * DAY - 300)
+    out = well(NOW - DAY, checked_at=NOW - 600)
+    now = replace(out.outages[-1], keys=(one.key,))
+    made = planned(replace(out, findings=(one,), seen={}, outages=(now,)))
+    assert [held.why for held in made.held] == [Hold.DOUBT]
+    assert made.actions == ()
 
 
 def test_a_lemon_does_not_return_by_itself() -> None:

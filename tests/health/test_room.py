@@ -204,3 +204,23 @@ def test_people_tell_of_findings_and_what_is_not_there_is_refused(tmp_path: Path
         assert (await rig.answer(1))["items"][0]["active"] is False
 
     checked(tmp_path, test)
+
+
+def test_what_is_told_no_more_has_lasted_for_as_long_as_it_was_told(tmp_path: Path) -> None:
+    """Its agent fell silent after five minutes of ten: nothing is known of the other five."""
+
+    async def test(rig: Rig) -> None:
+        began = rig.clock.now
+
+        async def told() -> None:
+            await rig.health.take([replace(rig.xid(), rule="GpuThermalThrottle", code="", first_at=began)])
+
+        for silent in (True, False):
+            for minute in range(14):
+                if minute <= 5 or not silent:
+                    await told()
+                await rig.health.reconcile("all")
+                rig.clock.now += 60
+            assert await rig.state() == (not silent, False)
+
+    checked(tmp_path, test)

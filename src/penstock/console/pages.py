@@ -464,6 +464,7 @@ class Pages:
             **self._of(actor),
             "total": answer["nodes"],
             "nodes": [health.node(one) for one in answer["items"]],
+            "shared": [(one["domain"], one["what"], one["reason"]) for one in answer["shared"]],
             "past": health.past(answer["outages"]),
         }
         return self._render.respond(request, "health.html", context, part="_health.html")

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from penstock.base.errors import Problem
 
 LEVELS = ("block", "rack")  # the domains above a host, widest first
-BLOCK, RACK = "topology/block", "topology/rack"
+PREFIX = "topology/"  # of labels that say what a node shares with others: a rack, a switch, a power unit
+BLOCK, RACK = f"{PREFIX}block", f"{PREFIX}rack"
 MOST = 64  # labels of one node
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _PREFIX = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
@@ -27,6 +28,16 @@ def topology(labels: Mapping[str, str]) -> tuple[str, ...]:
     """Block and rack, "" for one that is not known; nothing where neither is."""
     path = labels.get(BLOCK, ""), labels.get(RACK, "")
     return path if any(path) else ()
+
+
+def domains(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """All that it is in, in words: ``rack b1/r7``, ``block b1``, ``pdu p3``. Racks of two blocks are two though their labels are one."""
+    block = labels.get(BLOCK, "")
+    return tuple(
+        f"{key.removeprefix(PREFIX)} {f'{block}/' if key == RACK and block else ''}{value}"
+        for key, value in sorted(labels.items())
+        if key.startswith(PREFIX) and value
+    )
 
 
 def problems(labels: Mapping[str, str | None]) -> list[Problem]:

@@ -76,6 +76,11 @@ NODES = (
 )
 
 
+def whole(one: Item) -> str:
+    """What a whole rack has, or another domain."""
+    return f"{one['domain']}: {one['what']}: {one['reason']}"
+
+
 def panel(node: Item) -> list[str]:
     """Of ``penstock describe node``: empty where there is nothing to say."""
     active = [one for one in node["findings"] if one["active"]]
@@ -92,6 +97,8 @@ def _fleet(call: Invocation, _arguments: Namespace) -> int:
     if call.output.format != "table":
         call.output.document(found)
     elif found["items"]:
+        for one in found["shared"]:
+            call.output.line(whole(one))
         call.output.table(NODES, found["items"], call.now)
     else:
         call.output.note(f"nothing is known to be wrong with any of {found['nodes']} nodes")
@@ -116,6 +123,8 @@ def _plan(call: Invocation, _arguments: Namespace) -> int:
         return 0
     for one in made["actions"]:
         call.output.line(f"{one['node']}: {one['verb']}: {one['reason']}")
+    for one in made["shared"]:
+        call.output.line(whole(one))
     for one in made["held"]:
         call.output.line(f"{one['node']}: not done ({one['why']}): {one['verb']}: {one['reason']}")
     if not made["actions"] and not made["held"]:
@@ -153,7 +162,7 @@ def _policy(call: Invocation, arguments: Namespace) -> int:
             call.output.line(line)
         return 0
     call.output.line(f"policy {found['version']}")
-    for name in ("budget", "breaker", "common", "trust", "lemon", "escalate"):
+    for name in ("budget", "breaker", "common", "domain", "trust", "lemon", "escalate"):
         call.output.line(f"{name + ':':<10}" + ", ".join(f"{key} {value:g}" for key, value in found[name].items()))
     call.output.table(_RULES, found["rules"], call.now)
     return 0
@@ -181,6 +190,7 @@ def _rule(rule: Item) -> list[str]:
         ("Does", _answer(rule["answer"]) + (" (shadow: only told)" if rule["shadow"] else "")),
         ("If fatal", _answer(rule["fatal"]) if rule["fatal"] else ""),
         ("Waits for", f"{rule['after']} within {format_duration(rule['within_s'])}" if rule["after"] > 1 else ""),
+        ("Shared", f"{rule['shared']}: of many nodes of one rack it is the rack's" if rule["shared"] else ""),
         ("Must last", format_duration(rule["holds_s"]) if rule["holds_s"] else ""),
         ("Repeated", _repeat(repeat) if repeat else ""),
         ("Returns", _returns(rule) if rule["answer"]["do"] in {"cordon", "drain"} or repeat else ""),

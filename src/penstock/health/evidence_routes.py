@@ -20,6 +20,7 @@ from penstock.health.incident import Fact, Incident, incidents, markdown
 from penstock.health.intake.known import KNOWN
 from penstock.health.orders import NAMES, Asked, named
 from penstock.health.room import Health
+from penstock.health.shared import DOMAIN
 from penstock.store import events
 from penstock.store.events import EventRow
 
@@ -142,6 +143,9 @@ def _incidents(conn: Connection, node: str) -> tuple[list[Incident], list[EventR
     for job in list(jobs)[:_JOBS]:
         project, _, name = job.partition("/")
         rows += events.page(conn, kind="Job", project=project, name=name, limit=_EVENTS, newest_first=True)
+    rows += [
+        row for row in events.page(conn, kind=DOMAIN, limit=_EVENTS, newest_first=True) if node in row.data["nodes"]
+    ]
     rows.sort(key=lambda row: row.seq)
     return incidents(node, [_fact(row) for row in rows]), rows
 
@@ -157,16 +161,24 @@ def _incident(one: Incident) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "node": one.node,
-        **{name: format_time(at) for name, at in times.items()},
+        **_times(times),
         "trigger": one.trigger,
         "cause": one.cause,
-        "jobs": [asdict(hit) for hit in one.hits],
+        "jobs": [_times(asdict(hit)) for hit in one.hits],
         "contributing": list(one.contributing),
-        "owed": [asdict(owed) for owed in one.owed],
+        "owed": [_times(asdict(owed)) for owed in one.owed],
         "held": list(one.held),
         "events": [fact.seq for fact in one.facts],
         "markdown": markdown(one),
     }
+
+
+_WHEN = frozenset({"began", "detected", "acted", "ended", "stopped_at", "back_at", "since", "done_at"})
+
+
+def _times(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Times as the API tells them."""
+    return {name: format_time(value) if name in _WHEN else value for name, value in said.items()}
 
 
 def _asked(one: Asked) -> dict[str, Any]:

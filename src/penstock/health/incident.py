@@ -16,7 +16,7 @@ from penstock.base.reasons import Reason
 from penstock.base.text import one_line
 
 BEFORE_S = 1800.0  # what was found so shortly before may have to do with it
-_NODE, _JOB = "Node", "Job"
+_NODE, _JOB, _DOMAIN = "Node", "Job", "Domain"
 _OPENS = frozenset({Reason.FindingRaised, Reason.Cordoned, Reason.Drained, Reason.Lost})
 _CLOSES = frozenset({Reason.Uncordoned, Reason.Restored})
 _STOPPED = frozenset({Reason.NodeDrained, Reason.NodeLost, Reason.NodeAvoided, Reason.Hung, Reason.AttemptEnded})
@@ -126,6 +126,7 @@ def _incident(node: str, own: Sequence[Fact], ledger: Sequence[Fact]) -> Inciden
     shown = [
         *own,
         *(fact for fact in ledger if fact.kind == _JOB and fact.subject in jobs and first.at <= fact.at <= later),
+        *_around(node, first, ledger, later),
     ]
     return Incident(
         node,
@@ -138,9 +139,22 @@ def _incident(node: str, own: Sequence[Fact], ledger: Sequence[Fact]) -> Inciden
         hits,
         tuple(_contributing(node, first, own, ledger)),
         tuple(_owed(own, ended)),
-        tuple(one_line(fact.message, 300) for fact in own if fact.reason == Reason.HealthHeld),
+        tuple(
+            f"{fact.subject}: {one_line(fact.message, 300)}" if fact.kind == _DOMAIN else one_line(fact.message, 300)
+            for fact in (*own, *_around(node, first, ledger, later))
+            if fact.reason == Reason.HealthHeld or (fact.kind == _DOMAIN and fact.reason == Reason.FindingRaised)
+        ),
         tuple(sorted(shown, key=lambda fact: fact.seq)),
     )
+
+
+def _around(node: str, first: Fact, ledger: Sequence[Fact], later: float) -> list[Fact]:
+    """What its rack had meanwhile, or another domain that it is in."""
+    return [
+        fact
+        for fact in ledger
+        if fact.kind == _DOMAIN and node in fact.data.get("nodes", ()) and first.at <= fact.at <= later
+    ]
 
 
 def _closed(own: Sequence[Fact]) -> bool:

@@ -101,6 +101,11 @@ def ended_at(finding: Finding, node: NodeHealth, policy: Policy) -> float | None
     return max(last(seen), finding.at) + rule.lasts_s if rule is not None and rule.lasts_s > 0 else None
 
 
+def heard(finding: Finding, seen: Seen) -> float:
+    """Up to when it is known to have been so."""
+    return max(finding.at, last(seen), seen.heard_at)
+
+
 def last(seen: Seen) -> float:
     return max((one.at for one in seen.sightings), default=seen.since)
 
@@ -130,8 +135,8 @@ def _doubt(finding: Finding, node: NodeHealth, rule: Rule, policy: Policy, now: 
         return f"its time lies {format_duration(round(finding.at - now))} ahead: the node's clock is wrong"
     if seen.late_s > trust.stale_s:
         return f"it was told {format_duration(round(seen.late_s))} after it was so"
-    if not rule.sticky and rule.lasts_s <= 0 and now - max(finding.at, last(seen)) > trust.stale_s:
-        return f"nothing was heard of it for {format_duration(round(now - max(finding.at, last(seen))))}"
+    if not rule.sticky and rule.lasts_s <= 0 and now - heard(finding, seen) > trust.stale_s:
+        return f"nothing was heard of it for {format_duration(round(now - heard(finding, seen)))}"
     return ""
 
 
@@ -151,7 +156,8 @@ def _wanted(finding: Finding, node: NodeHealth, rule: Rule, view: View, driver: 
     if rule.after > 1 and came < rule.after:
         words = f"{_named(rule)}: {came} of {rule.after} within {format_duration(rule.within_s)}"
         return Verdict(finding, rule, Answer(), words, waits=True)
-    lasted = max(0.0, view.now - max(seen.since, finding.first_at))
+    until = view.now if rule.sticky else min(view.now, heard(finding, seen))
+    lasted = max(0.0, until - max(seen.since, finding.first_at))
     if lasted < rule.holds_s:
         words = f"{_named(rule)}: so for {format_duration(round(lasted))} of {format_duration(rule.holds_s)}"
         return Verdict(finding, rule, Answer(), words, waits=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import and_, or_, select
@@ -14,7 +15,7 @@ from penstock.base.reasons import Reason
 from penstock.base.text import one_line
 from penstock.fleet import inventory
 from penstock.health.orders import Asked
-from penstock.health.state import Key, Outage, Seen, Sighting, Verb
+from penstock.health.state import Hold, Key, Outage, Seen, Sighting, Verb
 from penstock.health.tables import decisions, findings, outages, watched
 from penstock.store.store import Tx
 from penstock.telemetry.push import finding_to_dict
@@ -201,16 +202,30 @@ def seen(row: Row[Any]) -> Seen:
     return Seen(row.since, _sightings(row.sightings), row.late_s, row.ended_at, row.acked_by)
 
 
+@lru_cache(maxsize=2048)
+def known(row: Row[Any]) -> tuple[Finding, Seen]:
+    """The same row is looked at every ten seconds for as long as it is so."""
+    return finding(row), seen(row)
+
+
 def recent(
-    conn: Connection, since: float, rules: Collection[tuple[str, str]], nodes: Collection[str]
+    conn: Connection,
+    since: float,
+    rules: Collection[tuple[str, str]],
+    nodes: Collection[str],
+    around: Collection[str],
+    lately: float,
 ) -> dict[str, list[Row[Any]]]:
-    """By node: what is so; and what ended after ``since``, of ``rules`` (rule, code) and of ``nodes``."""
+    """By node: what is so; what ended after ``since``, of ``rules`` (rule, code) and of ``nodes``; and what ended after ``lately``,
+    of the rules ``around``.
+    """
     c = findings.c
     mine = or_(
         c.node.in_(sorted(nodes)), and_(c.rule.in_({one for one, _ in rules}), c.code.in_({one for _, one in rules}))
     )
+    near = and_(c.ended_at >= lately, c.rule.in_(sorted(around)))
     found: dict[str, list[Row[Any]]] = {}
-    for row in conn.execute(select(findings).where(or_(c.active.is_(True), and_(c.ended_at >= since, mine)))):
+    for row in conn.execute(select(findings).where(or_(c.active.is_(True), and_(c.ended_at >= since, mine), near))):
         found.setdefault(row.node, []).append(row)
     return found
 
@@ -231,6 +246,11 @@ def past(conn: Connection, node: str | None, limit: int) -> list[Row[Any]]:
 def decided(conn: Connection, node: str | None = None) -> list[Row[Any]]:
     query = select(decisions).order_by(decisions.c.node, decisions.c.held, decisions.c.verb)
     return list(conn.execute(query if node is None else query.where(decisions.c.node == node)))
+
+
+def of_a_domain(row: Row[Any]) -> bool:
+    """Whether it was decided of a rack, or another domain, and not of a node: its name and what it has."""
+    return row.held == Hold.SHARED and row.verb not in set(Verb)
 
 
 def watched_nodes(conn: Connection) -> dict[str, Row[Any]]:

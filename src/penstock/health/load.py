@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.engine import Connection, Row
 
 from penstock.fleet import inventory, registry
-from penstock.fleet.labels import RACK, effective
+from penstock.fleet.labels import domains, effective
 from penstock.health import kept
 from penstock.health.judge import ended_at
 from penstock.health.rule import Policy
-from penstock.health.state import Key, NodeHealth, Outage
+from penstock.health.state import Key, NodeHealth, Outage, Seen
+from penstock.telemetry.spec import Finding
 
 FINDINGS_S = 2 * 86_400.0  # how long what has ended says something about what is
 OUTAGES_S = 30 * 86_400.0
@@ -36,15 +37,25 @@ class Loaded:
     opened: Sequence[str]
 
 
-def load(conn: Connection, jobs: Mapping[str, Sequence[str]], policy: Policy, now: float) -> Loaded:
+def load(
+    conn: Connection, jobs: Mapping[str, Sequence[str]], policy: Policy, now: float, heard: Callable[[Key], float]
+) -> Loaded:
+    """``heard``: when a finding was told last, though it was not written down anew."""
     rows = {row.name: row for row in inventory.all_nodes(conn)}
     past = kept.outages_of(conn, now - OUTAGES_S)
-    shared = [key for key, rule in policy.rules.items() if rule.repeat is not None and rule.repeat.many]
+    many = [key for key, rule in policy.rules.items() if rule.repeat is not None and rule.repeat.many]
     out = [name for name, outages in past.items() if outages[-1].ended_at is None]
-    found = kept.recent(conn, now - FINDINGS_S, shared, out)
+    around = {rule.rule for rule in policy.rules.values() if rule.shared}
+    found = kept.recent(conn, now - FINDINGS_S, many, out, around, now - policy.domain.within_s)
     known = kept.watched_nodes(conn)
     nodes = [
-        _node(row, found.get(row.name, ()), past.get(row.name, ()), jobs.get(row.name, ()), known.get(row.name))
+        _node(
+            row,
+            [_known(each, heard) for each in found.get(row.name, ())],
+            past.get(row.name, ()),
+            jobs.get(row.name, ()),
+            known.get(row.name),
+        )
         for row in rows.values()
     ]
     lapsed = [
@@ -65,9 +76,13 @@ def load(conn: Connection, jobs: Mapping[str, Sequence[str]], policy: Policy, no
 
 
 def _node(
-    row: Row[Any], mine: Sequence[Row[Any]], past: Sequence[Outage], jobs: Sequence[str], agent: Row[Any] | None
+    row: Row[Any],
+    mine: Sequence[tuple[Finding, Seen]],
+    past: Sequence[Outage],
+    jobs: Sequence[str],
+    agent: Row[Any] | None,
 ) -> NodeHealth:
-    pool, rack = _place(row.offered_labels, row.labels, row.engine)
+    pool, inside = _place(row.offered_labels, row.labels, row.engine)
     cordoned, draining = bool(row.cordoned), bool(row.draining)
     lasting = cordoned and bool(past) and past[-1].ended_at is None
     return NodeHealth(
@@ -75,21 +90,27 @@ def _node(
         ready=bool(row.ready),
         cordoned=cordoned or bool(row.closed),
         cordoned_by_us=lasting,
-        findings=tuple(kept.finding(each) for each in mine),
+        findings=tuple(one for one, _ in mine),
         jobs=tuple(jobs),
         pool=pool,
-        rack=rack,
+        domains=inside,
         out_since=past[-1].since if lasting else None,
         draining=draining,
-        seen={kept.key_of(each): kept.seen(each) for each in mine},
+        seen={one.key: seen for one, seen in mine},
         doubts=json.loads(agent.doubts) if agent is not None and agent.doubts != "{}" else {},
         outages=tuple(past),
         checked_at=agent.checked_at if agent is not None else None,
     )
 
 
+def _known(row: Row[Any], heard: Callable[[Key], float]) -> tuple[Finding, Seen]:
+    finding, seen = kept.known(row)
+    at = heard(finding.key) if finding.active else 0.0
+    return (finding, replace(seen, heard_at=at)) if at > finding.at else (finding, seen)
+
+
 @lru_cache(maxsize=4096)
-def _place(offered: str, said: str, engine: str) -> tuple[str, str]:
-    """A node's pool and rack, by its labels as they are stored."""
+def _place(offered: str, said: str, engine: str) -> tuple[str, tuple[str, ...]]:
+    """A node's pool, and the domains that it is in, by its labels as they are stored."""
     labels = effective(json.loads(offered), json.loads(said))
-    return labels.get(POOL, engine), labels.get(RACK, "")
+    return labels.get(POOL, engine), domains(labels)

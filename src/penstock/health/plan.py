@@ -14,6 +14,7 @@ from itertools import chain
 from penstock.base.quantities import format_duration
 from penstock.health.judge import Verdict, View, ended_at, last, verdicts
 from penstock.health.rule import Limit, Policy
+from penstock.health.shared import Shared, shared
 from penstock.health.state import ADVICE, OUT, RANK, Hold, Key, NodeHealth, Outage, Verb
 
 
@@ -42,15 +43,17 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """By node; ``breaker``: why it is open, or empty."""
+    """By node; ``breaker``: why it is open, or empty; ``shared``: what whole racks have."""
 
     actions: tuple[Action, ...] = ()
     held: tuple[Held, ...] = ()
     breaker: str = ""
+    shared: tuple[Shared, ...] = ()
 
     def lines(self) -> list[str]:
         """For people: one line a decision."""
         done = [f"{one.node}: {one.verb}: {one.reason}" for one in self.actions]
+        done += [f"{one.domain}: {one.what}: {one.reason}" for one in self.shared]
         return done + [f"{one.node}: not done: {one.verb}: {one.reason} ({one.why})" for one in self.held]
 
 
@@ -86,16 +89,18 @@ def plan(nodes: Iterable[NodeHealth], policy: Policy, budget: Limit, now: float)
     """Total and deterministic: the order of ``nodes`` says nothing."""
     fleet = sorted(nodes, key=lambda node: node.name)
     view = View.of(fleet, policy, now)
-    opinions = [_opinion(node, policy, view) for node in fleet]
-    _set_aside_common(opinions, policy.common, now)
-    breaker = _break(opinions, policy.breaker, now)
-    _spend(opinions, budget)
+    opinions = [_opinion(node, policy, view) for node in fleet if node.findings or node.cordoned_by_us]
+    causes = shared(fleet, ((one.node, one.found) for one in opinions), policy, now)
+    _set_aside_shared(opinions, causes)
+    _set_aside_common(opinions, policy.common, len(fleet), now)
+    breaker = _break(opinions, policy.breaker, len(fleet), now)
+    _spend(opinions, Counter(node.pool for node in fleet), budget)
     actions, held = [], []
     for one in opinions:
         made = _act(one, policy, now)
         actions += [made] if isinstance(made, Action) else []
         held += one.held + ([made] if isinstance(made, Held) else [])
-    return Plan(tuple(actions), tuple(held), breaker)
+    return Plan(tuple(actions), tuple(held), breaker, tuple(causes))
 
 
 def _opinion(node: NodeHealth, policy: Policy, view: View) -> _Opinion:
@@ -125,7 +130,20 @@ def _hold(one: _Opinion, why: Hold, reason: str) -> None:
     one.asks = [verdict for verdict in one.asks if verdict.answer.do not in OUT]
 
 
-def _set_aside_common(opinions: Sequence[_Opinion], common: Limit, now: float) -> None:
+def _set_aside_shared(opinions: Sequence[_Opinion], causes: Sequence[Shared]) -> None:
+    """What its rack has takes no node out; what else is wrong with it does."""
+    words = {(name, cause.what): cause.reason for cause in causes for name in cause.nodes}
+    for one in opinions:
+        if not one.changes:
+            continue
+        for verdict in tuple(one.asks):
+            said = words.get((one.node.name, verdict.rule.shared)) if verdict.rule is not None else None
+            if said is not None and verdict.answer.do in OUT:
+                one.held.append(_held(one.node, verdict, Hold.SHARED, f"{verdict.reason}; {said}"))
+                one.asks.remove(verdict)
+
+
+def _set_aside_common(opinions: Sequence[_Opinion], common: Limit, size: int, now: float) -> None:
     """The same on many nodes within minutes is the network, the cooling, a driver or us: to drain them all mends nothing."""
     fresh = [
         (one, verdict)
@@ -136,7 +154,7 @@ def _set_aside_common(opinions: Sequence[_Opinion], common: Limit, now: float) -
     nodes: dict[tuple[str, str], set[str]] = {}
     for one, verdict in fresh:
         nodes.setdefault((verdict.finding.rule, verdict.finding.code), set()).add(one.node.name)
-    limit = common.of(len(opinions))
+    limit = common.of(size)
     many = {rule: len(names) for rule, names in nodes.items() if len(names) >= limit}
     for one in opinions:
         mine = [v for v in one.asks if v.answer.do in OUT and (v.finding.rule, v.finding.code) in many]
@@ -148,25 +166,26 @@ def _set_aside_common(opinions: Sequence[_Opinion], common: Limit, now: float) -
         one.asks = [verdict for verdict in one.asks if verdict not in mine]
 
 
-def _break(opinions: Sequence[_Opinion], breaker: Limit, now: float) -> str:
+def _break(opinions: Sequence[_Opinion], breaker: Limit, size: int, now: float) -> str:
     """Too many at once: nothing more is taken out, and people are told."""
     leaving = [one for one in opinions if one.leaves]
     lately = sum(
         1 for one in opinions if one.node.out_since is not None and now - one.node.out_since < breaker.within_s
     )
-    limit, total = breaker.of(len(opinions)), len(leaving) + lately
-    every = len(leaving) == len(opinions) > 1
+    limit, total = breaker.of(size), len(leaving) + lately
+    every = len(leaving) == size > 1
     if not leaving or (total <= limit and not every):
         return ""
-    words = f"{total} of {len(opinions)} nodes would be out within {format_duration(breaker.within_s)}, and at most {limit} may be"
+    words = (
+        f"{total} of {size} nodes would be out within {format_duration(breaker.within_s)}, and at most {limit} may be"
+    )
     for one in leaving:
         _hold(one, Hold.BREAKER, words)
     return words
 
 
-def _spend(opinions: Sequence[_Opinion], budget: Limit) -> None:
-    """The worst first, then who has waited longest."""
-    size = Counter(one.node.pool for one in opinions)
+def _spend(opinions: Sequence[_Opinion], size: Counter[str], budget: Limit) -> None:
+    """The worst first, then who has waited longest. ``size``: of each pool."""
     out = Counter(one.node.pool for one in opinions if one.node.cordoned_by_us)
     for one in sorted((each for each in opinions if each.leaves), key=_urgency):
         pool, limit = one.node.pool, budget.of(size[one.node.pool])
@@ -250,6 +269,10 @@ def _out(one: _Opinion, policy: Policy, now: float) -> Action | Held | None:
     unsure = [verdict for verdict in open_ if not node.of(verdict.finding).acked_by]
     if unsure:
         return _held_back(node, Hold.DOUBT, unsure[0].doubt, [verdict.key for verdict in unsure])
+    began = {key for each in node.outages if each.ended_at is None for key in each.keys}
+    lasting = [v.key for v in one.found if v.waits and v.key in began and v.rule is not None and v.rule.holds_s > 0]
+    if lasting:
+        return _held_back(node, Hold.DOUBT, "what it left for is not known to have ended", lasting)
     return _return(one, policy, now)
 
 

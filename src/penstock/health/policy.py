@@ -99,6 +99,7 @@ class _Row(_Part):
     quiet: Duration | None = None
     check: bool | None = None
     shadow: bool | None = None
+    shared: Literal["heat", "power", "network", "none"] | None = None
     repeat: _Repeat | None = None
 
 
@@ -107,6 +108,7 @@ class _File(_Part):
     budget: _Budget = _Budget()
     breaker: _Limit = _Limit()
     common: _Limit = _Limit()
+    domain: _Limit = _Limit()
     trust: _Trust = _Trust()
     checks: _Checks = _Checks()
     lemon: _Often = _Often()
@@ -217,6 +219,7 @@ def _over(policy: Policy, parsed: tuple[_File, object], *, tried_out: bool) -> P
         budget=_limit(policy.budget, file.budget),
         breaker=_limit(policy.breaker, file.breaker),
         common=_limit(policy.common, file.common),
+        domain=_limit(policy.domain, file.domain),
         trust=Trust(_or(file.trust.stale, policy.trust.stale_s), _or(file.trust.clock, policy.trust.clock_s)),
         lemon=_often(policy.lemon, file.lemon),
         escalate=_often(policy.escalate, file.escalate),
@@ -247,7 +250,7 @@ def _often(often: Often, said: _Often) -> Often:
     return Often(often.times if said.times is None else said.times, _or(said.within, often.within_s))
 
 
-_FIELDS = {"title": "title", "cause": "cause", "scope": "scope", "after": "after", "within": "within_s", "holds": "holds_s", "lasts": "lasts_s", "sticky": "sticky", "quiet": "quiet_s", "check": "check", "shadow": "shadow"}  # fmt: skip
+_FIELDS = {"title": "title", "cause": "cause", "scope": "scope", "after": "after", "within": "within_s", "holds": "holds_s", "lasts": "lasts_s", "sticky": "sticky", "quiet": "quiet_s", "check": "check", "shadow": "shadow", "shared": "shared"}  # fmt: skip
 
 
 def _changed(before: Rule, row: _Row) -> Rule:
@@ -256,6 +259,7 @@ def _changed(before: Rule, row: _Row) -> Rule:
     do = Verb(row.do or before.answer.do)
     kept = (before.answer.advise or "none") if do in OUT else "none"
     made = replace(before, answer=_answer(do, row.advise or kept), **said)
+    made = replace(made, shared="" if made.shared == "none" else made.shared)
     if row.do is not None and row.repeat is None:
         made = replace(made, repeat=None, fatal=None)
         if made.rule in TABLES and made.answer.do in OUT and row.lasts is None:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from penstock.base.errors import PenstockError
 from penstock.base.reasons import Reason
+from penstock.base.resource import Ref
 from penstock.engines.spec import Engine
 from penstock.fleet import inventory
 from penstock.health import kept, shipped
@@ -19,6 +20,7 @@ from penstock.health.checking import due
 from penstock.health.load import Loaded, load
 from penstock.health.plan import Action, Held, Plan, plan
 from penstock.health.rule import Policy
+from penstock.health.shared import DOMAIN, Shared
 from penstock.health.state import OUT, Hold, Key, Verb
 from penstock.health.tables import decisions, outages
 from penstock.store import events
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 ACTOR = "health"
 EVERY_S = 10.0
 WORDS_S = 60.0
-Decision = tuple[str, str, str]  # node, verb, why it was not done
+_NO_NEWS = frozenset({Hold.QUIET, Hold.CHECK, Hold.SHARED})
+Decision = tuple[str, str, str]  # node, verb, why it was not done; of a whole rack: its name, what it has, shared
+What = Action | Held | Shared
 
 
 class Reconciler:
@@ -63,7 +67,7 @@ class Reconciler:
         )
         return EVERY_S if more else None
 
-    def _news(self, loaded: Loaded, decided: Mapping[Decision, Action | Held]) -> bool:
+    def _news(self, loaded: Loaded, decided: Mapping[Decision, What]) -> bool:
         """Whether something is to be written. Words alone ("for 3m of 10m") are written anew once a minute."""
         known = {key: row.findings for key, row in loaded.decided.items()}
         if known != {key: json.dumps(one.findings) for key, one in decided.items()}:
@@ -82,7 +86,7 @@ class Reconciler:
 
     async def _loaded(self) -> Loaded:
         room, now = self._room, self._room.store.clock()
-        return await room.store.read(lambda conn: load(conn, room.jobs(conn, math.inf), self.policy, now))
+        return await room.store.read(lambda conn: load(conn, room.jobs(conn, math.inf), self.policy, now, room.heard))
 
     def _tidy(self, tx: Tx, loaded: Loaded) -> None:
         """What has ended by itself is ended; a node that somebody else let back is theirs."""
@@ -138,16 +142,27 @@ class Reconciler:
             )
         inventory.cordon(tx, action.node, actor=ACTOR, why=action.reason, drain=action.verb == Verb.DRAIN)
 
-    def _write_down(self, tx: Tx, decided: Mapping[Decision, Action | Held], breaker: str) -> None:
+    def _write_down(self, tx: Tx, decided: Mapping[Decision, What], breaker: str) -> None:
         """What is new of it is an event; what was told before is not told again."""
         self._room.fence(tx)
         known = {(row.node, row.verb, row.held): row for row in kept.decided(tx.conn)}
         for gone in known.keys() - decided.keys():
             tx.conn.execute(decisions.delete().where(_at(gone)))
+            if kept.of_a_domain(known[gone]):
+                words = f"{gone[1]}: it has ended; it was: {known[gone].reason}"
+                tx.emit(
+                    Ref(DOMAIN, gone[0]),
+                    Reason.FindingEnded,
+                    words,
+                    actor=ACTOR,
+                    data=_nodes(known[gone]) | {"what": gone[1]},
+                )
         for key, one in decided.items():
             before = known.get(key)
-            if before is not None and before.findings == json.dumps(one.findings):
-                tx.conn.execute(decisions.update().where(_at(key)).values(reason=one.reason))
+            same = before is not None and before.findings == json.dumps(one.findings)
+            if same or (before is not None and isinstance(one, Shared)):
+                words, rests_on = one.reason, json.dumps(one.findings)
+                tx.conn.execute(decisions.update().where(_at(key)).values(reason=words, findings=rests_on))
                 continue
             if before is not None:
                 tx.conn.execute(decisions.delete().where(_at(key)))
@@ -155,9 +170,14 @@ class Reconciler:
             tx.conn.execute(decisions.insert().values(node=key[0], verb=key[1], held=key[2], **said))
             self._tell(tx, one, breaker)
 
-    def _tell(self, tx: Tx, one: Action | Held, breaker: str) -> None:
-        if one.verb == Verb.OBSERVE or (isinstance(one, Held) and one.why in {Hold.QUIET, Hold.CHECK}):
-            return  # the finding's own event says so, and that a node takes its time is no news
+    def _tell(self, tx: Tx, one: What, breaker: str) -> None:
+        if isinstance(one, Shared):
+            found = {"what": one.what, "nodes": list(one.nodes), "findings": _evidence(tx.conn, one.findings)}
+            words = f"{one.what}: {one.reason}; none of them is taken out for it"
+            tx.emit(Ref(DOMAIN, one.domain), Reason.FindingRaised, words, actor=ACTOR, data=found)
+            return
+        if one.verb == Verb.OBSERVE or (isinstance(one, Held) and one.why in _NO_NEWS):
+            return  # the finding's own event says so, or the rack's; and that a node takes its time is no news
         data: dict[str, Any] = {
             "verb": one.verb,
             "policy": self.policy.version,
@@ -186,18 +206,23 @@ class Reconciler:
         return self._room.restart(tx, job, since, f"{one.reason} on node {one.node}")
 
 
-def _decided(made: Plan, failed: Sequence[Held]) -> dict[Decision, Action | Held]:
+def _decided(made: Plan, failed: Sequence[Held]) -> dict[Decision, What]:
     """By node, verb, and why it was not done."""
     undone = {(one.node, one.verb) for one in failed}
-    found: dict[Decision, Action | Held] = {
+    found: dict[Decision, What] = {
         (one.node, one.verb, ""): one for one in made.actions if (one.node, one.verb) not in undone
     }
-    return found | {(one.node, one.verb, one.why): one for one in (*made.held, *failed)}
+    found |= {(one.node, one.verb, one.why): one for one in (*made.held, *failed)}
+    return found | {(one.domain, one.what, Hold.SHARED): one for one in made.shared}
 
 
 def _evidence(conn: Connection, keys: Iterable[Key]) -> list[Mapping[str, Any]]:
     rows = (kept.row_of(conn, key) for key in keys)
     return [kept.as_json(row) for row in rows if row is not None]
+
+
+def _nodes(row: Row[Any]) -> dict[str, Any]:
+    return {"nodes": sorted({key[0] for key in kept.keys(row.findings)})}
 
 
 def _at(key: tuple[str, str, str]) -> Any:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("penstock.health")
 CLOCK_S = 60.0  # how far a node's clock may be off
 LATE_S = 900.0  # what is told later than this has a time of its own no more
-TOLD_S = 60.0  # the same finding, told again by every push, is looked at so often
+TOLD_S = kept.NOTED_S  # the same finding, told again by every push, is looked at so often
 MOST = 256  # findings of one call
 JUST_S = 30.0  # a job that ended so shortly before met it too
 _PROBLEM = 200  # characters
@@ -48,6 +48,8 @@ class _Told:
     severity: str
     at: float
     taken: float
+    newest: float  # its newest time ...
+    heard: float  # ... and when that was heard
 
 
 def _nobody(_tx: Tx, _job: str, _since: float, _words: str) -> bool:
@@ -105,18 +107,25 @@ class Health:
             self._doubts[node] = agent
         for one in fresh:
             if one.active:
-                self._told[one.key] = _Told(one.count, one.severity, one.at, now)
+                self._told[one.key] = _Told(one.count, one.severity, one.at, now, one.at, now)
             else:
                 self._told.pop(one.key, None)
         if new or agent != known:
             self.wake()
         return new
 
+    def heard(self, key: Key) -> float:
+        """When it was told last; 0: not since this server started."""
+        told = self._told.get(key)
+        return told.heard if told is not None else 0.0
+
     def _says_something(self, one: Finding, now: float) -> bool:
         """Every push tells again of what is so: most of it need not be looked up."""
         told = self._told.get(one.key)
         if told is None or not one.active:
             return True
+        if one.at > told.newest:
+            told.newest, told.heard = one.at, now
         same = (told.count, told.severity) == (one.count, one.severity)
         return not same or (one.at > told.at and now - told.taken >= TOLD_S)
 

@@ -149,14 +149,19 @@ class _Routes:
         made = await reconciler.dry_run()
         actions = [asdict(one) | {"findings": [_key(key) for key in one.findings]} for one in made.actions]
         held = [asdict(one) | {"findings": [_key(key) for key in one.findings]} for one in made.held]
-        return {"policy": reconciler.policy.version, "actions": actions, "held": held, "breaker": made.breaker}
+        whole = [
+            {"domain": one.domain, "what": one.what, "nodes": list(one.nodes), "reason": one.reason}
+            for one in made.shared
+        ]
+        said = {"policy": reconciler.policy.version, "breaker": made.breaker}
+        return said | {"actions": actions, "held": held, "shared": whole}
 
     async def policy(self, call: Call) -> dict[str, Any]:
         query: PolicyQuery = call.query
         policy = self._health.reconciler().policy
         numbers = {
             name: asdict(getattr(policy, name))
-            for name in ("budget", "breaker", "common", "trust", "lemon", "escalate")
+            for name in ("budget", "breaker", "common", "domain", "trust", "lemon", "escalate")
         }
         rules = [
             asdict(rule)
@@ -195,7 +200,8 @@ def _fleet(conn: Connection) -> dict[str, Any]:
         if row.name in names
     ]
     past = [_outage(row) for row in kept.past(conn, None, 50)]
-    return {"nodes": len(rows), "items": items, "outages": past}
+    whole = [_shared(each) for name, found in decided.items() for each in found if kept.of_a_domain(each)]
+    return {"nodes": len(rows), "items": items, "shared": whole, "outages": past}
 
 
 def _node(
@@ -230,6 +236,12 @@ def _decision(row: Row[Any]) -> dict[str, Any]:
         "reason": row.reason,
         "findings": [_key(key) for key in kept.keys(row.findings)],
     }
+
+
+def _shared(row: Row[Any]) -> dict[str, Any]:
+    """What a whole rack has, or another domain."""
+    said = _decision(row)
+    return {"domain": row.node, "what": row.verb, **{name: said[name] for name in ("at", "reason", "findings")}}
 
 
 def _outage(row: Row[Any]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Rule:
     quiet_s: float = 1800.0  # ended for so long before the node returns
     check: bool = False  # and a check passed since
     shadow: bool = False
+    shared: str = ""  # what of a rack it may come from (heat, power, network): many there, and it is not the nodes
     follow_up: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)  # what each says is to be done: they disagree
 
@@ -121,6 +122,7 @@ class Policy:
     budget: Limit = Limit(0.1, 1)
     breaker: Limit = Limit(0.2, 3, 600.0)
     common: Limit = Limit(0.3, 3, 600.0)
+    domain: Limit = Limit(0.5, 3, 600.0)  # of a rack, a block ...; it is over so long after
     trust: Trust = Trust()
     lemon: Often = Often(3, 30 * 86_400.0)
     escalate: Often = Often(2, 30 * 86_400.0)

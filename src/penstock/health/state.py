@@ -34,6 +34,7 @@ class Hold(StrEnum):
 
     SHADOW = "shadow"  # the rule is only tried out
     DOUBT = "doubt"  # what it rests on cannot be trusted
+    SHARED = "shared"  # its rack has it, or another domain that it is in: it is not the node
     COMMON = "common"  # too many nodes have the same at once: it is hardly the nodes
     BREAKER = "breaker"  # too many nodes would go at once
     BUDGET = "budget"  # as many of its pool are out as may be
@@ -64,6 +65,7 @@ class Seen:
     late_s: float = 0.0  # how old it was when it was first told
     ended_at: float | None = None
     acked_by: str = ""  # who said that it is known, and nothing is to be done
+    heard_at: float = 0.0  # when it was told last, by the server's clock; it need not have been written down
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class NodeHealth:
     findings: tuple[Finding, ...] = ()  # active and recent ones
     jobs: tuple[str, ...] = ()  # attempts that run there: project/name#2
     pool: str = ""
-    rack: str = ""
+    domains: tuple[str, ...] = ()  # the rack, block, power unit ... that it is in
     out_since: float | None = None  # since when it is out by our own doing
     draining: bool = False
     seen: Mapping[Key, Seen] = field(default_factory=dict)

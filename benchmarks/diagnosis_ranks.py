@@ -33,8 +33,10 @@ class Cages:
         self._account.mkdir(exist_ok=True)  # one folder with the other where they are one hierarchy
         (self._base / "cpu.shares").write_text(str(shares))
         self.folders = [self._base / f"rank-{rank}" for rank in range(size)]
-        for folder in self.folders:
+        self._runner = self._base / "runner"  # this process: what injects late, injects something else
+        for folder in (*self.folders, self._runner):
             folder.mkdir()
+        (self._runner / "cgroup.procs").write_text("0")
 
     def used_s(self) -> float:
         """Seconds of the processors that the ranks, and what faults put beside them, have had."""
@@ -45,7 +47,8 @@ class Cages:
             (folder / "cgroup.procs").write_text("0")
 
     def close(self) -> None:
-        for folder in (*self.folders, self._base, self._account):
+        (GROUPS / "cgroup.procs").write_text("0")
+        for folder in (*self.folders, self._runner, self._base, self._account):
             for _ in range(500):
                 if not folder.is_dir():
                     break

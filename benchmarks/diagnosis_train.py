@@ -116,16 +116,16 @@ def train(options: Options) -> None:
     loader: Any = DataLoader(Rows(options.data, options.rank * 7), batch_size=None, num_workers=options.workers)
     watched = penstock.watch(model, optimizer, loader, checksum_every=CHECKSUM_EVERY)
     batches = iter(watched)
-    for step in range(options.steps):
-        rows = next(batches).to(bare[1].weight.dtype)
-        optimizer.zero_grad()
-        loss = (model(rows) - rows[:, :OUT]).square().mean()
-        loss.backward()
-        optimizer.step()
-        watched.loss(loss)
-        penstock.report(step=step, total_steps=options.steps)
-        if options.rank == 0 and step % SAVE_EVERY == SAVE_EVERY - 1:
-            with watched.checkpoint():
-                save(bare, options.folder, step)
-    watched.close()  # a trial's rank ends without Python's own end: what was not told yet is told now
+    with closing(watched):  # as at the end of any process but a forked one
+        for step in range(options.steps):
+            rows = next(batches).to(bare[1].weight.dtype)
+            optimizer.zero_grad()
+            loss = (model(rows) - rows[:, :OUT]).square().mean()
+            loss.backward()
+            optimizer.step()
+            watched.loss(loss)
+            penstock.report(step=step, total_steps=options.steps)
+            if options.rank == 0 and step % SAVE_EVERY == SAVE_EVERY - 1:
+                with watched.checkpoint():
+                    save(bare, options.folder, step)
     distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -161,7 +162,7 @@ def leak(features: Features) -> Iterator[Found]:
 
 def _grown(view: View) -> float | None:
     """By what part it grew after the first quarter of the readings, where it did so steadily."""
-    values = [value for _, value in gauge(view.source.counters, "rss_bytes")]
+    values = _by_steps(view, gauge(view.source.counters, "rss_bytes"))
     values = values[max(1, len(values) // 4) :]
     if len(values) < 4 or values[0] <= 0:
         return None
@@ -170,6 +171,14 @@ def _grown(view: View) -> float | None:
     early, late = values[half] - values[0], values[-1] - values[half]
     grown = (values[-1] - values[0]) / values[0]
     return grown if grown >= t.LEAK and rose >= t.LEAK_STEADY and late >= 0.4 * early > 0 else None
+
+
+def _by_steps(view: View, readings: list[tuple[float, float]]) -> list[float]:
+    """The last before each step that ended: while a rank waits, its memory is what it was. All of them where no steps are known."""
+    ends = [step.at for step in view.whole.steps]
+    if not ends:
+        return [value for _, value in readings]
+    return list({bisect.bisect(ends, at): value for at, value in readings}.values())
 
 
 def limits(features: Features) -> Iterator[Found]:

@@ -79,7 +79,7 @@ class Scene:
                         at,
                         total,
                         work.data,
-                        work.compute + work.frozen + work.gc,
+                        work.compute + work.frozen,  # garbage is collected beside it: worker/phases.py
                         total - work.local,
                         work.optimizer,
                         work.checkpoint,

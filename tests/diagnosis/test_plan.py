@@ -223,3 +223,24 @@ def test_it_is_total(ranks: list[Rank], since: float | None) -> None:
     found = diagnose(Evidence("train", "default", "Failed", 1e9, tuple(ranks)), since)
     assert 0 <= found.confidence <= 1
     assert all(0 <= cause.score <= 1 for cause in found.causes)
+
+
+def test_more_tokens_and_garbage_on_one_rank_are_two_causes() -> None:
+    def both(step: int, work: Work) -> None:
+        work.gc += 0.07
+        work.tokens, work.compute = 4 * work.tokens, 3 * work.compute
+
+    found = diagnose(Scene(world=3).evidence(from_step(60, on(1, both))))
+    causes = {cause.cause: [culprit.name for culprit in cause.culprits] for cause in found.causes[:2]}
+    assert causes == {"gc_pause": ["1"], "seq_imbalance": ["1"]}
+
+
+@pytest.mark.parametrize(("longer", "slow"), [(2.0, True), (1.0, False)])
+def test_a_rank_with_more_tokens_that_needs_longer_for_each_too(longer: float, slow: bool) -> None:
+    def more(step: int, work: Work) -> None:
+        work.tokens, work.compute = 3 * work.tokens, 3 * longer * work.compute
+
+    found = diagnose(Scene(world=3).evidence(from_step(60, on(1, more))))
+    causes = {cause.cause for cause in found.causes[:3] if cause.score > 0.2}
+    assert causes == {"seq_imbalance"} | ({"slow_compute_rank"} if slow else set())
+    assert {culprit.name for culprit in found.culprits} == {"1"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ from penstock.base.reasons import Reason
 from penstock.base.text import one_line
 from penstock.diagnosis import reading
 from penstock.diagnosis.lines import telling
-from penstock.diagnosis.state import Evidence, Happened, LogLine, NodeEvidence, Rank
+from penstock.diagnosis.state import Counters, Evidence, Happened, LogLine, NodeEvidence, Rank
 from penstock.engines.several import Engines
 from penstock.engines.spec import Engine, LogReader, LogRequest
 from penstock.jobs import queries
@@ -29,6 +30,7 @@ from penstock.store import events
 from penstock.store.store import Store
 from penstock.training import stacks
 from penstock.training.stacks import Place, Seen
+from penstock.training.state import Look
 
 _EVENTS = 500
 _SLACK_S = 1.0  # a restart is told of a little later than it was
@@ -36,6 +38,7 @@ _TAIL = 2000  # lines of each rank's log that are looked through
 _RANKS = 64  # whose logs are read each by itself
 _LOG_BYTES = 4 << 20
 _LOGS_AT_ONCE = 8
+_COUNT_S = 2.0  # between two looks at ranks that count nothing themselves: twenty periods of a CPU quota
 NodeHistory = Callable[[str, float, float], Awaitable[NodeEvidence]]  # of a node, from, until
 
 
@@ -228,25 +231,35 @@ async def _looked_at(
     """Stacks, states and collectives of its processes just now."""
     job_id = attempt.row.job_id
     place = Place(engine, f"{job_id}.{attempt.row.number}", attempt.row.run_dir, attempt.nodes, attempt.spec.procs)
-    seen = await stacks.look(place)
+    counted = any(rank.counters for rank in ranks.values())
+    seen = await stacks.look(place, between_s=stacks.BETWEEN_S if counted else _COUNT_S)
     missing += [f"its processes on {node} could not be looked at: {why}" for node, why in seen.silent.items()]
-    return with_looks(ranks, seen)
+    return with_looks(ranks, seen, time.time())
 
 
-def with_looks(ranks: Mapping[int, Rank], seen: Seen) -> dict[int, Rank]:
+def with_looks(ranks: Mapping[int, Rank], seen: Seen, now: float) -> dict[int, Rank]:
+    """What was seen of each rank at ``now``; and where it counts nothing itself, what the kernel counted of it between the looks."""
     newest = {
         rank: max(group.last.get(rank, -1) for group in seen.flight.groups)
         for rank in {rank for group in seen.flight.groups for rank in group.last}
     }
     found = dict(ranks)
     for look in seen.looks:
+        known = found.get(look.rank, Rank(look.rank, look.node))
         found[look.rank] = replace(
-            found.get(look.rank, Rank(look.rank, look.node)),
+            known,
+            counters=known.counters or _between(look, now),
             stack=tuple(map(str, look.frames)),
             state=look.state,
             last_collective=newest.get(look.rank),
         )
     return found
+
+
+def _between(look: Look, now: float) -> tuple[Counters, ...]:
+    if not look.grown or look.over_s <= 0:
+        return ()
+    return (Counters(now - look.over_s, dict.fromkeys(look.grown, 0.0)), Counters(now, look.grown))
 
 
 def _placed(rank: Rank, attempt: _Attempt) -> Rank:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from penstock.base.errors import Conflict, NotFound
+from penstock.base.errors import Conflict, NotFound, Unavailable
 from penstock.base.resource import Actor
 from penstock.diagnosis.evidence import NodeHistory
 from penstock.diagnosis.state import Evidence, Happened, NodeEvidence
@@ -45,6 +45,9 @@ class Outside:
         if not runs or (visible(actor) is not None and runs[-1].account != project):
             raise NotFound(f"there is no job {engine}:{job} in project {project!r}")
         last = runs[-1]
+        if not last.whole:
+            words = f"slurmdbd has not been told yet how {engine}:{job} began"
+            raise Unavailable(words, hint="Ask again in some seconds.")
         nodes = [f"{found.node_prefix}{node}" for node in last.nodes]
         missing, seen = [_UNKNOWN], [NodeEvidence(node) for node in nodes]
         if self._history is None:

@@ -126,6 +126,53 @@ def _figures(pid: int, children: dict[int, list[int]]) -> tuple[int, int]:
     return ticks, size
 
 
+def _counted(pid: int) -> dict[str, float]:
+    """What the kernel has counted of a rank itself, by the names of worker/counting.py; what it does not tell is left out."""
+    found = {}
+    fields = _stat(pid)
+    if len(fields) > 39:
+        tick = os.sysconf("SC_CLK_TCK")
+        found["cpu_s"] = (int(fields[11]) + int(fields[12])) / tick
+        found["io_wait_s"] = int(fields[39]) / tick  # delayacct_blkio_ticks
+    delay = _read(f"/proc/{pid}/task/{pid}/schedstat").split()
+    if len(delay) > 1:
+        found["run_delay_s"] = int(delay[1]) / 1e9
+    for line in _read(f"/proc/{pid}/io").splitlines():
+        name, _, value = line.decode().partition(": ")
+        if name in ("read_bytes", "write_bytes"):
+            found[name] = float(value)
+    for path, word, unit in _quotas(pid):
+        for line in _read(path).decode().splitlines():
+            if line.startswith(word + " "):
+                found["throttled_s " + path] = int(line.split()[1]) / unit
+    return found
+
+
+def _quotas(pid: int) -> list[tuple[str, str, float]]:
+    """``cpu.stat`` of its control group and of those above it: a quota may be on any of them."""
+    found = []
+    for line in _read(f"/proc/{pid}/cgroup").decode().splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        root, word, unit = (
+            ("/sys/fs/cgroup/cpu", "throttled_time", 1e9) if kinds else ("/sys/fs/cgroup", "throttled_usec", 1e6)
+        )
+        while path.strip("/"):
+            found.append((f"{root}{path}/cpu.stat", word, unit))
+            path = os.path.dirname(path)
+    return found
+
+
+def _grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """By how much; of the groups that of the one that was throttled most."""
+    grown: dict[str, float] = {}
+    for name in sorted(set(before) & set(after)):
+        short = name.partition(" ")[0]
+        grown[short] = max(grown.get(short, 0.0), round(after[name] - before[name], 6))
+    return grown
+
+
 def _dump(pid: int, rank: int) -> dict[str, Any] | None:
     """What the rank's Flight Recorder wrote, asked to do so where torch listens for it; None where it wrote nothing."""
     environ = dict(word.split(b"=", 1) for word in _read(f"/proc/{pid}/environ").split(b"\0") if b"=" in word)
@@ -184,24 +231,25 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
     children = families()
     found = ranks(asked["attempt"], children)
     spy = _spy(asked.get("spies", []))
-    first = {rank: (_stack(spy, pid)[0], _figures(pid, children)) for rank, pid in found.items()}
+    first = {rank: (_stack(spy, pid)[0], _figures(pid, children), _counted(pid)) for rank, pid in found.items()}
     began = time.monotonic()
     time.sleep(asked.get("between_s", 0.5))
     told = []
     for rank, pid in found.items():
         took = time.monotonic() - began
         ticks, size = _figures(pid, families())
+        grown = _grown(first[rank][2], _counted(pid))
         fields = _stat(pid)
         if not fields:
             continue
         frames, why = _stack(spy, pid)
-        before, (ticks_before, size_before) = first[rank]
+        before, (ticks_before, size_before), _ = first[rank]
         told.append(
             {
                 "rank": rank, "pid": pid, "start": int(fields[19]), "state": fields[0].decode(),
                 "wait": _read(f"/proc/{pid}/wchan").decode("ascii", "replace").strip("0\0 "),
                 "cpu": max(0, ticks - ticks_before) / os.sysconf("SC_CLK_TCK") / took, "io": max(0, size - size_before),
-                "frames": frames, "moved": frames != before, "why_no_stack": why,
+                "over_s": round(took, 3), "grown": grown, "frames": frames, "moved": frames != before, "why_no_stack": why,
                 "flight": _dump(pid, rank) if asked.get("flight") else None,
             }
         )  # fmt: skip

@@ -24,6 +24,7 @@ AT_ONCE = 16  # sessions
 ANSWER_BYTES = 8 << 20
 BETWEEN_S = 0.5
 LEFTOVER_S = 1.0  # what a launcher has to end the other ranks by itself
+_GROWN = ("cpu_s", "run_delay_s", "throttled_s", "io_wait_s", "read_bytes", "write_bytes")
 _MARK = b"\npenstock-probe "
 # Any Python there is, without the user's site packages and start-up files.
 _PYTHON = """
@@ -60,10 +61,10 @@ class Seen:
     silent: Mapping[str, str]  # nodes that gave no answer, and why
 
 
-async def look(place: Place, *, with_flight: bool = True) -> Seen:
-    """Every rank twice. Nodes that are one machine answer for each other, and are not asked again."""
+async def look(place: Place, *, with_flight: bool = True, between_s: float = BETWEEN_S) -> Seen:
+    """Every rank twice, ``between_s`` apart. Nodes that are one machine answer for each other, and are not asked again."""
     asked = {
-        "op": "look", "attempt": place.attempt_id, "between_s": BETWEEN_S, "flight": with_flight, "spies": _spies(),
+        "op": "look", "attempt": place.attempt_id, "between_s": between_s, "flight": with_flight, "spies": _spies(),
     }  # fmt: skip
     looks: dict[int, Look] = {}
     dumps: dict[int, Mapping[str, flight.Begun]] = {}
@@ -195,6 +196,7 @@ def _look(told: object, place: Place) -> Look | None:
         one = Look(
             rank, node, int(told["pid"]), int(told["start"]), str(told["state"])[:1], one_line(str(told["wait"]))[:60],
             float(told["cpu"]), int(told["io"]), frames, bool(told["moved"]), one_line(str(told["why_no_stack"]))[:200],
+            float(told["over_s"]), {name: float(told["grown"][name]) for name in _GROWN if name in told["grown"]},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError):
         return None

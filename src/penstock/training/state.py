@@ -45,6 +45,8 @@ class Look:
     frames: tuple[Frame, ...] = ()  # innermost first, of the second look; empty: no stack could be had
     moved: bool = False  # its stack was another one at the first look
     why_no_stack: str = ""
+    over_s: float = 0.0  # between the looks
+    grown: Mapping[str, float] = field(default_factory=dict)  # counters as worker/counting.py names them, meanwhile
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,10 +60,18 @@ def excess(features: Features, view: View) -> Excess | None:
         max(0.0, view.now.rate.get(name, 0.0) - (features.peers_rate(view, name) or 0.0)) * step
         for name in ("run_delay_s", "throttled_s")
     )
-    gc = max(0.0, view.now.mean.get("gc", 0.0) - (features.peers(view, "gc", mean=True) or 0.0))
+    gc = max(0.0, view.now.mean.get("gc", 0.0) - (features.peers(view, "gc", mean=True) or 0.0) - _apart(view.now))
     mine, theirs = view.now.median.get("tokens"), features.peers(view, "tokens")
     tokens = others * (mine / theirs - 1) if mine and theirs else 0.0
     return Excess(view, own, others, delay, throttled, gc, max(0.0, tokens))
+
+
+def _apart(window: Window) -> float:
+    """What of a rank's own time is in none of its phases. On the host garbage is collected in that time, which does not lengthen
+    the computing then; a GPU's events have it within.
+    """
+    phases = sum(window.mean.get(phase, 0.0) for phase in ("data", "compute", "optimizer", "checkpoint"))
+    return max(0.0, window.mean.get("local", 0.0) - phases)
 
 
 def slow_rank(features: Features) -> Iterator[Found]:
@@ -95,6 +103,23 @@ def slow_rank(features: Features) -> Iterator[Found]:
             _by(worst.gc, worst.seconds, "Python's garbage collection"),
         ),
     )
+    yield from _slower_too(features, worst) if uneven else _more_too(features, worst)
+
+
+def _more_too(features: Features, each: Excess) -> Iterator[Found]:
+    """It is slow, and has more tokens besides."""
+    if features.lost(each.tokens) >= t.LOST and each.tokens >= t.TOKENS / 2 * each.seconds:
+        strength = by_lost(features.lost(each.tokens))
+        yield Found("seq_imbalance", Proof.COUNTER, strength, ranks([each.view.rank]), (_tokens(features, each),))
+
+
+def _slower_too(features: Features, each: Excess) -> Iterator[Found]:
+    """It has more tokens, and needs longer for each: two faults at once."""
+    beyond = each.seconds - each.tokens - each.explained
+    if features.lost(beyond) < t.LOST or each.own < t.COMPUTE_GREW * (each.others + each.tokens):
+        return
+    words = f"{ms(beyond)} of what rank {each.view.rank} computes longer are more than its tokens account for"
+    yield Found("slow_compute_rank", Proof.TIMING, by_lost(features.lost(beyond)), ranks([each.view.rank]), (words,))
 
 
 def _slow(features: Features, each: Excess) -> bool:

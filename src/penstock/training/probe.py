@@ -142,9 +142,9 @@ def _counted(pid: int) -> dict[str, float]:
         if name in ("read_bytes", "write_bytes"):
             found[name] = float(value)
     for path, word, unit in _quotas(pid):
-        for line in _read(path).decode().splitlines():
-            if line.startswith(word + " "):
-                found["throttled_s " + path] = int(line.split()[1]) / unit
+        for told in _read(path).splitlines():
+            if told.startswith(word.encode() + b" "):
+                found["throttled_s " + path] = int(told.split()[1]) / unit
     return found
 
 

@@ -220,7 +220,7 @@ def free_port() -> int:
 async def measured(folder: Path) -> list[Bar]:
     publisher = Publisher(folder / "gateway", concurrency=1)
     await publisher.start()
-    world = World(folder, publisher, Gateway("127.0.0.1", free_port(), free_port()))
+    world = World(folder, publisher, Gateway("127.0.0.1", free_port()))
     try:
         world.versions = {1: [await world.start(1) for _ in range(3)], 2: [await world.start(2) for _ in range(2)]}
         world.weights = {1: 9000, 2: 1000}

@@ -69,7 +69,7 @@ class Live:
     def __init__(self, folder: Path, count: int = SERVICES) -> None:
         self.publisher = Publisher(folder / "gateway", concurrency=1)
         self.comparator = Comparator(folder / "sidecars")
-        self.gateway = Gateway("127.0.0.1", free_port(), free_port())
+        self.gateway = Gateway("127.0.0.1", free_port())
         self.services = [Service(f"s{n}") for n in range(count)]
         self.all: list[subprocess.Popen[str]] = []
         self.keeping: asyncio.Task[None] | None = None

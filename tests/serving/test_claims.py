@@ -73,7 +73,7 @@ def test_a_gateway_without_its_port_and_a_route_that_is_left_out_are_told_of(
     assert "default/two's" in traffic.problem("default", "one")
     assert traffic.problem("default", "on") == ""
     monkeypatch.setattr(traffic, "start", refused)
-    told = Gateway("127.0.0.1", 7071, 7072, (ServiceRoute("default", "one", (), ()),))
+    told = Gateway("127.0.0.1", 7071, (ServiceRoute("default", "one", (), ()),))
     with pytest.raises(Unavailable):
         asyncio.run(traffic.publish(told, {}))
     words = traffic.problem("default", "on")

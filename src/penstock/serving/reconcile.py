@@ -345,7 +345,7 @@ class ServiceReconciler:
         sides = self.traffic.activator.address, self.traffic.comparator.address
         services = tuple(routing.service(one, versions.key_rows(conn, one.row.id), *sides) for one in found)
         place = self.place
-        told = Gateway(place.host, place.port, self.traffic.admin_port, services, place.tls_cert, place.tls_key)
+        told = Gateway(place.host, place.port, services, place.tls_cert, place.tls_key)
         told = replace(told, otlp=place.otlp, access_log=os.path.abspath(f"{place.folder}/gateway/access.log"))
         return told, {(one.row.project, one.row.name): routing.orders(one, self._judge(one)) for one in found}
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.serving.orders import Folder
-from penstock.serving.processes import Detached
+from penstock.serving.processes import Detached, connected
 from penstock.serving.shadowed import Shadowed, Tally, frozen
 
 HOST = "127.0.0.1"  # the gateway is on this machine
@@ -89,7 +87,7 @@ class Activator(_Sidecar):
     async def _heard(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while True:
             with contextlib.suppress(OSError):
-                return await asyncio.open_unix_connection(sock=_unix(self.folder, SOCKET))
+                return await asyncio.open_unix_connection(sock=connected(self.folder, SOCKET))
             await asyncio.sleep(AGAIN_S)
 
 
@@ -108,18 +106,3 @@ class Comparator(_Sidecar):
     def forget(self, project: str, name: str) -> None:
         """The service is no more."""
         (self.folder / SEEN / project / f"{name}.json").unlink(missing_ok=True)
-
-
-def _unix(folder: Path, name: str) -> socket.socket:
-    """By way of the folder's descriptor: a path to a Unix socket may have but 107 bytes."""
-    home = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    found = socket.socket(socket.AF_UNIX)
-    try:
-        found.connect(f"/proc/self/fd/{home}/{name}")
-        found.setblocking(False)
-        return found
-    except OSError:
-        found.close()
-        raise
-    finally:
-        os.close(home)

@@ -19,14 +19,12 @@ from penstock.serving.gateway.spec import Gateway
 from penstock.serving.orders import Orders
 from penstock.serving.past import Past
 from penstock.serving.place import Place
-from penstock.serving.processes import Detached
 from penstock.serving.shadowed import Shadowed
 from penstock.serving.sidecars import Activator, Comparator
 from penstock.serving.state import Counts, Histogram
 
 log = logging.getLogger("penstock.serving")
 Key = tuple[str, str, int]
-LOOPBACK = "127.0.0.1"
 WINDOW_S = 60.0  # that times of answers are taken over
 RECENT_S = 10.0  # that what a replica does is learned from
 HEARD_S = 2.0  # what the activator said longer ago is not so any more
@@ -58,7 +56,6 @@ class Traffic:
         self.publisher = Publisher(home / "gateway", restarted=restarted)
         self.activator = Activator(home / "sidecars")
         self.comparator = Comparator(home / "sidecars")
-        self.admin_port = Detached(home / "sidecars", "gateway-admin").port(LOOPBACK)
         self.counts: Mapping[Key, Counts] = {}
         self.history = Past()
         self.trouble = ""  # why the gateway does not go by what it was told last

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +25,7 @@ from penstock.serving.gateway.render import ROUTE_FILE
 from penstock.serving.gateway.spec import Match, RateLimit, VersionRoute
 from penstock.serving.spec import Analysis
 from penstock.serving.state import WHOLE, Counts
-from tests.serving.gateway.world import Upstream, free_port, is_, looped, service, until, world
+from tests.serving.gateway.world import Upstream, is_, looped, service, until, world
 
 pytestmark = pytest.mark.real
 
@@ -210,7 +211,8 @@ async def test_envoy_is_adopted_restarted_and_replaced_with_nothing_lost(tmp_pat
                         failed += 1
 
             loads = [asyncio.create_task(load()) for _ in range(4)]
-            await again.process.upgrade(Admin(here.base.admin_port))
+            await again.process.upgrade(Admin(tmp_path / "gateway"))
+            assert stat.S_IMODE((tmp_path / "gateway/admin.sock").stat().st_mode) == 0o600
             await asyncio.sleep(0.3)
             done = True
             await asyncio.gather(*loads)
@@ -221,7 +223,7 @@ async def test_envoy_is_adopted_restarted_and_replaced_with_nothing_lost(tmp_pat
             assert (second.epoch, second.pid != first.pid) == (1, True)
             os.kill(second.pid, signal.SIGKILL)
             await until(lambda: is_(lambda: len(told) == 1))
-            await again.process.ensure(Admin(here.base.admin_port))
+            await again.process.ensure(Admin(tmp_path / "gateway"))
             assert len(found(tmp_path / "gateway" / "bootstrap.json")) == 1
             assert (await here.call("/default/digits/"))[0] == 200
         finally:
@@ -262,14 +264,14 @@ async def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         up = await here.upstream()
         await here.publish(service(up))
-        was, here.base = here.base, replace(here.base, admin_port=here.port)
+        was, here.base = here.base, replace(here.base, host="localhost")
         with pytest.raises(InvalidInput, match="cannot be as it is wanted"):
             await here.publish(service(up))
         here.base = was
         await here.publish(service(up), service(up, name="wrong", timeout=0))
         assert [problem.path for problem in here.publisher.left_out] == ["services.default/wrong.timeout"]
         with pytest.raises(Unavailable, match="does not answer"):
-            await Admin(free_port()).ask("/ready")
+            await Admin(tmp_path).ask("/ready")
         assert (await here.call("/default/digits/"))[0] == 200
 
 
@@ -277,7 +279,7 @@ async def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
 async def test_a_cluster_that_left_the_routes_stays_as_long_as_a_request_may_last(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         one, two = await here.upstream(), await here.upstream()
-        admin = Admin(here.base.admin_port)
+        admin = Admin(tmp_path / "gateway")
         old = service(one, timeout=0.3)
         new = replace(old, versions=(VersionRoute(2, (two.backend(),)),))
         await here.publish(old)

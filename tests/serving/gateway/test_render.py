@@ -78,7 +78,6 @@ def gateways(draw: st.DrawFn) -> Gateway:
     return Gateway(
         "127.0.0.1",
         8080,
-        8081,
         there,
         tls_cert="/c/cert.pem" if secured else None,
         tls_key="/c/key.pem" if secured else None,
@@ -90,7 +89,7 @@ def gateways(draw: st.DrawFn) -> Gateway:
 def one(**fields: Any) -> Gateway:
     backends = (Backend("a", "127.0.0.1", 9001), Backend("b", "127.0.0.1", 9002))
     service = ServiceRoute("default", "digits", (Match("", "/default/digits/"),), (VersionRoute(1, backends),))
-    return Gateway("127.0.0.1", 8080, 8081, (replace(service, **fields),))
+    return Gateway("127.0.0.1", 8080, (replace(service, **fields),))
 
 
 def resources(files: dict[str, str], path: str) -> list[dict[str, Any]]:
@@ -189,7 +188,7 @@ def test_the_longest_path_is_asked_first_and_a_path_ends_where_a_word_does() -> 
     backends = (Backend("a", "127.0.0.1", 9001),)
     short = ServiceRoute("p", "short", (Match("", "/m"),), (VersionRoute(1, backends),))
     long = ServiceRoute("p", "long", (Match("", "/m/deep/"),), (VersionRoute(1, (Backend("b", "127.0.0.1", 9002),)),))
-    files = render(Gateway("127.0.0.1", 8080, 8081, (short, long)), "/f")
+    files = render(Gateway("127.0.0.1", 8080, (short, long)), "/f")
     routes = resources(files, ROUTE_FILE)[0]["virtual_hosts"][0]["routes"]
     assert [route["match"] for route in routes] == [
         {"path_separated_prefix": "/m/deep"},
@@ -245,7 +244,7 @@ BAD: dict[str, tuple[Gateway, str]] = {
     "wildcard": (one(matches=(Match("*", "/"),)), "no host"),
     "host with port": (one(matches=(Match("a.example:80", "/"),)), "no host"),
     "activator": (one(activator=("localhost", 80)), "no IP address"),
-    "same port": (replace(one(), admin_port=8080), "own port"),
+    "own port": (replace(one(), port=70_000), "no port"),
     "tls": (replace(one(), tls_cert="/a"), "come together"),
     "relative": (replace(one(), access_log="a.log"), "absolute path"),
     "same place": (

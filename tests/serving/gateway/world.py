@@ -115,7 +115,7 @@ class World:
 async def world(folder: Path) -> AsyncIterator[World]:
     publisher = Publisher(folder / "gateway", concurrency=1)
     await publisher.start()
-    base = Gateway("127.0.0.1", free_port(), free_port(), access_log=str(folder / "access.log"))
+    base = Gateway("127.0.0.1", free_port(), access_log=str(folder / "access.log"))
     here = World(publisher, base)
     try:
         yield here

@@ -1,29 +1,32 @@
-"""Envoy's admin port, spoken to over loopback: a question, an answer, the connection closed."""
+"""Envoy's admin socket: a question, an answer, the connection closed. It lies in a folder that is the server's user's alone."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import quote
 
 from penstock.base.errors import Unavailable
+from penstock.serving.gateway.words import ADMIN
+from penstock.serving.processes import connected
 
 
 class Admin:
     """``ask`` raises Unavailable where nobody answers."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     async def ask(self, path: str, *, method: str = "GET", timeout: float = 5.0) -> str:
         try:
             async with asyncio.timeout(timeout):
                 return await self._exchange(method, path)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
-            raise Unavailable(f"Envoy's admin port {self.port} does not answer: {error!r}") from error
+            raise Unavailable(f"Envoy's admin socket does not answer: {error!r}") from error
 
     async def _exchange(self, method: str, path: str) -> str:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
+        reader, writer = await asyncio.open_unix_connection(sock=connected(self.folder, ADMIN), limit=1 << 20)
         try:
             writer.write(
                 f"{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()

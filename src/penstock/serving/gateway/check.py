@@ -54,11 +54,8 @@ def settle(gateway: Gateway) -> tuple[Gateway, list[Problem]]:
 def _whole(gateway: Gateway) -> Iterator[Problem]:
     if not _is_ip(gateway.host):
         yield Problem("host", f"{gateway.host!r} is no IP address")
-    for field, port in (("port", gateway.port), ("admin_port", gateway.admin_port)):
-        if not _is_port(port):
-            yield Problem(field, f"{port} is no port")
-    if gateway.port == gateway.admin_port:
-        yield Problem("admin_port", "is the gateway's own port")
+    if not _is_port(gateway.port):
+        yield Problem("port", f"{gateway.port} is no port")
     if (gateway.tls_cert is None) != (gateway.tls_key is None):
         yield Problem("tls_cert", "a certificate and its key come together")
     for field, path in (

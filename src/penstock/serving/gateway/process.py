@@ -31,7 +31,7 @@ _BACK_OFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LOCK_FD = 9
 # Envoy asks to be told to end with its parent (PR_SET_PDEATHSIG, where hot restarts are possible). So its parent is gone before
 # it begins: a shell's child that waits for the shell's end, and is nobody's then but init's.
-_ORPHANED = '(while kill -0 $$ 2>&-; do sleep 0.005; done; exec "$@" >&2) & echo $!'
+_ORPHANED = 'cd "$0" && (while kill -0 $$ 2>&-; do sleep 0.005; done; exec "$@" >&2) & echo $!'
 
 
 def binary() -> Path:
@@ -133,7 +133,7 @@ class Process:
             except Unavailable:
                 if not adopted:
                     raise
-                await self._replace()  # its admin port is another one, perhaps: the server died as it changed it
+                await self._replace()  # its admin socket is another one, perhaps: an older Penstock started it
                 await self._ready(admin, timeout)
             if self.running is not None and _other_file(f"/proc/{self.running.pid}/exe", self.path or binary()):
                 await self._replace()
@@ -226,7 +226,7 @@ class Process:
             (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, lock, _LOCK_FD),
         ]  # fmt: skip
         default = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGCHLD]
-        words = ["/bin/sh", "-c", _ORPHANED, "sh", *command]
+        words = ["/bin/sh", "-c", _ORPHANED, str(self.folder), *command]
         shell = os.posix_spawn(words[0], words, {}, file_actions=actions, setsid=True, setsigdef=default, setsigmask=[])
         os.close(writer)
         with open(reader, "rb") as told:
@@ -238,7 +238,7 @@ class Process:
         self.running = Running(pid, _began(pid) or 0, epoch)
 
     async def _ready(self, admin: Admin, timeout: float) -> None:
-        """The admin port answers, and it is the one that was started last: each says its epoch."""
+        """The admin socket answers, and it is the one that was started last: each says its epoch."""
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             running = self.running

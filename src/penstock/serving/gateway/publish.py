@@ -31,7 +31,7 @@ from penstock.serving.gateway.render import (
     version_of,
 )  # fmt: skip
 from penstock.serving.gateway.spec import Gateway
-from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, eds_file
+from penstock.serving.gateway.words import ADMIN, RATE_LIMIT, ROUTES, eds_file
 from penstock.serving.state import Counts
 
 log = logging.getLogger("penstock.gateway")
@@ -64,8 +64,7 @@ class Publisher:
 
     @property
     def _admin(self) -> Admin:
-        bootstrap = json.loads(self._files[BOOTSTRAP])
-        return Admin(bootstrap["admin"]["address"]["socket_address"]["port_value"])
+        return Admin(self.folder)
 
     async def start(self) -> None:
         """Read what lies there and adopt the Envoy that runs by it; one that should run and does not is started."""
@@ -78,6 +77,8 @@ class Publisher:
         for path in [*sorted(self.folder.glob("*/*.json")), self.folder / BOOTSTRAP]:
             if path.exists():
                 self._files[str(path.relative_to(self.folder))] = path.read_text()
+        if ADMIN not in self._files.get(BOOTSTRAP, ADMIN):
+            del self._files[BOOTSTRAP]  # an older Penstock's, with a port: the first publish has a new Envoy take over
 
     async def close(self) -> None:
         await self.process.forget()

@@ -14,7 +14,16 @@ from typing import Any
 from penstock.serving.gateway import routes
 from penstock.serving.gateway.auth import FILTER_SOURCE
 from penstock.serving.gateway.spec import Backend, Gateway, ServiceRoute, VersionRoute
-from penstock.serving.gateway.words import RATE_LIMIT, ROUTES, cluster_name, comparator_name, eds_file, seconds, typed
+from penstock.serving.gateway.words import (
+    ADMIN,
+    RATE_LIMIT,
+    ROUTES,
+    cluster_name,
+    comparator_name,
+    eds_file,
+    seconds,
+    typed,
+)
 
 BOOTSTRAP, CLUSTERS, LISTENERS, ROUTE_FILE = "bootstrap.json", "cds/all.json", "lds/all.json", "rds/all.json"
 LIMITS, CERTIFICATE = "ecds/rate_limit.json", "sds/gateway.json"
@@ -32,7 +41,7 @@ def render(gateway: Gateway, folder: str, inlined: Collection[str] = ()) -> dict
     """Every file by its path in ``folder``, which is absolute: Envoy is told where to look. Clusters ``inlined`` have their
     endpoints with them, the others a file of their own.
     """
-    files = {BOOTSTRAP: json.dumps(_bootstrap(gateway, folder), sort_keys=True) + "\n"}
+    files = {BOOTSTRAP: json.dumps(_bootstrap(folder), sort_keys=True) + "\n"}
     clusters: list[dict[str, Any]] = []
     for name, service, version, grpc in _versions(gateway):
         endpoints = _endpoints(name, service, version, grpc=grpc)
@@ -94,11 +103,11 @@ def _address(address: str, port: int) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------- bootstrap
 
 
-def _bootstrap(gateway: Gateway, folder: str) -> dict[str, Any]:
+def _bootstrap(folder: str) -> dict[str, Any]:
     bounds = [high - 0.5 for high in BUCKETS_MS]
     return {
         "node": {"id": "penstock-gateway", "cluster": "penstock"},
-        "admin": {"address": _address("127.0.0.1", gateway.admin_port)},
+        "admin": {"address": {"pipe": {"path": ADMIN, "mode": 0o600}}},  # below Envoy's folder, in which it runs
         "dynamic_resources": {
             "cds_config": _watched(folder, CLUSTERS),
             "lds_config": _watched(folder, LISTENERS),

@@ -78,7 +78,6 @@ class Gateway:
 
     host: str
     port: int
-    admin_port: int
     services: tuple[ServiceRoute, ...] = ()
     tls_cert: str | None = None
     tls_key: str | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from penstock.serving.gateway.spec import ServiceRoute
 
 ROUTES = "gateway"
+ADMIN = "admin.sock"  # in the folder in which Envoy runs
 RATE_LIMIT = "rate_limit"
 
 

@@ -36,6 +36,7 @@ class NodeOffer:
     message: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)  # what the engine knows of it: topology/rack, say
     closed: str = ""  # the site gives it no new work: who said so, when and why; not of what Penstock itself closed
+    address: str = ""  # where other machines reach it; empty: by its name
     cordoned: bool | None = None  # whether ``Engine.cordon`` holds there; None: that is not the engine's to know
 
 

@@ -379,14 +379,19 @@ class ServiceReconciler:
 
         for node, engine in await self.store.read(nodes):
             if node and node not in self._addresses:
-                self._addresses[node] = "127.0.0.1" if engine is None else await self._lookup(node, engine)
+                found = "127.0.0.1" if engine is None else await self._lookup(node, engine)
+                if found:
+                    self._addresses[node] = found
 
     async def _lookup(self, node: str, engine_name: str) -> str:
+        """As the engine calls its host, else by the node's name; empty where that leads nowhere for now."""
         engine = self.room.engines.find(engine_name)
-        host = node.removeprefix(str(getattr(engine, "node_prefix", "")))
+        offers = engine.nodes() if engine is not None else ()
+        host = next((one.address for one in offers if one.name == node), "")
+        host = host or node.removeprefix(str(getattr(engine, "node_prefix", "")))
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
-            log.warning("node %s has no address here: %s", node, error)
+            log.warning("node %s (%s) has no address here: %s", node, host, error)
             return ""
         return str(found[0][4][0])

@@ -34,6 +34,7 @@ def offer(node: SlurmNode, prefix: str = "") -> NodeOffer:
         message=message,
         labels=labels(node),
         closed=drained.closed(node),
+        address=node.address,
         cordoned=drained.cordoned(node),
     )
 

@@ -1,0 +1,62 @@
+"""Runtimes of other hands, whole: a service's replica becomes ready, and the real Envoy brings what it answers."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.measure import free_ports
+from tests.serving.onnx import models
+from tests.serving.runtimes.worlds import WORLDS
+from tests.system.house import House, until
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    [port] = free_ports(1)
+    with House("--gateway-port", str(port)) as made:
+        yield made
+
+
+def served(house: House, name: str, spec: dict[str, Any]) -> None:
+    services = house.client.services
+    services.create(name, {"drain": "1s", "resources": {"cpus": 0.5}, **spec})
+    until(lambda: services.get(name).phase == "Ready", f"{name} is not ready")
+
+
+def ask(house: House, name: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    url = f"{house.client.services.get(name).status['url']}/{path}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return dict(json.loads(answer.read()))
+
+
+@pytest.mark.needs("tritonserver")
+def test_triton_answers_through_the_gateway(house: House, tmp_path: Path) -> None:
+    model = house.client.services.carry(str(models.doubled(tmp_path / "twice.onnx")))
+    env = {"PATH": WORLDS["triton"].options(tmp_path).env["PATH"]}
+    served(house, "twice", {**model, "runtime": "triton", "env": env})
+    inputs = [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]
+    answer = ask(house, "twice", "v2/models/twice/infer", {"inputs": inputs})
+    assert answer["outputs"][0]["data"] == [2, 4, 6, 8]
+    house.client.services.delete("twice")
+
+
+def test_vllms_stand_in_answers_through_the_gateway(house: House) -> None:
+    folder = Path(house.data_dir, "vllm")
+    folder.mkdir(mode=0o755)
+    found = WORLDS["vllm"].make(folder)
+    assert found is not None
+    Path(found.path, "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    env = {"PATH": WORLDS["vllm"].options(folder).env["PATH"]}
+    served(house, "tiny", {**house.client.services.carry(found.path), "env": env})  # told by its content
+    answer = ask(house, "tiny", "v1/completions", {"model": "tiny", "prompt": "Hello", "max_tokens": 3})
+    assert answer["choices"][0]["text"]
+    house.client.services.delete("tiny")

@@ -244,3 +244,17 @@ def test_a_rank_with_more_tokens_that_needs_longer_for_each_too(longer: float, s
     causes = {cause.cause for cause in found.causes[:3] if cause.score > 0.2}
     assert causes == {"seq_imbalance"} | ({"slow_compute_rank"} if slow else set())
     assert {culprit.name for culprit in found.culprits} == {"1"}
+
+
+def test_a_slow_loader_is_seen_beside_a_rank_whose_quota_stretches_all_that_it_does() -> None:
+    def slow(step: int, work: Work) -> None:
+        work.data += 0.05
+
+    def throttled(step: int, work: Work) -> None:
+        work.data, work.compute = work.data + 0.03, 4 * work.compute
+        work.counts["throttled_s"] = 0.14
+
+    found = diagnose(Scene().evidence(from_step(60, on(0, slow)), from_step(60, on(1, throttled))))
+    causes = {cause.cause: [culprit.name for culprit in cause.culprits] for cause in found.causes[:3]}
+    assert causes["cgroup_throttle"] == ["1"]
+    assert causes["data_loader_one_rank"] == ["0"]

@@ -20,7 +20,7 @@ from penstock.diagnosis.causes.rule import (
     waits_itself,
     whose,
 )
-from penstock.diagnosis.features import Features, View
+from penstock.diagnosis.features import Features, View, middle
 
 
 def slow_data(features: Features) -> Iterator[Found]:
@@ -63,10 +63,15 @@ def _alike(views: list[View]) -> bool:
 
 
 def _excess(features: Features, view: View) -> float:
-    own, others = view.now.mean.get("data", 0.0), features.peers(view, "data", mean=True)
+    own, others = _waited(view), middle(_waited(other) for other in features.ranks if other is not view)
     if others is None or own < t.DATA_RATIO * others:
         return 0.0
     return features.lost(own - others)
+
+
+def _waited(view: View) -> float:
+    """For data, a step; a rank whose quota is used up stands still in every phase, and that is no wait for data."""
+    return view.now.mean.get("data", 0.0) * max(0.0, 1.0 - view.now.rate.get("throttled_s", 0.0))
 
 
 def _persists(features: Features, view: View) -> bool:

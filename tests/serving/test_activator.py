@@ -89,6 +89,26 @@ def run(folder: Path, story: Story) -> None:
     asyncio.run(whole())
 
 
+def test_a_grpc_call_is_held_and_then_told_to_come_again(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.order(hold_requests=1)
+        named = (*NAMED, (b"content-type", b"application/grpc+proto"))
+        asked = asyncio.create_task(call(world.port, "/inference.GRPCInferenceService/ModelInfer", named, body=b"x"))
+        await world.until_held(1)
+        full = await call(world.port, "/inference.GRPCInferenceService/ModelInfer", named, body=b"x")
+        assert (full.status, full.body, full.headers[b"grpc-status"]) == (200, b"", b"14")
+        assert full.headers[b"grpc-retry-pushback-ms"] == b"2000"
+        async with replica() as one:
+            world.order(one)
+            got = await asked
+            assert (got.status, got.headers[b"grpc-status"]) == (200, b"14")
+            assert b"is%20ready" in got.headers[b"grpc-message"]
+            assert got.headers[b"grpc-retry-pushback-ms"] == b"100"
+            assert one.seen == []
+
+    run(tmp_path, story)
+
+
 def test_held_until_there_is_a_replica_then_answered_in_order(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.order()

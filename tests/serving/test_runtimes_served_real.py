@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc as by_grpc
 
 from benchmarks.measure import free_ports
 from tests.serving.onnx import models
@@ -60,3 +63,35 @@ def test_vllms_stand_in_answers_through_the_gateway(house: House) -> None:
     answer = ask(house, "tiny", "v1/completions", {"model": "tiny", "prompt": "Hello", "max_tokens": 3})
     assert answer["choices"][0]["text"]
     house.client.services.delete("tiny")
+
+
+def test_a_grpc_call_wakes_a_service_that_has_no_replica(house: House, tmp_path: Path) -> None:
+    """Its first try waits for the replica and is told to come again, which the caller's own policy does."""
+    services = house.client.services
+    model = services.carry(str(models.doubled(tmp_path / "asleep.onnx")))
+    services.create("asleep", {**model, "autoscaling": {"min": 0, "max": 1}, "drain": "1s", "resources": {"cpus": 0.5}})
+    until(lambda: services.get("asleep").phase == "Idle", "it does not sleep")
+    again = {"maxAttempts": 3, "initialBackoff": "1s", "maxBackoff": "1s", "backoffMultiplier": 1}
+    policy = {"name": [{}], "retryPolicy": {**again, "retryableStatusCodes": ["UNAVAILABLE"]}}
+    options = [("grpc.service_config", json.dumps({"methodConfig": [policy]}))]
+    given = by_grpc.InferInput("x", [1, 4], "FP32")
+    given.set_data_from_numpy(np.array([[1, 2, 3, 4]], "f4"))
+    address = services.get("asleep").status["url"].split("/")[2]
+
+    def asked(**how: Any) -> Any:
+        with by_grpc.InferenceServerClient(address, **how) as client:
+            return client.infer("asleep", [given], headers={"x-penstock-service": "default/asleep"})
+
+    until(lambda: gateway_up(address), "no gateway")
+    assert asked(channel_args=options).as_numpy("y").tolist() == [[2, 4, 6, 8]]
+    assert asked().as_numpy("y").tolist() == [[2, 4, 6, 8]]
+    services.delete("asleep")
+
+
+def gateway_up(address: str) -> bool:
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+    except OSError:
+        return False
+    return True

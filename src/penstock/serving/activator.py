@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import h11
 import uvloop
@@ -40,6 +41,9 @@ IDLE_S = 75.0  # a connection without a whole request's head is kept so long
 LINGER_S, LINGER_BYTES = 1.0, 1 << 20  # of a request that was refused: so much is still read
 BACKLOG = 4096
 RETRY_AFTER = b"2"
+GRPC = b"application/grpc"
+PUSHBACK_MS = {True: b"100", False: b"2000"}  # gRPC, whether a replica is there: when a caller is to try again
+GRPC_STATUS = {404: 5, 413: 8, 503: 14, 504: 4}  # its words for what is answered here, else 13
 SOCKET = "activator.sock"
 ORDERS = "orders"
 
@@ -69,10 +73,11 @@ class Service:
 class Refused(Exception):
     """Answered here. ``again``: worth trying later."""
 
-    def __init__(self, status: int, message: str, *, again: bool = False) -> None:
+    def __init__(self, status: int, message: str, *, again: bool = False, ready: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.again = again
+        self.ready = ready  # a replica is there by now
 
 
 class Activator:
@@ -229,7 +234,7 @@ class Activator:
                 service.line.leave(ticket)
                 self.step(service)
         except Refused as refused:
-            await _refuse(wire, refused)
+            await _refuse(wire, refused, grpc=_grpc(request))
 
     async def _served(self, wire: Wire, request: h11.Request, service: Service, ticket: Ticket, body: Body) -> None:
         while True:
@@ -237,6 +242,9 @@ class Activator:
                 await _unless_gone(body, self.turn(service, ticket))
             if ticket.backend is None:
                 raise Refused(503, f"no replica of {service.id} was ready in time", again=True)
+            if _grpc(request):
+                words = f"a replica of {service.id} was started for this call and is ready: call again"
+                raise Refused(503, words, again=True, ready=True)
             try:
                 other = await connect(ticket.backend.address, ticket.backend.port)
             except NoConnection as error:
@@ -373,17 +381,35 @@ async def _unless_gone(body: Body, turn: Coroutine[object, object, None]) -> Non
         await asyncio.gather(waiting, gone, return_exceptions=True)
 
 
-async def _refuse(wire: Wire, refused: Refused) -> None:
+def _grpc(request: h11.Request) -> bool:
+    """A gRPC call, that the gateway brings as HTTP/1.1: it is held like any, but only told that it may come again."""
+    return any(key == b"content-type" and value.startswith(GRPC) for key, value in request.headers)
+
+
+def _words(refused: Refused, *, grpc: bool) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body. gRPC: a status of its own in the headers, and no body ("Trailers-Only" of its protocol)."""
+    if grpc:
+        code = GRPC_STATUS.get(refused.status, 13)
+        headers = [(b"content-type", GRPC), (b"grpc-status", str(code).encode())]
+        headers.append((b"grpc-message", quote(str(refused)).encode()))
+        if refused.again:
+            headers.append((b"grpc-retry-pushback-ms", PUSHBACK_MS[refused.ready]))
+        return 200, headers, b""
+    headers = [(b"content-type", b"application/json")]
+    if refused.again:
+        headers.append((b"retry-after", RETRY_AFTER))
+    return refused.status, headers, json.dumps({"error": str(refused)}).encode() + b"\n"
+
+
+async def _refuse(wire: Wire, refused: Refused, *, grpc: bool = False) -> None:
     """Answer, then read a little of what still comes: closing at once could take the answer away from who still sends."""
     if wire.state.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return
-    text = json.dumps({"error": str(refused)}).encode() + b"\n"
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
-    if refused.again:
-        headers.append((b"retry-after", RETRY_AFTER))
+    status, headers, text = _words(refused, grpc=grpc)
+    headers.append((b"content-length", str(len(text)).encode()))
     if wire.state.their_state is not h11.DONE:
         headers.append((b"connection", b"close"))
-    await wire.send(h11.Response(status_code=refused.status, headers=headers))
+    await wire.send(h11.Response(status_code=status, headers=headers))
     await wire.send(h11.Data(data=text))
     await wire.send(h11.EndOfMessage())
     with contextlib.suppress(TimeoutError, Broken):

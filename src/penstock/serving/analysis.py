@@ -338,7 +338,9 @@ def _agreement(memory: Memory, spec: Analysis, least: float) -> Test:
     test = _test(memory.answers, spec, (against, 1.0 - least + 1e-12), (compared, compared), "agreement")
     test = replace(test, statistic=share, bound=least)
     if share is None:
-        return replace(test, words="no answer compared yet")
+        answered = memory.step[1].requests
+        many = f", of {answered:g} requests: those by gRPC are not" if answered >= spec.min_requests else ""
+        return replace(test, words=f"no answer compared yet{many}")
     words = f"{_percent(share)} of {compared} answers agree; at least {_percent(least)} must"
     return replace(test, words=words + _why(test, spec))
 

@@ -61,11 +61,12 @@ def _virtual_host(host: str, domains: list[str], services: Iterable[ServiceRoute
 
 
 def _by_header(service: ServiceRoute) -> list[dict[str, Any]]:
-    """gRPC has no path of ours: the service is named by a header, as metadata."""
-    if not _has_grpc(service):
+    """gRPC has no path of ours: the service is named by a header, as metadata. Where no replica takes it, the activator holds it."""
+    there = _has_grpc(service)
+    if not there and service.activator is None:
         return []
     named = {"name": SERVICE_HEADER, "string_match": {"exact": service.id}}
-    return [_route(service, {"prefix": "/", "grpc": {}, "headers": [named]}, "", grpc=True)]
+    return [_route(service, {"prefix": "/", "grpc": {}, "headers": [named]}, "", grpc=there)]
 
 
 def _by_path(service: ServiceRoute, prefix: str, *, keep: bool) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ spec:
     strategy: {strategy}
     {more}
 """
-_CANARY = "steps: [{weight: 20, time: 3s}, {weight: 50, time: 3s}]\n    analysis: {min_requests: 100, p95_ratio: 2}"
+_CANARY = "steps: [{weight: 20, time: 3s}, {weight: 50, time: 3s}]\n    analysis: {min_requests: 100, p95_ratio: 2, p50_ratio: 2}"
 _SHADOW = "shadow_time: 5s\n    compare: {how: top1}\n    analysis: {min_requests: 100, agreement: 0.9}"
 
 

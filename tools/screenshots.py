@@ -43,7 +43,7 @@ REPLAY = "replay"
 CANARY = {
     "strategy": "canary",
     "steps": [{"weight": 25, "time": "10s"}],
-    "analysis": {"min_requests": 200, "p95_ratio": 4},
+    "analysis": {"min_requests": 200, "p95_ratio": 4, "p50_ratio": 4},
 }
 SHADOWED = {"strategy": "shadow", "shadow_time": "5m", "analysis": {"min_requests": 100_000, "agreement": None}}
 FLEET_PICTURES = (

@@ -32,7 +32,7 @@ def test_a_candidate_in_shadow_is_looked_at_and_taken_back(server: House) -> Non
         expect(page.locator(".url")).to_have_text(url)
         expect(page.locator(".plots-s polyline").first).to_be_attached(timeout=30_000)
         expect(page.locator(".batches")).to_be_visible(timeout=20_000)
-        undecided = {"min_requests": 100_000, "agreement": None, "p95_ratio": None}
+        undecided = {"min_requests": 100_000, "agreement": None, "p95_ratio": None, "p50_ratio": None}
         other = served.spec(server, "other", strategy="shadow", shadow_time="1m", analysis=undecided)
         server.client.services.replace(served.NAME, other)
         first = page.locator(".examples details").first

@@ -92,17 +92,17 @@ def followed(spec: Analysis, seed: int, shares: tuple[float, float], looks: int)
 
 def test_at_the_very_limit_it_fails_no_more_often_than_stated() -> None:
     """100 rollouts of 100 looks at exactly the share that is still allowed: at 0.9 confidence 10 may fail."""
-    spec = Analysis(error_rate=0.02, p95_ratio=None, agreement=None, confidence=0.9)
+    spec = Analysis(error_rate=0.02, p95_ratio=None, p50_ratio=None, agreement=None, confidence=0.9)
     assert sum(followed(spec, seed, (0.05, 0.03), 100) for seed in range(100)) <= 10
 
 
 def test_beyond_the_limit_it_fails_always() -> None:
-    spec = Analysis(error_rate=0.01, p95_ratio=None, agreement=None)
+    spec = Analysis(error_rate=0.01, p95_ratio=None, p50_ratio=None, agreement=None)
     assert all(followed(spec, seed, (0.12, 0.01), 60) for seed in range(30))
 
 
 def test_one_that_turns_bad_late_is_found() -> None:
-    spec = Analysis(p95_ratio=None, agreement=None)
+    spec = Analysis(p95_ratio=None, p50_ratio=None, agreement=None)
     memory = begin(Look(0.0, Counts(), Counts()))
     candidate = stable = Counts()
     for at in range(1, 601):
@@ -127,14 +127,13 @@ def latencies(*values: float, times: int = 1) -> Histogram:
 
 
 def test_the_limit_of_latencies_comes_of_the_stable_version() -> None:
-    spec = Analysis(p95_ratio=1.25)
-    assert slow(latencies(0.01, times=99), spec) is None  # too few
-    limit = slow(latencies(0.01, times=200), spec)
+    assert slow(latencies(0.01, times=99), 1.25) is None  # too few
+    limit = slow(latencies(0.01, times=200), 1.25)
     assert limit is not None
     assert 0.0125 <= limit <= 0.0125 * 1.1
-    assert slow(latencies(10.0, times=200), spec) is None  # above all bounds
+    assert slow(latencies(10.0, times=200), 1.25) is None  # above all bounds
     wide = Histogram((0.01, 0.1, 1.0), (0.0, 200.0, 0.0, 0.0))
-    assert slow(wide, spec) == 1.0  # such buckets are not divided
+    assert slow(wide, 1.25) == 1.0  # such buckets are not divided
 
 
 def test_what_is_longer_lies_above_within_a_bucket_too() -> None:
@@ -154,8 +153,32 @@ def test_two_versions_that_slow_down_together_are_alike() -> None:
         candidate = analysis.plus(candidate, Counts(20, 0, latency=latencies(took, times=20)))
         stable = analysis.plus(stable, Counts(180, 0, latency=latencies(took, times=180)))
         memory = remember(memory, spec, Look(float(at), candidate, stable))
-        [test] = analysis.tests(memory, spec, live=True, shadow=False)
-        assert test.verdict != "fail"
+        assert {test.name for test in analysis.tests(memory, spec, live=True, shadow=False)} == {"P95", "P50"}
+        assert not any(test.verdict == "fail" for test in analysis.tests(memory, spec, live=True, shadow=False))
+
+
+def test_a_median_that_is_longer_is_found_where_the_p95_says_little() -> None:
+    """Nine of ten answers take half as long again; the slowest, which make the P95, are the same."""
+    memory, spec = begin(Look(0.0, Counts(), Counts())), Analysis()
+    candidate = stable = Counts()
+    for at in range(1, 31):
+        mine = latencies(0.015, times=18).plus(latencies(0.2, times=2)) if at > 10 else Histogram()
+        theirs = latencies(0.01, times=162).plus(latencies(0.2, times=18))
+        candidate = analysis.plus(candidate, Counts(mine.total, 0, latency=mine))
+        stable = analysis.plus(stable, Counts(180, 0, latency=theirs))
+        memory = remember(memory, spec, Look(float(at), candidate, stable))
+    found = {test.name: test for test in analysis.tests(memory, spec, live=True, shadow=False)}
+    assert (found["P95"].verdict, found["P50"].verdict) == ("pass", "fail")
+    assert "P50 is" in found["P50"].words
+
+
+def test_after_a_switch_no_median_is_compared() -> None:
+    before = Counts(1000, 0, latency=latencies(0.01, times=1000))
+    memory = remember(begin(Look(0.0, Counts(), Counts())), Analysis(), Look(1.0, Counts(), before)).stepped()
+    after = Counts(1000, 0, latency=latencies(0.012, times=1000))
+    memory = remember(memory, Analysis(), Look(2.0, after, before, alone=True))
+    assert (memory.median.blocks, memory.latency.blocks) == (0, 1)
+    assert [test.name for test in analysis.tests(memory, Analysis(), live=True, shadow=False)] == ["error rate", "P95"]
 
 
 def alone(spec: Analysis, before: Counts, errors: int) -> tuple[str, str]:
@@ -170,7 +193,7 @@ def alone(spec: Analysis, before: Counts, errors: int) -> tuple[str, str]:
 
 
 def test_after_a_switch_it_is_compared_with_what_was_before() -> None:
-    spec = Analysis(p95_ratio=None, agreement=None)
+    spec = Analysis(p95_ratio=None, p50_ratio=None, agreement=None)
     assert alone(spec, Counts(10_000, 0), 5)[0] == "fail"
     assert alone(spec, Counts(10_000, 1000), 5)[0] == "pass"
     assert alone(spec, Counts(), 0)[0] == "pass"
@@ -180,7 +203,7 @@ def test_after_a_switch_it_is_compared_with_what_was_before() -> None:
 def refusing(stable: float, candidate: float) -> str:
     """Of a hundred requests of each, so many refused by each, for a minute."""
     memory = begin(Look(0.0, Counts(), Counts()))
-    spec = Analysis(p95_ratio=None, agreement=None)
+    spec = Analysis(p95_ratio=None, p50_ratio=None, agreement=None)
     ours = theirs = Counts()
     for at in range(1, 61):
         ours = analysis.plus(ours, Counts(100, 0, refused=candidate))
@@ -204,7 +227,7 @@ def test_counters_that_begin_anew_are_no_evidence() -> None:
 
 
 def test_answers_that_do_not_agree_fail() -> None:
-    spec = Analysis(error_rate=None, p95_ratio=None)
+    spec = Analysis(error_rate=None, p95_ratio=None, p50_ratio=None)
     memory = begin(Look(0.0, Counts(), Counts()))
     verdicts = []
     for at in range(1, 8):
@@ -218,7 +241,7 @@ def test_answers_that_do_not_agree_fail() -> None:
 
 
 def test_a_shadows_errors_agree_with_nothing() -> None:
-    spec = Analysis(error_rate=None, p95_ratio=None)
+    spec = Analysis(error_rate=None, p95_ratio=None, p50_ratio=None)
     memory = begin(Look(0.0, Counts(), Counts()))
     for at in range(1, 8):
         memory = remember(memory, spec, Look(float(at), Counts(), Counts(), Agreement(at * 30, at * 30, at * 10)))
@@ -227,7 +250,7 @@ def test_a_shadows_errors_agree_with_nothing() -> None:
 
 
 def test_answers_that_agree_pass_once_there_are_enough() -> None:
-    spec = Analysis(error_rate=None, p95_ratio=None)
+    spec = Analysis(error_rate=None, p95_ratio=None, p50_ratio=None)
     memory = begin(Look(0.0, Counts(), Counts()))
     memory = remember(memory, spec, Look(1.0, Counts(), Counts(), Agreement(90, 90)))
     [test] = analysis.tests(memory, spec, live=False, shadow=True)
@@ -240,7 +263,7 @@ def test_answers_that_agree_pass_once_there_are_enough() -> None:
 
 
 def metric(values: list[float | None], **limits: Any) -> str:
-    spec = Analysis(error_rate=None, p95_ratio=None, agreement=None, metric="toxicity", **limits)
+    spec = Analysis(error_rate=None, p95_ratio=None, p50_ratio=None, agreement=None, metric="toxicity", **limits)
     memory = begin(Look(0.0, Counts(), Counts()))
     for at, value in enumerate(values, 1):
         memory = remember(memory, spec, Look(float(at), Counts(), Counts(), metric=value))
@@ -256,8 +279,8 @@ def test_a_users_metric_must_lie_within_its_bounds() -> None:
 
 
 def test_the_tests_share_what_may_go_wrong() -> None:
-    assert needed(Analysis()) == pytest.approx(math.log(3 / 0.01))
-    assert needed(Analysis(error_rate=None, p95_ratio=None)) == pytest.approx(math.log(1 / 0.01))
+    assert needed(Analysis()) == pytest.approx(math.log(4 / 0.01))
+    assert needed(Analysis(error_rate=None, p95_ratio=None, p50_ratio=None)) == pytest.approx(math.log(1 / 0.01))
 
 
 def test_a_memory_begins_a_step_without_what_was_passed() -> None:

@@ -71,7 +71,7 @@ def test_tls_before_callers_and_answers_that_ones_own_function_compares(
         "strategy": "shadow",
         "shadow_time": "1s",
         "compare": compare,
-        "analysis": {"min_requests": 5, "p95_ratio": None},
+        "analysis": {"min_requests": 5, "p95_ratio": None, "p50_ratio": None},
     }
 
     def serves(word: str) -> dict[str, Any]:

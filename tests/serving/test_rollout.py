@@ -229,7 +229,9 @@ def test_more_replicas_while_it_waits_for_a_person_do_not_end_the_wait() -> None
 
 
 def test_a_paused_one_still_watches() -> None:
-    spec = Rollout(strategy="canary", steps=(Step(weight=50, pause=True),), analysis=Analysis(p95_ratio=None))
+    spec = Rollout(
+        strategy="canary", steps=(Step(weight=50, pause=True),), analysis=Analysis(p95_ratio=None, p50_ratio=None)
+    )
     decision = decide(spec, seen(ready=READY), 0.0)
     for at in range(1, 21):
         counts = {STABLE: Counts(100.0 * at, 0), CANDIDATE: Counts(100.0 * at, 0)}
@@ -258,6 +260,7 @@ SPECS = st.builds(
         min_requests=st.integers(1, 200),
         error_rate=st.none() | st.floats(0, 1),
         p95_ratio=st.none() | st.floats(0.1, 10),
+        p50_ratio=st.none() | st.floats(0.1, 10),
         agreement=st.none() | st.floats(0, 1),
         give_up_after=st.sampled_from([5.0, 60.0]),
     ),

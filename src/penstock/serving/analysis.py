@@ -23,7 +23,7 @@ from typing import Literal
 from penstock.serving.spec import Analysis
 from penstock.serving.state import Agreement, Counts, Histogram
 
-TAIL = 0.05  # of requests lie above a P95
+TAIL, HALF = 0.05, 0.5  # of requests lie above a P95, a median
 GAPS = (0.03, 0.12, 0.5)  # by how much worse than the limit the alternatives are
 PARTS = 3  # blocks that it takes at the least
 FINE = 1.2  # a bucket whose bounds lie nearer than that is divided evenly
@@ -98,6 +98,7 @@ class Memory:
     metric: float | None = None
     errors: Bet = NO_BET
     latency: Bet = NO_BET
+    median: Bet = NO_BET
     answers: Bet = NO_BET
     outside: Bet = NO_BET
 
@@ -120,7 +121,8 @@ class Look:
 
 def needed(spec: Analysis) -> float:
     """The logarithm of the capital with which a test fails: its part of 1 - confidence is shared by the tests."""
-    tests = sum(limit is not None for limit in (spec.error_rate, spec.p95_ratio, spec.agreement, spec.metric))
+    limits = (spec.error_rate, spec.p95_ratio, spec.p50_ratio, spec.agreement, spec.metric)
+    tests = sum(limit is not None for limit in limits)
     return math.log(max(tests, 1) / (1.0 - spec.confidence))
 
 
@@ -152,7 +154,9 @@ def tests(memory: Memory, spec: Analysis, *, live: bool, shadow: bool) -> tuple[
     if spec.error_rate is not None and (live or memory.step[0].requests):
         found.append(_error_rate(memory, spec, spec.error_rate))
     if spec.p95_ratio is not None and (live or memory.step[0].requests):
-        found.append(_p95(memory, spec, spec.p95_ratio))
+        found.append(_quantile(memory, spec, TAIL, spec.p95_ratio))
+    if spec.p50_ratio is not None and memory.step[1].requests and (live or memory.step[0].requests):
+        found.append(_quantile(memory, spec, HALF, spec.p50_ratio))
     if spec.agreement is not None and shadow:
         found.append(_agreement(memory, spec, spec.agreement))
     if spec.metric is not None and (spec.metric_max is not None or spec.metric_min is not None):
@@ -221,16 +225,30 @@ def _judge(memory: Memory, spec: Analysis, candidate: Counts, stable: Counts, al
         else:
             found = gains_alone(bad, usual + spec.error_rate)
         after = replace(after, errors=memory.errors.after(found, needed(spec)))
-    limit = slow(memory.typical.latency, spec)
-    if limit is not None and ours.latency.total:
-        usual = _share(longer(memory.typical.latency, limit), memory.typical.latency.total)
-        long = (longer(ours.latency, limit), ours.latency.total)
-        if theirs.latency.total:
-            found = gains(long, (longer(theirs.latency, limit), theirs.latency.total), usual, TAIL)
-        else:
-            found = gains_alone(long, usual + TAIL)
-        after = replace(after, latency=memory.latency.after(found, needed(spec)))
+    both = (memory.typical.latency, ours.latency, theirs.latency)
+    late = _later(both, spec.p95_ratio, TAIL)
+    later = () if alone else _later(both, spec.p50_ratio, HALF)  # a median of another time says too little
+    if late:
+        after = replace(after, latency=memory.latency.after(late, needed(spec)))
+    if later:
+        after = replace(after, median=memory.median.after(later, needed(spec)))
     return after
+
+
+def _later(seen: tuple[Histogram, Histogram, Histogram], ratio: float | None, tail: float) -> tuple[float, ...]:
+    """Gains against "at most ``tail`` of the candidate's latencies exceed the limit", which moves with what exceeds it of the stable
+    version's now. Empty: not known. ``seen``: the stable version's until now; the candidate's and the stable one's of this block.
+    """
+    typical, ours, theirs = seen
+    limit = slow(typical, ratio, tail)
+    if limit is None or not ours.total:
+        return ()
+    usual = _share(longer(typical, limit), typical.total)
+    margin = tail if tail <= TAIL else max(tail - usual, TAIL)
+    long = (longer(ours, limit), ours.total)
+    if theirs.total:
+        return gains(long, (longer(theirs, limit), theirs.total), usual, margin)
+    return gains_alone(long, usual + margin)
 
 
 def _compare(memory: Memory, spec: Analysis, now: Agreement) -> Memory:
@@ -265,15 +283,15 @@ def _measure(memory: Memory, spec: Analysis, value: float | None) -> Memory:
     )
 
 
-def slow(stable: Histogram, spec: Analysis) -> float | None:
-    """The limit that at most TAIL of the candidate's latencies may exceed: the ratio allowed times the stable version's P95,
-    and from there up to the next bound where buckets are too wide to be divided. None: too little is known, or it lies above
+def slow(stable: Histogram, ratio: float | None, tail: float = TAIL) -> float | None:
+    """The limit that at most ``tail`` of the candidate's latencies may exceed: the ratio allowed times the stable version's P95 (or
+    median), and from there up to the next bound where buckets are too wide to be divided. None: too little is known, or it lies above
     all bounds.
     """
-    usual = stable.quantile(1 - TAIL)
-    if spec.p95_ratio is None or usual is None or stable.total < FEWEST:
+    usual = stable.quantile(1 - tail)
+    if ratio is None or usual is None or stable.total < FEWEST:
         return None
-    limit = usual * spec.p95_ratio
+    limit = usual * ratio
     at = bisect_left(stable.bounds, limit)
     if at == len(stable.bounds):
         return None
@@ -319,15 +337,16 @@ def _error_rate(memory: Memory, spec: Analysis, margin: float) -> Test:
     return replace(test, words=words + _why(test, spec))
 
 
-def _p95(memory: Memory, spec: Analysis, ratio: float) -> Test:
+def _quantile(memory: Memory, spec: Analysis, tail: float, ratio: float) -> Test:
+    name, bet = ("P95", memory.latency) if tail == TAIL else ("P50", memory.median)
     ours, theirs = memory.step[0].latency, memory.step[1].latency
-    usual = (theirs if theirs.total >= FEWEST else memory.typical.latency).quantile(1 - TAIL)
-    own = ours.quantile(1 - TAIL)
+    usual = (theirs if theirs.total >= FEWEST else memory.typical.latency).quantile(1 - tail)
+    own = ours.quantile(1 - tail)
     statistic = own / usual if own is not None and usual else None
-    test = _test(memory.latency, spec, (statistic, ratio), (ours.total, theirs.total), "P95")
+    test = _test(bet, spec, (statistic, ratio), (ours.total, theirs.total), name)
     if own is None or not usual:
         return replace(test, words="no latency of both versions yet")
-    words = f"P95 is {_seconds(own)}, {own / usual:.2f} times the stable version's {_seconds(usual)}; at most {ratio:g} is allowed"
+    words = f"{name} is {_seconds(own)}, {own / usual:.2f} times the stable version's {_seconds(usual)}; at most {ratio:g} is allowed"
     return replace(test, words=words + _why(test, spec))
 
 

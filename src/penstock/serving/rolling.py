@@ -21,7 +21,9 @@ from penstock.store.store import Tx
 
 _ENTRIES = 500  # of evidence that are kept
 # Back to a version that has served: all requests once its replicas are ready. What it replaces is no measure for it.
-AT_ONCE = Rollout(strategy="blue_green", keep=1.0, analysis=Analysis(error_rate=None, p95_ratio=None, agreement=None))
+AT_ONCE = Rollout(
+    strategy="blue_green", keep=1.0, analysis=Analysis(error_rate=None, p95_ratio=None, p50_ratio=None, agreement=None)
+)
 
 
 def wants(

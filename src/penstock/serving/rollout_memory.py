@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from penstock.serving.analysis import Bet, Memory
+from penstock.serving.analysis import NO_BET, Bet, Memory
 from penstock.serving.state import Agreement, Counts, Histogram
 
 FORMAT = 1
@@ -90,6 +90,7 @@ def _analysis(body: Mapping[str, Any]) -> Memory:
         metric=body["metric"],
         errors=_bet(body["errors"]),
         latency=_bet(body["latency"]),
+        median=_bet(body.get("median") or asdict(NO_BET)),  # a rollout that an older Penstock began has none
         answers=_bet(body["answers"]),
         outside=_bet(body["outside"]),
     )

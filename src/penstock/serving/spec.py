@@ -113,6 +113,7 @@ class Analysis(_Part):
     min_requests: int = Field(default=100, ge=1, le=10_000_000)
     error_rate: float | None = Field(default=0.01, ge=0, le=1)  # above the stable one's
     p95_ratio: float | None = Field(default=1.25, gt=0)  # to the stable one's
+    p50_ratio: float | None = Field(default=1.25, gt=0)  # of the medians, which tell sooner where latencies are wide
     agreement: float | None = Field(default=0.99, ge=0, le=1)  # of answers compared in shadow
     metric: str | None = Field(default=None, max_length=200)  # a number that replicas report: docs/serving.md
     metric_max: float | None = None

@@ -255,7 +255,7 @@ async def test_what_a_candidate_refuses_is_counted_against_it_and_brings_it_down
             memory = analysis.remember(memory, Analysis(), analysis.Look(float(second), two, one))
         assert (one.refused, one.errors) == (0, 0)
         assert (two.refused, two.errors) == (two.requests - 1, 0)
-        found = analysis.tests(memory, Analysis(p95_ratio=None), live=True, shadow=False)
+        found = analysis.tests(memory, Analysis(p95_ratio=None, p50_ratio=None), live=True, shadow=False)
         assert [test.verdict for test in found] == ["fail"], found[0].words
 
 

@@ -17,6 +17,7 @@ from penstock.base.resource import Actor
 from penstock.base.routes import Call, Reply
 from penstock.health import evidence_routes
 from penstock.health.orders import Wanted
+from penstock.health.room import Health
 from penstock.telemetry.ordered import findings
 from tests.health.rig import HOUR, TRAIN, Rig, checked
 
@@ -134,5 +135,24 @@ def test_other_programs_are_taken_in(tmp_path: Path) -> None:
             await ask(rig, "POST intake", text=log, program="nhc")
         with pytest.raises(InvalidInput, match="nothing is taken in"):
             await ask(rig, "POST intake", text=log, node=name, program="magic")
+
+    checked(tmp_path, test)
+
+
+def test_what_was_asked_outlives_the_server(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        name, old = rig.names[0], rig.health
+        await ask(rig, "POST checks", name, body=evidence_routes.Checks(checks=["clock", "fio"]))
+        told = answers(rig, name, ANSWERS)
+        again = (old.store, old.engines, old.fence, old.jobs, old.wake)
+        rig.health = Health(*again)
+        await rig.health.take([], node=name, sources={"kmsg": ""}, boot_id="a", sent_at=rig.clock.now)
+        assert rig.health.asked.of(name) == old.asked.of(name) != ()
+        rig.health = Health(*again)
+        await rig.health.take(told, node=name)  # its agent ran them meanwhile
+        assert rig.health.asked.of(name) == ()
+        rig.health = Health(*again)
+        known = await ask(rig, "GET checks", name)
+        assert (known["waiting"], known["last"]["results"]) == (None, ANSWERS)
 
     checked(tmp_path, test)

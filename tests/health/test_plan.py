@@ -80,7 +80,8 @@ def test_a_job_that_met_an_xid_and_does_not_end_is_started_again() -> None:
     ("jobs", "verb"),
     [
         (("a/x#1", "a/x#2"), Verb.OBSERVE),  # the same job again
-        (("a/x#1", "b/y#1"), Verb.DRAIN),  # another job: the GPU
+        (("a/x#1", "b/y#1"), Verb.OBSERVE),  # two jobs: chance, often enough
+        (("a/x#1", "b/y#1", "b/z#1"), Verb.DRAIN),  # a third one: the GPU
         (("a/x#1",), Verb.OBSERVE),
     ],
 )
@@ -91,7 +92,9 @@ def test_xid_31_on_one_gpu_with_different_jobs_is_the_hardware(jobs: tuple[str, 
 
 def test_xid_31_on_many_gpus_is_the_application() -> None:
     mine = [finding("31", node=f"n{i}") for i in range(3)]
-    nodes = [node(one, name=one.node, seen={one.key: Seen(NOW - 9000, sightings("a/x#1", "a/y#1"))}) for one in mine]
+    nodes = [
+        node(one, name=one.node, seen={one.key: Seen(NOW - 9000, sightings("a/x#1", "a/y#1", "a/z#1"))}) for one in mine
+    ]
     made = planned(*nodes)
     assert {action.verb for action in made.actions} == {Verb.OBSERVE}
     assert "the application" in made.actions[0].reason

@@ -11,8 +11,9 @@ import pytest
 from penstock.base.errors import InvalidInput, NotFound
 from penstock.base.reasons import Reason
 from penstock.fleet import inventory
-from penstock.health import kept
+from penstock.health import kept, shipped
 from penstock.health.orders import Asked
+from penstock.health.rule import Trust
 from penstock.store import events
 from penstock.telemetry.push import Order
 from tests.health.rig import HOUR, TRAIN, Rig, checked
@@ -224,3 +225,15 @@ def test_what_is_told_no_more_has_lasted_for_as_long_as_it_was_told(tmp_path: Pa
             assert await rig.state() == (not silent, False)
 
     checked(tmp_path, test)
+
+
+def test_how_far_a_clock_may_be_off_is_the_policys_to_say(tmp_path: Path) -> None:
+    assert shipped.load(None).trust == Trust()  # what holds while no policy is loaded
+
+    async def test(rig: Rig) -> None:
+        sent = rig.clock.now + 100
+        await rig.health.take([rig.xid()], node=rig.names[0], sources={"kmsg": ""}, boot_id="a", sent_at=sent)
+        await rig.health.reconcile("all")
+        assert await rig.state() == (True, True)
+
+    checked(tmp_path, test, policy="trust: {clock: 5m}\n")

@@ -234,7 +234,7 @@ def _check(call: Invocation, arguments: Namespace) -> int:
     for words in (last or {}).get("words", {}).values():
         call.output.line(words)
     if not waiting and not last:
-        call.output.note(f"{node} was asked for no check since the server started")
+        call.output.note(f"{node} was asked for no check yet")
     return 0
 
 

@@ -108,6 +108,7 @@ class _Routes:
     async def checks(self, call: Call) -> dict[str, Any]:
         name = call.path["name"]
         await self._health.store.read(lambda conn: inventory.get(conn, name))
+        await self._health.restored()
         asked = self._health.asked
         waiting, last = asked.waiting.get(name), asked.last.get(name)
         return {"node": name, "waiting": waiting and _asked(waiting), "last": last and _asked(last)}

@@ -14,7 +14,7 @@ from penstock.base.errors import NotFound
 from penstock.base.reasons import Reason
 from penstock.base.text import one_line
 from penstock.fleet import inventory
-from penstock.health.orders import Asked
+from penstock.health.orders import Asked, Orders
 from penstock.health.state import Hold, Key, Outage, Seen, Sighting, Verb
 from penstock.health.tables import decisions, findings, outages, watched
 from penstock.store.store import Tx
@@ -265,17 +265,24 @@ def note_node(tx: Tx, node: str, **values: Any) -> None:
         )
 
 
-def told_of_checks(tx: Tx, asked: Iterable[Asked], actor: str) -> None:
+def asked_of(conn: Connection) -> list[tuple[str, str]]:
+    """By node, as ``Orders.restore`` reads it."""
+    query = select(watched.c.node, watched.c.checks).where(watched.c.checks.is_not(None))
+    return [(row.node, row.checks) for row in conn.execute(query)]
+
+
+def told_of_checks(tx: Tx, asked: Iterable[Asked], orders: Orders, actor: str) -> None:
     for one in asked:
+        note_node(tx, one.node, checks=orders.as_json(one.node))
         words = f"check: {', '.join(one.order.checks)}, {one.why}"
         data = {"verb": "check", "order": one.order.id, "why": one.why}
         tx.emit(inventory.ref(one.node), Reason.HealthActed, words, actor=actor, data=data)
 
 
-def checked(tx: Tx, done: Asked) -> None:
+def checked(tx: Tx, done: Asked, orders: Orders) -> None:
     """What came of it: a node that passed has passed now."""
-    if done.passed:
-        note_node(tx, done.node, checked_at=tx.now)
+    passed = {"checked_at": tx.now} if done.passed else {}
+    note_node(tx, done.node, checks=orders.as_json(done.node), **passed)
     word = "passed" if done.passed else "failed" if "failed" in done.results.values() else "nothing was shown"
     said = "; ".join(done.words[name] for name in done.order.checks)
     data = {"verb": "check", "order": done.order.id, "results": done.results}

@@ -1,12 +1,14 @@
-"""What nodes were asked to check, and what came of it. Pure: in memory, and bounded.
+"""What nodes were asked to check, and what came of it. Pure: in memory, and bounded; as JSON, which outlives the server.
 
 A node's agent is told with the answer to its next push, and tells the results as findings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from penstock.health.checks.known import ALL
 from penstock.telemetry.push import Order
@@ -44,6 +46,10 @@ class Asked:
     at: float
     results: dict[str, str] = field(default_factory=dict)  # by check: passed, failed, not run
     words: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        said = {"why": self.why, "at": self.at, "results": self.results, "words": self.words}
+        return {"id": self.order.id, "checks": self.order.checks, **said}
 
     @property
     def over(self) -> bool:
@@ -90,3 +96,17 @@ class Orders:
                 self.last[one.node] = asked
                 done.append(asked)
         return done
+
+    def as_json(self, node: str) -> str:
+        known = {"waiting": self.waiting.get(node), "last": self.last.get(node)}
+        return json.dumps({name: one.as_json() for name, one in known.items() if one is not None})
+
+    def restore(self, node: str, text: str) -> None:
+        """As ``as_json`` said it."""
+        for name, said in json.loads(text).items():
+            {"waiting": self.waiting, "last": self.last}[name][node] = asked(node, said)
+
+
+def asked(node: str, said: Mapping[str, Any]) -> Asked:
+    order = Order(said["id"], tuple(said["checks"]))
+    return Asked(order, node, said["why"], said["at"], dict(said["results"]), dict(said["words"]))

@@ -23,6 +23,7 @@ from penstock.engines.several import Engines
 from penstock.fleet import inventory
 from penstock.health import kept
 from penstock.health.orders import Asked, Orders, Wanted, possible
+from penstock.health.rule import Trust
 from penstock.health.state import Key
 from penstock.store.events import EventRow
 from penstock.store.store import Store, Tx
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from penstock.health.reconcile import Reconciler
 
 log = logging.getLogger("penstock.health")
-CLOCK_S = 60.0  # how far a node's clock may be off
-LATE_S = 900.0  # what is told later than this has a time of its own no more
 TOLD_S = kept.NOTED_S  # the same finding, told again by every push, is looked at so often
 MOST = 256  # findings of one call
 JUST_S = 30.0  # a job that ended so shortly before met it too
@@ -73,6 +72,7 @@ class Health:
     asked: Orders = field(default_factory=Orders)
     _told: dict[Key, _Told] = field(default_factory=dict)
     _doubts: dict[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)  # by node: boot, and problems
+    _restored: bool = False
     _reconciler: Reconciler | None = None
 
     async def push(self, push: Push, findings: Sequence[Finding]) -> None:
@@ -94,9 +94,10 @@ class Health:
         are left out.
         """
         now = self.store.clock()
+        await self.restored()
         for done in self.asked.told(findings[:MOST]):
             await self.checked(done)
-        problems = _problems(sources or {}, sent_at, now)
+        problems = _problems(sources or {}, sent_at, now, self.trust.clock_s)
         known = self._doubts.get(node)
         agent = (boot_id, problems) if node and (sources is not None or boot_id) else None
         fresh = [one for one in findings[:MOST] if self._says_something(one, now)]
@@ -136,7 +137,7 @@ class Health:
         if agent is not None and node in there:
             self._agent(tx, node, *agent)
         jobs = self.jobs(tx.conn, tx.now - JUST_S) if any(one.active for one in fresh) else {}
-        new = 0
+        new, stale_s = 0, self.trust.stale_s
         for one in fresh:
             if one.node not in there:
                 log.warning(
@@ -144,7 +145,7 @@ class Health:
                 )
             elif one.active:
                 late = max(0.0, tx.now - one.at)
-                at = one.at if abs(tx.now - one.at) <= LATE_S and one.at <= tx.now else tx.now
+                at = one.at if abs(tx.now - one.at) <= stale_s and one.at <= tx.now else tx.now
                 new += kept.raised(tx, one, late_s=late, trusted_at=at, jobs=jobs.get(one.node, ()))
             else:
                 new += kept.ended(tx, one.key, "it has ended", actor=one.source or "telemetry")
@@ -196,12 +197,22 @@ class Health:
         self.wake()
         return found
 
+    async def restored(self) -> None:
+        """What a server before this one had asked for is asked for still."""
+        if not self._restored:
+            rows = await self.store.read(kept.asked_of)
+            if not self._restored:
+                for node, text in rows:
+                    self.asked.restore(node, text)
+                self._restored = True
+
     async def order(self, wanted: Sequence[Wanted], actor: str = "health") -> list[Asked]:
         """Ask nodes' agents for checks; those that are asked already are left out."""
+        await self.restored()
         now = self.store.clock()
         asked = [one for one in (self.asked.ask(each, new_id(now, os.urandom(10)), now) for each in wanted) if one]
         if asked:
-            await self.store.write(lambda tx: kept.told_of_checks(tx, asked, actor))
+            await self.store.write(lambda tx: kept.told_of_checks(tx, asked, self.asked, actor))
         return asked
 
     async def ask(self, node: str, checks: Sequence[str], actor: str) -> Asked:
@@ -227,7 +238,7 @@ class Health:
 
     async def checked(self, done: Asked) -> None:
         """An order is over."""
-        await self.store.write(lambda tx: kept.checked(tx, done))
+        await self.store.write(lambda tx: kept.checked(tx, done, self.asked))
         self.wake()
 
     async def reconcile(self, _key: object) -> float | None:
@@ -235,6 +246,11 @@ class Health:
         if self._reconciler is None and self.policy is None and not await self.store.read(kept.anything):
             return None
         return await self.reconciler().look()
+
+    @property
+    def trust(self) -> Trust:
+        """Without a site's file the policy need not be loaded for it."""
+        return self.reconciler().policy.trust if self.policy is not None else Trust()
 
     def reconciler(self) -> Reconciler:
         """Raises InvalidInput where the site's policy cannot be read (any more)."""
@@ -245,10 +261,10 @@ class Health:
         return self._reconciler
 
 
-def _problems(sources: Mapping[str, str], sent_at: float | None, now: float) -> dict[str, str]:
+def _problems(sources: Mapping[str, str], sent_at: float | None, now: float, clock_s: float) -> dict[str, str]:
     """Those that have one; the clock's is under no name, since all that the node says is dated by it."""
     found = {one_line(name, 80): one_line(text, _PROBLEM) for name, text in sources.items() if text}
-    if sent_at is not None and abs(sent_at - now) > CLOCK_S:
+    if sent_at is not None and abs(sent_at - now) > clock_s:
         off = format_duration(round(abs(sent_at - now), -1))
         found[""] = f"the node's clock is {off} {'ahead' if sent_at > now else 'behind'}"
     return found

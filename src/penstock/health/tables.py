@@ -62,4 +62,5 @@ watched = Table(
     Column("boot_id", Text, nullable=False),
     Column("doubts", Text, nullable=False),  # JSON: a source's name, and its problem
     Column("checked_at", Double),  # when a check of the node passed last
+    Column("checks", Text),  # JSON: what its agent is asked for, and what came of it last
 )

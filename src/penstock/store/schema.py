@@ -28,6 +28,7 @@ REVISIONS = (
     "0017",
     "0018",
     "0019",
+    "0020",
 )  # oldest first; the files of migrations/versions
 HEAD = REVISIONS[-1]
 

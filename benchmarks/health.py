@@ -146,7 +146,7 @@ class Replay:
         self._checks.append(node.name)
         yield Told(node)
 
-    def _jobs(self, _conn: Connection, _since: float) -> dict[str, list[str]]:
+    def _jobs(self, _conn: Connection, _since: float, _until: float) -> dict[str, list[str]]:
         return {node.name: [node.job] for node in self.made.nodes if not node.out}
 
     def _wake(self) -> None:

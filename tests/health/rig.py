@@ -47,6 +47,7 @@ class Rig:
     health: Health
     site: Site
     jobs: dict[str, list[str]] = field(default_factory=dict)
+    began: dict[str, float] = field(default_factory=dict)  # of attempts
     woken: int = 0
     restarted: list[str] = field(default_factory=list)
 
@@ -84,8 +85,8 @@ def checked(tmp_path: Path, test: Callable[[Rig], Awaitable[None]], nodes: int =
         async with opened(f"sqlite:///{tmp_path}/p.db", clock) as store:
             await store.write(lambda tx: inventory.sync(tx, site.name, site.nodes()))
 
-            def jobs(_conn: Connection, _since: float) -> Mapping[str, Sequence[str]]:
-                return rig.jobs
+            def jobs(_conn: Connection, _since: float, until: float) -> Mapping[str, Sequence[str]]:
+                return {node: [one for one in of if rig.began.get(one, 0) <= until] for node, of in rig.jobs.items()}
 
             def restart(_tx: Tx, attempt: str, _since: float, _words: str) -> bool:
                 rig.restarted.append(attempt)

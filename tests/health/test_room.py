@@ -237,3 +237,18 @@ def test_how_far_a_clock_may_be_off_is_the_policys_to_say(tmp_path: Path) -> Non
         assert await rig.state() == (True, True)
 
     checked(tmp_path, test, policy="trust: {clock: 5m}\n")
+
+
+def test_a_job_that_began_after_an_old_line_has_not_met_it(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        name, now = rig.names[0], rig.clock.now
+        rig.jobs[name] = [TRAIN, "default/old#1"]
+        rig.began = {TRAIN: now - 60, "default/old#1": now - HOUR}
+        await rig.health.take([rig.xid("94", at=now - 600, first_at=now - 600)])
+        (row,) = await rig.store.read(lambda conn: kept.listed(conn, node=None, active=True, limit=9))
+        assert kept.seen(row).sightings[-1].jobs == ("default/old#1",)
+        rig.clock.now += 100
+        await rig.health.reconcile("all")
+        assert rig.restarted == ["default/old#1"]
+
+    checked(tmp_path, test)

@@ -20,6 +20,8 @@ from penstock.store.store import Tx
 
 SETTLED_S = 30.0  # how old what people said of a node must be before its engine's word is put over it
 MANY = 500  # names in one statement; above it all rows are read
+_PLACE = ("name", "engine", "ready", "cordoned", "draining", "closed", "offered_labels", "labels")
+_PLACES = select(*(nodes.c[name] for name in _PLACE)).order_by(nodes.c.name)
 _ALL = select(nodes).order_by(nodes.c.name)
 
 
@@ -247,6 +249,11 @@ def label(tx: Tx, names: Collection[str], changes: Mapping[str, str | None], *, 
 
 def labels_of(row: Row[Any]) -> dict[str, str]:
     return effective(json.loads(row.offered_labels), json.loads(row.labels))
+
+
+def places(conn: Connection) -> list[Row[Any]]:
+    """Of every node, whether it may be used, and where it is: without what it has, which is most of a row."""
+    return list(conn.execute(_PLACES))
 
 
 def all_nodes(conn: Connection) -> list[Row[Any]]:

@@ -255,8 +255,13 @@ def _evidence(call: Invocation, arguments: Namespace) -> int:
     node = _of_node("evidence", arguments)[0]
     path = arguments.file or f"evidence-{node}.zip"
     body = call.client.evidence(node)
-    with open(path, "xb") as file:
-        file.write(body)
+    try:
+        with open(path, "xb") as file:
+            file.write(body)
+    except FileExistsError as error:
+        raise InvalidInput(f"{path} is there already", hint="Name another with --file.") from error
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror}") from error
     call.output.note(f"{path}: {len(body)} bytes; manifest.json has each file's hash")
     return 0
 
@@ -264,8 +269,12 @@ def _evidence(call: Invocation, arguments: Namespace) -> int:
 def _take(call: Invocation, arguments: Namespace) -> int:
     if len(arguments.words) != 1 or not arguments.file:
         raise InvalidInput("say whose, and from where: `penstock health take gpud --file states.json --node node-3`")
-    with open(arguments.file, "rb") as file:
-        answer = call.client.take_in(arguments.words[0], file.read(), arguments.node or "")
+    try:
+        with open(arguments.file, "rb") as file:
+            said = file.read()
+    except OSError as error:
+        raise InvalidInput(f"{arguments.file} cannot be read: {error.strerror}") from error
+    answer = call.client.take_in(arguments.words[0], said, arguments.node or "")
     if call.output.format != "table":
         call.output.document(answer)
         return 0

@@ -257,6 +257,10 @@ def watched_nodes(conn: Connection) -> dict[str, Row[Any]]:
     return {row.node: row for row in conn.execute(select(watched))}
 
 
+def watched_node(conn: Connection, node: str) -> Row[Any] | None:
+    return conn.execute(select(watched).where(watched.c.node == node)).first()
+
+
 def note_node(tx: Tx, node: str, **values: Any) -> None:
     """What is known of a node's agent, or of its last check."""
     if tx.conn.execute(watched.update().where(watched.c.node == node).values(**values)).rowcount == 0:

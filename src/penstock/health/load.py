@@ -41,7 +41,7 @@ def load(
     conn: Connection, jobs: Mapping[str, Sequence[str]], policy: Policy, now: float, heard: Callable[[Key], float]
 ) -> Loaded:
     """``heard``: when a finding was told last, though it was not written down anew."""
-    rows = {row.name: row for row in inventory.all_nodes(conn)}
+    rows = {row.name: row for row in inventory.places(conn)}
     past = kept.outages_of(conn, now - OUTAGES_S)
     many = [key for key, rule in policy.rules.items() if rule.repeat is not None and rule.repeat.many]
     out = [name for name, outages in past.items() if outages[-1].ended_at is None]

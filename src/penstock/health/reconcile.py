@@ -86,7 +86,9 @@ class Reconciler:
 
     async def _loaded(self) -> Loaded:
         room, now = self._room, self._room.store.clock()
-        return await room.store.read(lambda conn: load(conn, room.jobs(conn, math.inf), self.policy, now, room.heard))
+        return await room.store.read(
+            lambda conn: load(conn, room.jobs(conn, math.inf, math.inf), self.policy, now, room.heard)
+        )
 
     def _tidy(self, tx: Tx, loaded: Loaded) -> None:
         """What has ended by itself is ended; a node that somebody else let back is theirs."""

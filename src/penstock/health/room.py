@@ -57,15 +57,15 @@ def _nobody(_tx: Tx, _job: str, _since: float, _words: str) -> bool:
 
 @dataclass(slots=True)
 class Health:
-    """Wired in server.py. ``jobs(conn, since)``: by node, the attempts that run there, or ended after ``since``
-    (``project/name#2``); ``restart(tx, attempt, since, words)``: that attempt is to start again, unless it has got on since; jobs/
+    """Wired in server.py. ``jobs(conn, since, until)``: by node, the attempts (``project/name#2``) that run there, or ended
+    after ``since``, of those that began before ``until``; ``restart(tx, attempt, since, words)``: that attempt is to start again, unless it has got on since; jobs/
     knows both. ``policy``: the site's file.
     """
 
     store: Store
     engines: Engines
     fence: Callable[[Tx], int]
-    jobs: Callable[[Connection, float], Mapping[str, Sequence[str]]]
+    jobs: Callable[[Connection, float, float], Mapping[str, Sequence[str]]]
     wake: Callable[[], None]
     policy: str | None = None
     restart: Callable[[Tx, str, float, str], bool] = _nobody
@@ -103,7 +103,7 @@ class Health:
         fresh = [one for one in findings[:MOST] if self._says_something(one, now)]
         if not fresh and (agent is None or agent == known):
             return 0
-        new = await self.store.write(lambda tx: self._taken(tx, fresh, node, agent))
+        new, changed = await self.store.write(lambda tx: self._taken(tx, fresh, node, agent))
         if agent is not None:
             self._doubts[node] = agent
         for one in fresh:
@@ -111,7 +111,7 @@ class Health:
                 self._told[one.key] = _Told(one.count, one.severity, one.at, now, one.at, now)
             else:
                 self._told.pop(one.key, None)
-        if new or agent != known:
+        if new or changed:
             self.wake()
         return new
 
@@ -130,13 +130,15 @@ class Health:
         same = (told.count, told.severity) == (one.count, one.severity)
         return not same or (one.at > told.at and now - told.taken >= TOLD_S)
 
-    def _taken(self, tx: Tx, fresh: Sequence[Finding], node: str, agent: tuple[str, Mapping[str, str]] | None) -> int:
+    def _taken(
+        self, tx: Tx, fresh: Sequence[Finding], node: str, agent: tuple[str, Mapping[str, str]] | None
+    ) -> tuple[int, bool]:
+        """How many findings are news, and whether something of the agent is."""
         there = {
             row.name for row in inventory.some_nodes(tx.conn, {one.node for one in fresh} | ({node} if node else set()))
         }
-        if agent is not None and node in there:
-            self._agent(tx, node, *agent)
-        jobs = self.jobs(tx.conn, tx.now - JUST_S) if any(one.active for one in fresh) else {}
+        changed = agent is not None and node in there and self._agent(tx, node, *agent)
+        jobs = self.jobs(tx.conn, tx.now - JUST_S, math.inf) if any(one.active for one in fresh) else {}
         new, stale_s = 0, self.trust.stale_s
         for one in fresh:
             if one.node not in there:
@@ -146,13 +148,15 @@ class Health:
             elif one.active:
                 late = max(0.0, tx.now - one.at)
                 at = one.at if abs(tx.now - one.at) <= stale_s and one.at <= tx.now else tx.now
-                new += kept.raised(tx, one, late_s=late, trusted_at=at, jobs=jobs.get(one.node, ()))
+                met = jobs if tx.now - at <= JUST_S else self.jobs(tx.conn, at - JUST_S, at)  # what began since did not
+                new += kept.raised(tx, one, late_s=late, trusted_at=at, jobs=met.get(one.node, ()))
             else:
                 new += kept.ended(tx, one.key, "it has ended", actor=one.source or "telemetry")
-        return new
+        return new, changed
 
-    def _agent(self, tx: Tx, node: str, boot_id: str, problems: Mapping[str, str]) -> None:
-        row = kept.watched_nodes(tx.conn).get(node)
+    def _agent(self, tx: Tx, node: str, boot_id: str, problems: Mapping[str, str]) -> bool:
+        """Whether there is something to decide of anew: not when a node that is well is heard of for the first time."""
+        row = kept.watched_node(tx.conn, node)
         if row is not None and boot_id and row.boot_id and row.boot_id != boot_id:
             for one in kept.active_of(tx.conn, node):
                 kept.ended(tx, one.key, "the node was started anew", actor="system")
@@ -160,6 +164,8 @@ class Health:
         doubts = json.dumps(dict(problems), sort_keys=True)
         if row is None or (row.boot_id, row.doubts) != (boot_id or row.boot_id, doubts):
             kept.note_node(tx, node, boot_id=boot_id or (row.boot_id if row is not None else ""), doubts=doubts)
+            return row is not None or bool(problems)
+        return False
 
     def listen(self) -> None:
         """Findings that another server has taken in are decided of here, where this one leads."""
@@ -234,7 +240,7 @@ class Health:
 
     def _jobs_of(self, conn: Connection, node: str) -> Sequence[str]:
         inventory.get(conn, node)
-        return self.jobs(conn, math.inf).get(node, ())
+        return self.jobs(conn, math.inf, math.inf).get(node, ())
 
     async def checked(self, done: Asked) -> None:
         """An order is over."""

@@ -107,7 +107,7 @@ class _Routes:
             row = inventory.get(conn, call.path["name"])
             mine = kept.listed(conn, node=row.name, active=False, limit=kept.PER_NODE)
             past = kept.past(conn, row.name, _OUTAGES)
-            return _node(row, mine, kept.decided(conn, row.name), past, kept.watched_nodes(conn).get(row.name))
+            return _node(row, mine, kept.decided(conn, row.name), past, kept.watched_node(conn, row.name))
 
         return await self._store.read(work)
 

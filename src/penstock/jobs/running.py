@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,14 +93,16 @@ def _made(row: Row[Any], memory: Memory) -> Running:
     )
 
 
-def on_nodes(conn: Connection, since: float) -> dict[str, list[str]]:
-    """By node, the attempts (``project/name#2``) that are there, or ended after ``since``."""
+def on_nodes(conn: Connection, since: float, until: float) -> dict[str, list[str]]:
+    """By node, the attempts (``project/name#2``) that are there, or ended after ``since``; and began no later than ``until``."""
     query = (
         select(attempts.c.groups, attempts.c.number, jobs.c.project, jobs.c.name)
         .join(jobs, jobs.c.id == attempts.c.job_id)
         .where(or_(attempts.c.phase.in_(ACTIVE), attempts.c.ended_at > since))
         .order_by(jobs.c.seq, attempts.c.number)
     )
+    if until < math.inf:
+        query = query.where(attempts.c.started_at <= until)
     found: dict[str, list[str]] = {}
     for row in conn.execute(query):
         for group in json.loads(row.groups):

@@ -18,7 +18,6 @@ _FIELDS = 14
 class Clock:
     name = "clock"
     program = "chronyc"
-    what = "how far the clock is off"
     busy = False
     seconds = 10.0
 

@@ -21,7 +21,6 @@ _FINE = ("pass", "skip", "not", "warn")
 class Dcgmi:
     name = "dcgmi"
     program = "dcgmi"
-    what = "NVIDIA's diagnostics: deployment, PCIe, memory, stress by level"
     busy = True
     seconds = 1800.0
 

@@ -18,7 +18,6 @@ _LEAST = {"read": 200e6, "write": 100e6}
 class Fio:
     name = "fio"
     program = "fio"
-    what = "how fast the node's own disk reads and writes"
     busy = False
     seconds = 120.0
 

@@ -21,7 +21,6 @@ _LEAST = {("H100", 8): 460e9, ("H200", 8): 460e9}
 class AllReduce:
     name = "nccl-tests"
     program = "all_reduce_perf"
-    what = "an all-reduce over all GPUs of the node: right, and fast"
     busy = True
     seconds = 300.0
 

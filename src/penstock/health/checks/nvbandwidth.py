@@ -21,7 +21,6 @@ _LEAST = (("H100", 45e9), ("H200", 45e9), ("B200", 45e9), ("GB200", 45e9), ("A10
 class NvBandwidth:
     name = "nvbandwidth"
     program = "nvbandwidth"
-    what = "how fast each GPU copies to and from the host"
     busy = True
     seconds = 300.0
 

@@ -46,7 +46,6 @@ class Check(Protocol):
 
     name: str
     program: str
-    what: str  # in a few words, for people
     busy: bool  # it wants the GPUs for itself
     seconds: float  # after which it is given up
 

@@ -51,7 +51,7 @@ def measure(module: str) -> list[Bar]:
     say(f"== {module}")
     try:
         bars = measured()
-    except (OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as failure:
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, subprocess.SubprocessError) as failure:
         say(f"   {module} could not be measured: {type(failure).__name__}: {failure}")
         return [Bar(module, None, 0, "", note=f"{type(failure).__name__}: {failure}"[:200])]
     say(f"   {module} took {time.monotonic() - began:.0f} s")

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from benchmarks.harness import Bar, alone, say, spread
 from penstock.client.client import Client
+from penstock.serving.autoscaling import Tuning
 from tests.serving.onnx import models
-from tests.system.house import House, until
+from tests.system.house import PATIENCE_S, House, until
 
 ROUNDS = 5
 CALLERS = 8
@@ -66,14 +67,14 @@ def measure() -> list[Bar]:
             **client.services.carry(str(model)),
             "resources": {"cpus": 0.5},
             "drain": "1s",
-            "autoscaling": {"min": 0, "max": 1, "idle_after": "2s", "down_after": "1s"},
+            "autoscaling": {"min": 0, "max": 1, "idle_after": "2s", "down_after": "1s", "flaps": 4 * ROUNDS},
         }
         client.services.create("small", spec)
         url = client.services.get("small").status["url"] + "/v2/models/small/infer"
         until(lambda: together(url)[0][0] == 200, "the service does not answer")
         took, lost, cold = [], 0, 0
         for _ in range(ROUNDS):
-            until(lambda: asleep(client), "it has replicas still")
+            until(lambda: asleep(client), "it has replicas still", Tuning().steady + PATIENCE_S)  # after a panic
             answers = together(url)
             lost += sum(code != 200 for code, _ in answers)
             took.append(max(seconds for _, seconds in answers))

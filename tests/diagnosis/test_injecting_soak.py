@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -36,7 +37,7 @@ def _training(folder: Path, ranks: int = 2, workers: int = 0) -> Iterator[Traini
 
 
 def _inject(training: Training, root: Path, name: str, strength: float | None, sign: Sign, place: str = "") -> None:
-    chosen = training.targets[1:2]
+    chosen = training.targets[:1] if name == "slow-writes" else training.targets[1:2]  # rank 0 saves
     order = acting.order(catalogue.named(name), chosen, training.targets, strength=strength, place=place)
     began = time.time()
     with acting.injected(order, "job", root):
@@ -73,17 +74,17 @@ def _slow(training: Training, began: float) -> bool:
     return len(steps) > 3 and min(sorted((step.comm or 0) for step in steps)[-3:]) > 0.03
 
 
-def _checksums_differ(training: Training, began: float) -> bool:
-    sums: dict[int, set[str]] = {}
-    for rank in (0, 1):
-        text = (training.folder / "trial" / "watch" / str(rank)).read_text()
-        sums[rank] = {line.split('"checksum":')[1].split("}")[0] for line in text.splitlines() if '"checksum":' in line}
-    return bool(sums[1] - sums[0])
-
-
-def _moved(training: Training, _began: float) -> bool:
+def _moved(training: Training, began: float) -> bool:
     """The rank itself tells, so it is known which one, also of two."""
-    return '"moved_step":' in (training.folder / "trial" / "watch" / "1").read_text()
+    told = [
+        [
+            json.loads(line)
+            for line in (training.folder / "trial" / "watch" / str(n)).read_text().splitlines()
+            if "moved_step" in line
+        ]
+        for n in (0, 1)
+    ]
+    return not told[0] and any(float(event["at"]) > began for event in told[1])
 
 
 def _says(word: str) -> Sign:
@@ -106,9 +107,9 @@ MILD: tuple[tuple[str, float | None, Sign], ...] = (
     ("link-down", None, _still),
     ("slow-writes", 0.5, lambda t, b: max((step.total for step in _told(t, b)[0].steps), default=0) > 0.3),
     ("rendezvous-blocked", 29_511, lambda t, _b: _unreachable(t.targets[0], t.targets[1])),
+    ("desync", 0.01, _moved),  # before what makes weights of NaN, to which nothing can be added
+    ("bit-flip", None, _moved),
     ("poisoned-batch", 1, lambda t, b: max(_losses(t, b), default=0) > 20),
-    ("desync", 0.01, lambda t, b: _checksums_differ(t, b) and _moved(t, b)),
-    ("bit-flip", None, lambda t, b: _checksums_differ(t, b) and _moved(t, b)),
     ("infinite-gradient", None, lambda t, b: any(math.isnan(loss) for loss in _losses(t, b))),
 )
 FATAL: tuple[tuple[str, float | None, Sign], ...] = (

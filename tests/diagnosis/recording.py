@@ -115,7 +115,7 @@ def evidence(told: Mapping[str, Any]) -> Evidence:
     ranks = tuple(_rank(rank, told, begins) for rank in whole.ranks)
     return replace(
         whole,
-        at=ends + AFTER,
+        at=ends,
         phase=told.get("phase", "Running"),
         ranks=ranks,
         nodes=tuple(_node(name, told, begins, ends + AFTER) for name in nodes),

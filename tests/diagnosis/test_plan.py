@@ -258,3 +258,16 @@ def test_a_slow_loader_is_seen_beside_a_rank_whose_quota_stretches_all_that_it_d
     causes = {cause.cause: [culprit.name for culprit in cause.culprits] for cause in found.causes[:3]}
     assert causes["cgroup_throttle"] == ["1"]
     assert causes["data_loader_one_rank"] == ["0"]
+
+
+def test_a_job_that_failed_or_stands_still_is_never_called_healthy() -> None:
+    told = Scene().evidence()
+    assert diagnose(told).verdict == "healthy"
+    failed = diagnose(dataclasses.replace(told, phase="Failed"))
+    assert (failed.verdict, failed.missing[0]) == (
+        "unknown",
+        "it failed; what it said last is in its log: `penstock logs`",
+    )
+    still = diagnose(dataclasses.replace(told, at=told.at + 90))
+    assert (still.verdict, still.missing[0]) == ("unknown", "no step has ended for 90 s, and why is not known")
+    assert diagnose(dataclasses.replace(told, at=told.at + 90, phase="Succeeded")).verdict == "healthy"

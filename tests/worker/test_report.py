@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,21 @@ def test_where_only_ancestors_may_look_a_rank_lets_others_see_it(tmp_path: Path)
         assert not report._let_look(str(scope))
     scope.write_text("1\n")
     assert report._let_look(str(scope)) is Path("/proc/sys/kernel/yama").exists()  # a kernel without Yama says EINVAL
+
+
+def test_threads_may_report_at_once(tmp_path: Path) -> None:
+    """As ``watch``'s own thread and the script do."""
+    path = tmp_path / "progress/0"
+    path.parent.mkdir()
+    with path.open("w+b") as file:
+        channel = channel_to(file.fileno())
+
+        def said(number: int) -> None:
+            for step in range(3000):
+                channel.send(number * 3000 + step, None, {})
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(said, range(4)))  # what one of them raises is raised here
+    assert channel.dropped == 0
+    assert sorted(json.loads(line)["step"] for line in path.read_text().splitlines()) == list(range(12_000))
+    os.close(channel.fd)

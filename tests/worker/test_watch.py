@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import penstock
 from penstock.diagnosis import reading
 from penstock.diagnosis.state import Rank
 from penstock.engines.reports import parse
-from penstock.worker import configured, report
+from penstock.worker import configured, faults, report
 from penstock.worker import watch as watching
 from penstock.worker.counting import Counts
 from penstock.worker.watch import Watcher, figures, tokens
@@ -237,6 +238,19 @@ def test_parameters_that_change_between_two_steps_of_the_optimizer(job: Job, cha
     watcher.close()
     told = [each["data"] for each in job.events() if "moved_step" in each["data"]]
     assert [(each["moved_step"], each["moved_written"]) for each in told] == ([] if written is None else [(1, written)])
+
+
+def test_a_hang_of_a_game_day_ends_when_it_is_undone(tmp_path: Path) -> None:
+    path, model = tmp_path / "inject.json", nn.Linear(1, 1)
+    path.write_text(json.dumps({"faults": [{"fault": "hang", "strength": 600}]}))
+    broken = faults.Faults(str(path), 0)
+    broken.arm(model, torch.optim.SGD(model.parameters()))
+    undone = threading.Timer(0.2, path.unlink)
+    undone.start()
+    model(torch.ones(1, 1))  # 600 s if it did not look
+    undone.join()
+    broken.disarm()
+    assert not path.exists()
 
 
 def test_nothing_is_left_of_it(job: Job) -> None:

@@ -145,7 +145,7 @@ class Collector:
             watched, points = [], []
         ranks = await asyncio.to_thread(reading.watched, attempt.of_this_life(watched))
         if not ranks:
-            missing.append("its script does not call penstock.watch: what its steps were spent on is not known")
+            missing.append("its script has told nothing by penstock.watch (yet): what its steps were spent on is not known")
             ranks = await asyncio.to_thread(reading.reported, points, attempt.born)
         lines = await _logs(reader, attempt, missing)
         if not ranks:

@@ -6,7 +6,7 @@ ended trainings elsewhere (``PRIOR``, the Llama 3 table). Two faults at once bot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from penstock.diagnosis import thresholds as t
@@ -49,7 +49,7 @@ def concluded(known: Features) -> Diagnosis:
         tuple(causes[:TOP]),
         None if known.slowdown is None else round(known.slowdown, 3),
         _timeline(known),
-        _missing(known),
+        _missing(known, causes),
     )
 
 
@@ -89,9 +89,20 @@ def _verdict(known: Features, causes: list[Ranked]) -> tuple[str, float]:
         return causes[0].cause, _confidence(causes)
     if not known.ranks or not (known.timed() or known.evidence.phase == "Succeeded"):
         return UNKNOWN, 0.0
+    if known.evidence.phase == "Failed" or _still_s(known) is not None:
+        return UNKNOWN, 0.0
     if known.slowdown is not None and known.slowdown >= t.UNEXPLAINED:
         return UNKNOWN, 0.0
     return HEALTHY, 1.0 - (causes[0].score if causes else 0.0)
+
+
+def _still_s(known: Features) -> float | None:
+    """How long no step has ended, of a job that runs and had steps; None where that is nothing unusual."""
+    ends = [step.at for view in known.ranks for step in view.source.steps[-1:]]
+    if known.evidence.phase != "Running" or not ends:
+        return None
+    since = known.evidence.at - max(ends)
+    return since if since > max(t.STILL_S, t.STILL_STEPS * known.step) else None
 
 
 def _confidence(causes: list[Ranked]) -> float:
@@ -110,8 +121,12 @@ def _timeline(known: Features) -> tuple[Happened, ...]:
     return tuple(sorted(told, key=lambda event: (event.at, event.what, event.message)))
 
 
-def _missing(known: Features) -> tuple[str, ...]:
-    missing = list(known.evidence.missing)
+def _missing(known: Features, causes: Sequence[Ranked]) -> tuple[str, ...]:
+    still = _still_s(known)
+    missing = [] if still is None else [f"no step has ended for {still:.0f} s, and why is not known"]
+    if known.evidence.phase == "Failed" and not any(cause.score >= t.VERDICT for cause in causes):
+        missing.append("it failed; what it said last is in its log: `penstock logs`")
+    missing += known.evidence.missing
     if known.ranks and not known.timed():
         missing.append(f"step times: fewer than {t.FEWEST} steps of every rank are known, so timing tells nothing")
     return tuple(missing)

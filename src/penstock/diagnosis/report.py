@@ -151,7 +151,15 @@ def _first(evidence: Evidence, found: Diagnosis) -> str:
             f" ({why})." if why else ": nothing that is known explains it."
         )
     name = CAUSES[found.verdict].name if found.verdict in CAUSES else found.verdict
-    return f"{evidence.job}: {name[0].lower()}{name[1:]}{_who(found.culprits, evidence)}. {sure(found.confidence)}"
+    return f"{evidence.job}: {_inside(name)}{_who(found.culprits, evidence)}. {sure(found.confidence)}"
+
+
+def _inside(name: str) -> str:
+    """A name within a sentence: what is written in capitals stays so, as do Python and NCCL."""
+    first = name.split(maxsplit=1)[0].removesuffix("'s")
+    return (
+        name if first != first.capitalize() or first in {"Python", "InfiniBand", "Xid"} else name[0].lower() + name[1:]
+    )
 
 
 def _who(culprits: Sequence[Culprit], evidence: Evidence) -> str:
@@ -218,6 +226,4 @@ def _also(found: Diagnosis) -> str:
         return ""
     first, second = found.causes[:2]
     name = CAUSES[second.cause].name if second.cause in CAUSES else second.cause
-    return (
-        f"There is a second cause beside it: {name[0].lower()}{name[1:]}." if second.score >= 0.75 * first.score else ""
-    )
+    return f"There is a second cause beside it: {_inside(name)}." if second.score >= 0.75 * first.score else ""

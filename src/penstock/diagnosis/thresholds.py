@@ -61,6 +61,10 @@ SPIKE = 6.0  # robust z: catalogue, loss_spike
 
 # -- verdict -------------------------------------------------------------------------------------------------------
 VERDICT = 0.4  # the least score of a verdict
+STILL_S = (
+    30.0  # without a step, from which on a running job is not called healthy; the hang watch waits as long at the least
+)
+STILL_STEPS = 20.0  # or so many steps' time, where steps are long
 UNEXPLAINED = 2.0  # a slowdown without a cause is "unknown" from here on; below, other tenants do as much (61 to 110 ms, research)
 AGAINST = 0.08  # of the score for each thing that speaks against
 EXPLAINED_AWAY = 0.35  # what is left of a score where a better founded cause brings about the same signs

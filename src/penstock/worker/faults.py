@@ -22,6 +22,7 @@ from torch import distributed
 
 _HUGE: Final = 10.0  # what a poisoned batch is multiplied with, at strength 1
 _NODES: Final = 300_000  # objects that make a collection last some ten milliseconds, at strength 1
+_LOOK_S: Final = 0.05  # between looks whether a hang is over
 _EXPONENT: Final = 1 << 27  # of a float32: the weight becomes 2^16 times larger or smaller
 
 
@@ -159,8 +160,11 @@ class Faults:
         ctypes.PyDLL(None).usleep(ctypes.c_uint(int(seconds * 1e6)))
 
     def _wait(self, seconds: float) -> None:
+        """Until it is undone, at the longest so long."""
+        until = time.monotonic() + seconds
         if self._once("hang"):
-            time.sleep(seconds)
+            while time.monotonic() < until and "hang" in self._now():
+                time.sleep(_LOOK_S)
 
     def _mismatch(self, _strength: float) -> None:
         if self._once("wrong-collective"):

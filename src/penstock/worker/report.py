@@ -60,8 +60,6 @@ class Channel:
         self.dropped = 0
         self.beside = _beside(fd, rank)
         self.last: tuple[Any, float | None] = (None, None)  # the step and the loss that the script reported last
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
 
     def send(self, step: Any, total_steps: Any, metrics: dict[str, Any]) -> None:
         self.last = (step, _number(metrics["loss"]) if "loss" in metrics else None)
@@ -69,8 +67,11 @@ class Channel:
 
     def write(self, line: bytes) -> None:
         try:
-            # Asked first, so that a reader's end raises no SIGPIPE in scripts that have restored its default action.
-            if self._poll.poll(0) == [(self.fd, select.POLLOUT)]:
+            # Asked first, so that a reader's end raises no SIGPIPE in scripts that have restored its default action. Each
+            # time anew: one such object is of one thread, and a lock might be held while a loader's worker is forked.
+            poll = select.poll()
+            poll.register(self.fd, select.POLLOUT)
+            if poll.poll(0) == [(self.fd, select.POLLOUT)]:
                 os.write(self.fd, line)
                 return
         except (OSError, ValueError):  # closed, or filled by another thread in between

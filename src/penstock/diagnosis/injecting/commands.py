@@ -103,10 +103,12 @@ def _hold(call: Invocation, order: Order, job: str, said: str) -> list[str]:
 def _chosen(ranks: Sequence[int], peers: Sequence[Target]) -> tuple[Target, ...]:
     missing = [rank for rank in ranks if rank not in {target.rank for target in peers}]
     if not peers or missing:
-        which = f"rank {missing[0]}" if missing and peers else "none of its ranks"
+        here = ", ".join(str(target.rank) for target in sorted(peers, key=lambda target: target.rank))
         raise NotFound(
-            f"{which} is among the processes of this machine that you may see",
-            hint="Run it on the rank's own node, as root or as the job's user.",
+            f"rank {missing[0]} is not here: of this job this machine runs {here}"
+            if peers
+            else "none of its ranks runs on this machine, as far as you may see",
+            hint="Run it on the rank's own node, as root or as the job's user; a job that has just started may need a moment more.",
         )
     return tuple(target for target in peers if target.rank in ranks)
 

@@ -145,7 +145,9 @@ class Collector:
             watched, points = [], []
         ranks = await asyncio.to_thread(reading.watched, attempt.of_this_life(watched))
         if not ranks:
-            missing.append("its script has told nothing by penstock.watch (yet): what its steps were spent on is not known")
+            missing.append(
+                "its script has told nothing by penstock.watch (yet): what its steps were spent on is not known"
+            )
             ranks = await asyncio.to_thread(reading.reported, points, attempt.born)
         lines = await _logs(reader, attempt, missing)
         if not ranks:
@@ -168,7 +170,9 @@ class Collector:
         for name in names:
             node = await self._history(name, since, until)
             if not node.series:
-                missing.append(f"no telemetry of {name}: no agent runs there, or it was not heard of then")
+                missing.append(
+                    f"no telemetry of {name} in that time: no agent runs there, or none of its samples (one each ten seconds) is of it"
+                )
             found.append(node)
         return tuple(found)
 

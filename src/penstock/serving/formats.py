@@ -17,7 +17,9 @@ _ONNX = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26
 _GRAPH = 7
 _IN_GRAPH = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 15, 16), 2)  # GraphProto
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt")  # looked into, in a folder
-_NOTHING = "neither ONNX, nor safetensors, nor a folder of either: `penstock.export.to_onnx` makes ONNX of a torch model"
+_NOTHING = (
+    "neither ONNX, nor safetensors, nor a folder of either: `penstock.export.to_onnx` makes ONNX of a torch model"
+)
 _VARINT = 10  # bytes at the most
 
 

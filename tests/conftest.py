@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -122,6 +124,15 @@ def processes() -> Iterator[list[subprocess.Popen[Any]]]:
         if process.poll() is None:
             process.kill()
         process.wait(30)
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """A data folder that jobs' users can pass through (pytest's own is closed to them)."""
+    path = Path(tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

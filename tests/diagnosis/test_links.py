@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from penstock.diagnosis.causes import links
 from penstock.diagnosis.plan import diagnose
 from penstock.diagnosis.state import Counters, Diagnosis, Evidence, Rank
+from penstock.worker import sockets
 from tests.diagnosis.scenes import Scene, adds, from_step, on
 
 BEGAN = 60
@@ -188,3 +190,7 @@ def test_ranks_that_share_a_node_are_one_end(share: Callable[[int], str]) -> Non
         for rank in evidence.ranks
     )
     assert diagnose(replace(evidence, ranks=placed)).verdict == "net_bandwidth_low"
+
+
+def test_so_many_peers_are_told_of_as_a_rank_tells_of() -> None:
+    assert links._TOLD == sockets.PEERS

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +21,6 @@ pytestmark = [pytest.mark.real, pytest.mark.needs("slurmdbd", "root")]
 ADMIN = Actor("root", "admin")
 PATIENCE_S = 60.0
 SITE = "c1"
-
-
-@pytest.fixture
-def data() -> Iterator[Path]:
-    """A folder that jobs' users can pass through."""
-    path = Path(tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 async def history(node: str, since: float, until: float) -> NodeEvidence:

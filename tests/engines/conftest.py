@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -100,15 +98,6 @@ class World:
         reader = self.engine.logs(launch.run_dir)
         pieces = [piece async for piece in reader.read(LogRequest(**request), lambda: self.over(launch) is not None)]
         return b"".join(pieces).decode()
-
-
-@pytest.fixture
-def data() -> Iterator[Path]:
-    """A data folder that jobs' users can pass through (pytest's own is closed to them)."""
-    path = Path(tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @asynccontextmanager

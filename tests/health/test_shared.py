@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,11 +25,11 @@ MINUTE = 60.0
 HEAT, OFF = "GpuThermalThrottle", "Xid"
 
 
-def hot(name: str, began: float = NOW - 1800, rack: str = "rack b1/r1", **more: object) -> NodeHealth:
+def hot(name: str, began: float = NOW - 1800, rack: str = "rack b1/r1", **more: Any) -> NodeHealth:
     one = Finding(HEAT, name, NOW - 5, began, "too hot", device="GPU-0", source="nvml")
     seen = {one.key: Seen(began, (Sighting(began),))}
     node = NodeHealth(name, True, False, False, (one,), domains=(rack, "block b1"), seen=seen)
-    return replace(node, **more)  # type: ignore[arg-type]
+    return replace(node, **more)
 
 
 def well(name: str, rack: str = "rack b1/r2") -> NodeHealth:

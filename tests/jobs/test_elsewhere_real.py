@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,15 +28,6 @@ from tests.stores import Clock
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("slurmdbd", "root")]
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-def data() -> Iterator[Path]:
-    """A folder that jobs' users can pass through."""
-    path = Path(tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 class Real(Cluster):

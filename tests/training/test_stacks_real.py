@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,15 +28,6 @@ for step in range(10_000):
     time.sleep(0.02)
     penstock.report(step=step + 1000 * life)
 """
-
-
-@pytest.fixture
-def data() -> Iterator[Path]:
-    """A folder that jobs' users can pass through."""
-    path = Path(tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def test_a_rank_that_hangs_on_another_node_is_named_and_all_are_started_again(

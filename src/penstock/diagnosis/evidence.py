@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -121,7 +120,7 @@ class Collector:
         else:
             points, ranks = await self._told(engine, attempt, missing)
             if live and attempt.running:
-                ranks = await _looked_at(engine, attempt, ranks, missing)
+                ranks = await _looked_at(engine, attempt, ranks, missing, self._store.clock)
         return replace(
             empty,
             ranks=tuple(_ended(_placed(ranks.get(n, Rank(n, "")), attempt), attempt) for n in range(attempt.world)),
@@ -230,7 +229,7 @@ def stamped(text: bytes, rank: int) -> list[LogLine]:
 
 
 async def _looked_at(
-    engine: Engine, attempt: _Attempt, ranks: Mapping[int, Rank], missing: list[str]
+    engine: Engine, attempt: _Attempt, ranks: Mapping[int, Rank], missing: list[str], clock: Callable[[], float]
 ) -> dict[int, Rank]:
     """Stacks, states and collectives of its processes just now."""
     job_id = attempt.row.job_id
@@ -238,7 +237,7 @@ async def _looked_at(
     counted = any(rank.counters for rank in ranks.values())
     seen = await stacks.look(place, between_s=stacks.BETWEEN_S if counted else _COUNT_S)
     missing += [f"its processes on {node} could not be looked at: {why}" for node, why in seen.silent.items()]
-    return with_looks(ranks, seen, time.time())
+    return with_looks(ranks, seen, clock())
 
 
 def with_looks(ranks: Mapping[int, Rank], seen: Seen, now: float) -> dict[int, Rank]:

@@ -86,7 +86,7 @@ def test_refusals_say_why(house: House) -> None:
     asked = ("--job", "whole", "--yes", "--for", "1s")
     assert "nobody is there to confirm" in house.cli("inject", "freeze", "--job", "whole", code=5).stderr
     assert "there is no fault 'rats'" in house.cli("inject", "rats", *asked, code=2).stderr
-    assert "rank 7 is among" in house.cli("inject", "freeze", "--rank", "7", *asked, code=4).stderr
+    assert "rank 7 is not here" in house.cli("inject", "freeze", "--rank", "7", *asked, code=4).stderr
     assert "namespaces of their own" in house.cli("inject", "bandwidth", *asked, code=5).stderr
     told = house.get("projects/default/jobs/whole/events?limit=500")["items"]
     ended = [event["message"] for event in told if event["reason"] == "FaultEnded"]

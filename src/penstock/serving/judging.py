@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,16 @@ ANSWER_S = 10.0  # for one pair of answers, the first one's imports included
 BACKOFF_FIRST_S, BACKOFF_LIMIT_S = 0.5, 60.0
 LINE = 1 << 20
 _JUDGE = str(Path(__file__).with_name("judge.py"))
+# A child that becomes another user by ``user=`` is forked, and in a fork gRPC's threads may crash before the program begins (one of
+# three died of signal 6 or 11); without it the child is a vfork's, where none of gRPC runs. So a program becomes that user.
+_BECOME = """
+import os, sys
+user, group, *words = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(group))
+os.setuid(int(user))
+os.execvp(words[0], words)
+"""
 
 
 class Unjudged(Exception):
@@ -66,8 +77,9 @@ class Judge:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(line)
-        await process.stdin.drain()
+        with contextlib.suppress(ConnectionError):  # it has ended: its status tells more than a broken pipe
+            process.stdin.write(line)
+            await process.stdin.drain()
         said = await process.stdout.readline()
         if not said:
             code = await process.wait()
@@ -79,18 +91,15 @@ class Judge:
         function = self.function
         if os.geteuid() == 0 and (function.user is None or function.user[0] == 0):
             raise ValueError("is not run as root: the service's owner has no Unix user here")
-        user, group = function.user if os.geteuid() == 0 and function.user is not None else (None, None)
+        words = [function.python, _JUDGE, function.target]
+        if os.geteuid() == 0 and function.user is not None:
+            words = [sys.executable, "-I", "-S", "-c", _BECOME, *map(str, function.user), *words]
         return await asyncio.create_subprocess_exec(
-            function.python,
-            _JUDGE,
-            function.target,
+            *words,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=function.folder,
             env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
-            user=user,
-            group=group,
-            extra_groups=None if user is None else [],
             start_new_session=True,
             limit=LINE,
         )
